@@ -1,0 +1,24 @@
+"""The vocabulary that every stage shares: manifest, digests, atomic publication, masks, errors."""
+
+from .errors import CheckError, DamagedArtifactError, HebblineError, InputError, UnsupportedModelError
+from .manifest import LanguageModelFacts, LayerFacts, Manifest, read_manifest, verify_artifact
+from .masks import load_masks, pack_mask, save_masks, unpack_mask
+from .publish import publish
+
+__all__ = [
+    "CheckError",
+    "DamagedArtifactError",
+    "HebblineError",
+    "InputError",
+    "LanguageModelFacts",
+    "LayerFacts",
+    "Manifest",
+    "UnsupportedModelError",
+    "load_masks",
+    "pack_mask",
+    "publish",
+    "read_manifest",
+    "save_masks",
+    "unpack_mask",
+    "verify_artifact",
+]

@@ -1,0 +1,1 @@
+"""Serving: a scheduler over a runner, and Triton Inference Server around them."""

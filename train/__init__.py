@@ -1,0 +1,1 @@
+"""Training of Transformers whose linear layers are sparse graphs."""
