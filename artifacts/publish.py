@@ -47,7 +47,6 @@ def publish(target: Path) -> Iterator[Publication]:
         if publication.manifest is not None:
             _write_manifest(staging, publication.manifest)
             _sync_tree(staging)
-            staging.chmod(0o755)
             _move_into_place(staging, target)
             _sync(target.parent)
     finally:
@@ -106,9 +105,10 @@ def _exchange(first: Path, second: Path) -> None:
 
 
 def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob("*"):
+    """Flush everything, readable by others as the temporary directory was not."""
+    for path in (directory, *directory.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
         _sync(path)
-    _sync(directory)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,33 @@
+"""Which layout a layer gets, and the reason in words for the report."""
+
+from dataclasses import dataclass
+
+from .bitmask import BitmaskLayout
+from .csr import CsrLayout
+from .layout import Layout
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (BitmaskLayout(), CsrLayout())}
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The layout of a layer (None: left dense), its bytes, the dense bytes, and why."""
+
+    layout: Layout | None
+    packed_bytes: int
+    dense_bytes: int
+    reason: str
+
+
+def choose_layout(out_features: int, in_features: int, links: int) -> Choice:
+    """The layout with the fewest bytes, dense included: a linear layer at few tokens is bound by the bytes it reads."""
+    dense = out_features * in_features * FLOAT32_BYTES
+    sizes = {
+        name: layout.packed_bytes(out_features, in_features, links, FLOAT32_BYTES) for name, layout in LAYOUTS.items()
+    }
+    best = min(sizes, key=lambda name: sizes[name])
+    figures = ", ".join(f"{name} {size / dense:.3f}" for name, size in sizes.items())
+    if sizes[best] >= dense:
+        return Choice(None, dense, dense, f"left dense: no layout is smaller (bytes over dense: {figures})")
+    return Choice(LAYOUTS[best], sizes[best], dense, f"{best} has the fewest bytes (over dense: {figures})")

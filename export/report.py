@@ -1,0 +1,141 @@
+"""`report.json` and `report.html`: what became of each layer and why, and how exact the result is.
+
+Legend: N out_features, K in_features.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .layouts import Choice
+from .verify import ParityFigures
+
+_PICTURE_CELLS = 48
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
+th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #dde3ea; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { image-rendering: pixelated; width: 96px; border: 1px solid #dde3ea; }
+.reason { color: #5b6675; font-size: 13px; }
+"""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One projection: its size, how it is stored, and the reason for the choice."""
+
+    name: str
+    out_features: int
+    in_features: int
+    links: int
+    density: float
+    layout: str
+    bytes: int
+    dense_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The whole export.
+
+    `masks` says where they came from; `file_bytes` counts the ONNX files, `dense_bytes` those of the same model dense.
+    """
+
+    source: str
+    masks: str
+    layers: list[LayerReport]
+    parity: ParityFigures
+    file_bytes: int
+    dense_bytes: int
+
+    @property
+    def density(self) -> float:
+        """Links over possible links, of all projections together."""
+        possible = sum(layer.out_features * layer.in_features for layer in self.layers)
+        return sum(layer.links for layer in self.layers) / possible
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self) | {"density": self.density}, indent=2) + "\n"
+
+
+def layer_report(name: str, mask_NK: NDArray[np.bool_], choice: Choice) -> LayerReport:
+    """The report's line on one layer."""
+    out_features, in_features = mask_NK.shape
+    links = int(np.count_nonzero(mask_NK))
+    return LayerReport(
+        name=name,
+        out_features=out_features,
+        in_features=in_features,
+        links=links,
+        density=links / mask_NK.size,
+        layout=choice.layout.name if choice.layout is not None else "dense",
+        bytes=choice.packed_bytes,
+        dense_bytes=choice.dense_bytes,
+        reason=choice.reason,
+    )
+
+
+def write_reports(directory: Path, report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Write `report.json` and `report.html`."""
+    (directory / "report.json").write_text(report.to_json())
+    (directory / "report.html").write_text(_html(report, masks))
+
+
+def _html(report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> str:
+    rows = "\n".join(_row(layer, masks[layer.name]) for layer in report.layers)
+    parity = "\n".join(
+        f'<tr><td>{escape(name)}</td><td class="number">{value:g}</td></tr>'
+        for name, value in report.parity.to_json().items()
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{_STYLE}</style></head><body>
+<h1>Export report</h1>
+<p>{escape(report.masks)}. {len(report.layers)} projections hold {report.density:.1%} of their possible links. The ONNX
+files take {report.file_bytes / 1e6:.2f} MB; the same model dense would take {report.dense_bytes / 1e6:.2f} MB.</p>
+<h2>Parity with torch</h2> <table><tr><th>check</th><th class="number">figure</th></tr>{parity}</table> <h2>Layers</h2>
+<p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
+<table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th
+class="number">density</th> <th>layout</th><th class="number">kB</th><th class="number">dense kB</th></tr>
+{rows}</table></body></html>
+"""
+
+
+def _row(layer: LayerReport, mask_NK: NDArray[np.bool_]) -> str:
+    figures = [
+        f"{layer.out_features}&times;{layer.in_features}",
+        f"{layer.links:,}",
+        f"{layer.density:.4f}",
+    ]
+    sizes = [f"{layer.bytes / 1e3:,.1f}", f"{layer.dense_bytes / 1e3:,.1f}"]
+    cells = "".join(f'<td class="number">{value}</td>' for value in figures)
+    cells += f'<td>{layer.layout}<div class="reason">{escape(layer.reason)}</div></td>'
+    cells += "".join(f'<td class="number">{value}</td>' for value in sizes)
+    picture = f'<img alt="mask of {escape(layer.name)}" src="data:image/png;base64,{_picture(mask_NK)}">'
+    return f"<tr><td>{picture}</td><td>{escape(layer.name)}</td>{cells}</tr>"
+
+
+def _picture(mask_NK: NDArray[np.bool_]) -> str:
+    """A PNG of local densities, in base64."""
+    from matplotlib import image
+
+    buffer = io.BytesIO()
+    image.imsave(buffer, local_density(mask_NK, _PICTURE_CELLS), cmap="Blues", vmin=0, format="png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def local_density(mask_NK: NDArray[np.bool_], cells: int) -> NDArray[np.float64]:
+    """Share of links in each field of a grid of at most `cells` x `cells` over the mask."""
+    rows, columns = (np.linspace(0, size, min(cells, size) + 1).astype(int) for size in mask_NK.shape)
+    sums = np.add.reduceat(np.add.reduceat(mask_NK.astype(np.int64), rows[:-1], axis=0), columns[:-1], axis=1)
+    return sums / np.outer(np.diff(rows), np.diff(columns))

@@ -1,0 +1,46 @@
+"""The Sparsifier as a callback of the Hugging Face Trainer."""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .config import SparsityConfig
+from .sparsifier import Sparsifier, UpdateReport
+
+
+class SparsityCallback(TrainerCallback):
+    """Trains a model sparse under the Hugging Face Trainer: `Trainer(..., callbacks=[SparsityCallback(config)])`.
+
+    `sparsifier` is there from the start of training on; `updates` holds a report of each topology update.
+    """
+
+    def __init__(self, config: SparsityConfig) -> None:
+        self.config = config
+        self.sparsifier: Sparsifier | None = None
+        self.updates: list[UpdateReport] = []
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the masks on the model and watch its optimizer."""
+        assert model is not None and optimizer is not None
+        self.sparsifier = Sparsifier(model, self.config)
+        # accelerate wraps the optimizer; the hooks must sit on the one that steps.
+        self.sparsifier.attach(getattr(optimizer, "optimizer", optimizer))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count the step; keep and log the report of an update."""
+        assert self.sparsifier is not None
+        report = self.sparsifier.step()
+        if report is not None:
+            self.updates.append(report)
+            state.log_history.append({f"sparsity/{name}": value for name, value in asdict(report).items()})

@@ -1,0 +1,124 @@
+"""Initial bipartite graphs of a linear layer.
+
+Legend: N out_features, K in_features; the layer's sides are ordered as a small side (M nodes) and a large side (L
+nodes).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...artifacts import InputError
+
+_ROWS_A_BLOCK = 256
+DEGREES = ("fixed", "uniform")
+
+
+def initial_mask(
+    kind: str, out_features: int, in_features: int, density: float, *, seed: int, **parameters: float | str
+) -> Tensor:
+    """A random bipartite graph with exactly `link_count(...)` links.
+
+    Args:
+        kind: "brf" (parameters `r` in [0, 1] and `degrees` "fixed" or "uniform") or "er" (none).
+        out_features: N.
+        in_features: K.
+        density: share of the N * K possible links, in (0, 1].
+        seed: the same seed gives the same graph.
+        parameters: of the kind.
+
+    Returns:
+        bool [N, K].
+
+    Raises:
+        InputError: an unknown kind or parameter, or a value out of range.
+    """
+    if kind not in TOPOLOGIES:
+        raise InputError(f"topology.kind '{kind}' is none of {', '.join(TOPOLOGIES)}")
+    links = link_count(out_features, in_features, density)
+    try:
+        mask_NK = TOPOLOGIES[kind](out_features, in_features, links, np.random.default_rng(seed), **parameters)
+    except TypeError as error:
+        raise InputError(f"topology '{kind}': {error}") from error
+    return torch.from_numpy(mask_NK)
+
+
+def link_count(out_features: int, in_features: int, density: float) -> int:
+    """The number of links at a density: the nearest integer, at least 1."""
+    if not 0 < density <= 1:
+        raise InputError(f"density {density} is outside (0, 1]")
+    return max(1, round(density * out_features * in_features))
+
+
+def erdos_renyi(out_features: int, in_features: int, links: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Exactly `links` links, all sets of that size equally likely: the control in every comparison."""
+    mask = np.zeros(out_features * in_features, bool)
+    mask[rng.choice(mask.size, links, replace=False)] = True
+    return mask.reshape(out_features, in_features)
+
+
+def bipartite_receptive_field(
+    out_features: int,
+    in_features: int,
+    links: int,
+    rng: np.random.Generator,
+    *,
+    r: float = 0.25,
+    degrees: str = "fixed",
+) -> NDArray[np.bool_]:
+    """Bipartite receptive field (BRF; arXiv 2501.19107).
+
+    Each node of the smaller side sits at equal spacing on a ring of the larger side and draws its links without
+    replacement with probability proportional to (1 + ring distance)^(-(1 - r) / r): r = 0 takes the nearest nodes, r =
+    1 any. Degrees of the smaller side are equal ("fixed", up to a remainder of one), or one link each and the rest
+    thrown at random nodes ("uniform").
+    """
+    if not 0 <= r <= 1:
+        raise InputError(f"topology.r {r} is outside [0, 1]")
+    if degrees not in DEGREES:
+        raise InputError(f"topology.degrees '{degrees}' is none of {', '.join(DEGREES)}")
+    small, large = sorted((out_features, in_features))
+    degree_M = _degrees(small, large, links, degrees, rng)
+    mask_ML = np.zeros((small, large), bool)
+    for start in range(0, small, _ROWS_A_BLOCK):
+        rows = np.arange(start, min(start + _ROWS_A_BLOCK, small))
+        keys_BL = _selection_keys(_ring_distance(rows, small, large), r, rng)
+        ranks_BL = np.argsort(np.argsort(keys_BL, axis=1), axis=1)
+        mask_ML[rows] = ranks_BL < degree_M[rows, None]
+    return mask_ML if out_features == small else np.ascontiguousarray(mask_ML.T)
+
+
+def _degrees(small: int, large: int, links: int, kind: str, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Degrees of the smaller side; they add up to `links` and none is above `large`."""
+    if kind == "fixed":
+        degree_M = np.full(small, links // small)
+        degree_M[rng.choice(small, links % small, replace=False)] += 1
+        return degree_M
+    degree_M = np.zeros(small, np.int64)
+    degree_M[rng.permutation(small)[:links]] = 1
+    while missing := links - int(degree_M.sum()):
+        open_nodes = np.flatnonzero(degree_M < large)
+        degree_M[open_nodes] += rng.multinomial(missing, np.full(len(open_nodes), 1 / len(open_nodes)))
+        degree_M = np.minimum(degree_M, large)
+    return degree_M
+
+
+def _ring_distance(rows: NDArray, small: int, large: int) -> NDArray[np.float64]:
+    """Distance on the ring of `large` places between each row's centre, evenly spaced, and every place."""
+    centres = (rows + 0.5) * large / small - 0.5
+    straight = np.abs(centres[:, None] - np.arange(large))
+    return np.minimum(straight, large - straight)
+
+
+def _selection_keys(distance: NDArray[np.float64], r: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Keys whose smallest d in a row are a sample of d places without replacement (exponential race)."""
+    if r == 0:
+        return distance + 1e-9 * rng.random(distance.shape)
+    alpha = (1 - r) / r
+    return np.log(rng.standard_exponential(distance.shape)) + alpha * np.log1p(distance)
+
+
+TOPOLOGIES: dict[str, Callable[..., NDArray[np.bool_]]] = {"brf": bipartite_receptive_field, "er": erdos_renyi}
