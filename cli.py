@@ -37,5 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return import_module(f".commands.{COMMANDS[name][0]}", __package__).main(rest)
     except HebblineError as error:
         return fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "hebbline":
+            raise
+        return fail(f"'{name}' needs the package '{error.name}': pip install 'hebbline[all]'", exit_code=2)
     except KeyboardInterrupt:
         return fail("interrupted", exit_code=130)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +65,9 @@ class ExportReport:
         possible = sum(layer.out_features * layer.in_features for layer in self.layers)
         return sum(layer.links for layer in self.layers) / possible
 
-    def to_json(self) -> str:
-        """The report as JSON."""
-        return json.dumps(asdict(self) | {"density": self.density}, indent=2) + "\n"
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self) | {"density": self.density}
 
 
 def layer_report(name: str, mask_NK: NDArray[np.bool_], choice: Choice) -> LayerReport:
@@ -88,7 +89,7 @@ def layer_report(name: str, mask_NK: NDArray[np.bool_], choice: Choice) -> Layer
 
 def write_reports(directory: Path, report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> None:
     """Write `report.json` and `report.html`."""
-    (directory / "report.json").write_text(report.to_json())
+    (directory / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     (directory / "report.html").write_text(_html(report, masks))
 
 

@@ -15,6 +15,8 @@ from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, U
 from ...artifacts.model_directory import open_model_directory
 
 SUPPORTED_ROPE = ("default", "linear", "llama3")
+HEAD_SIZE_STEP = 16
+"""ONNX Runtime's GroupQueryAttention takes head sizes that are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class SourceModel:
     @property
     def head_dim(self) -> int:
         """Size D of one attention head."""
-        config = self.config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return _head_dim(self.config)
 
     def layer_facts(self, name: str, layout: str | None) -> LayerFacts:
         """The manifest's line on one projection."""
@@ -125,8 +126,16 @@ def _check_supported(config: PretrainedConfig) -> None:
         raise UnsupportedModelError(
             f"rope_type '{rope_type}' is not supported; export takes {', '.join(SUPPORTED_ROPE)}"
         )
+    if _head_dim(config) % HEAD_SIZE_STEP:
+        raise UnsupportedModelError(
+            f"attention heads of size {_head_dim(config)} are not supported; export takes multiples of {HEAD_SIZE_STEP}"
+        )
     if config.hidden_act != "silu":
         raise UnsupportedModelError(f"hidden_act '{config.hidden_act}' is not supported; export takes silu")
+
+
+def _head_dim(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _read_model(path: Path) -> LlamaForCausalLM:

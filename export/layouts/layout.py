@@ -33,7 +33,7 @@ class Layout(Protocol):
         """Pack the active weights; active zeros are kept."""
 
     def decode(self, tensors: Tensors, in_features: int) -> tuple[NDArray, NDArray[np.bool_]]:
-        """The weight [N, K] and mask [N, K] that `encode` was given, bit for bit."""
+        """The weight [N, K] and mask [N, K] that `encode` was given, bit for bit; off the mask the weight is +0."""
 
     def packed_bytes(self, out_features: int, in_features: int, links: int, value_bytes: int) -> int:
         """Bytes that a layer of this size takes."""

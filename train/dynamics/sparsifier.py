@@ -56,18 +56,24 @@ class Sparsifier:
         InputError: the include and exclude globs leave no linear layer.
     """
 
-    def __init__(self, model: nn.Module, config: SparsityConfig) -> None:
+    def __init__(self, model: nn.Module, config: SparsityConfig, state: dict[str, Any] | None = None) -> None:
+        """Put the initial graphs on the model, or, where a `state_dict()` is given, go on with its masks.
+
+        A model that was trained sparse loses links if initial graphs are put on it: give its state.
+        """
         self.config = config
-        self.masks: dict[str, Tensor] = {}
         self.steps = 0
         self._layers = dict(_sparse_layers(model, config))
         self._chains = llama_chains(model, list(self._layers)) if config.removal.chains else []
         self._optimizers: list[Optimizer] = []
         self._densities = density_schedule(config.schedule, config.first_density, config.density, config.update.count)
+        self.masks = {name: self._initial_mask(name, layer) for name, layer in self._layers.items()}
         for name, layer in self._layers.items():
-            self.masks[name] = self._initial_mask(name, layer)
             layer.weight.register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
-        self._apply_masks()
+        if state is None:
+            self._apply_masks()
+        else:
+            self.load_state_dict(state)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Keep this optimizer's parameters and moments zero off the masks, from its next step on."""
@@ -116,12 +122,12 @@ class Sparsifier:
     def _mask_gradient(self, name: str, weight_NK: Tensor) -> None:
         """Runs as soon as a gradient is there, so that its norm is the one of the links."""
         if weight_NK.grad is not None:
-            weight_NK.grad.mul_(self.masks[name])
+            _zero_off(weight_NK.grad, self.masks[name])
 
     @torch.no_grad()
     def _apply_masks(self) -> None:
         for name, layer in self._layers.items():
-            layer.weight.mul_(self.masks[name])
+            _zero_off(layer.weight, self.masks[name])
 
     @torch.no_grad()
     def _update(self) -> UpdateReport:
@@ -176,13 +182,18 @@ class Sparsifier:
 
     def _reset_links(self, weight_NK: Tensor, survivors_NK: Tensor) -> None:
         """Zero the weight, gradient and optimizer moments of every link that did not live through the update."""
-        weight_NK.mul_(survivors_NK)
+        _zero_off(weight_NK, survivors_NK)
         if weight_NK.grad is not None:
-            weight_NK.grad.mul_(survivors_NK)
+            _zero_off(weight_NK.grad, survivors_NK)
         for optimizer in self._optimizers:
             for value in optimizer.state.get(weight_NK, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight_NK.shape:
-                    value.mul_(survivors_NK)
+                    _zero_off(value, survivors_NK)
+
+
+def _zero_off(value_NK: Tensor, mask_NK: Tensor) -> None:
+    """Set to 0 off the mask. A product with the mask would leave -0 for negative values, and NaN for infinite ones."""
+    value_NK.masked_fill_(~mask_NK, 0)
 
 
 def _sparse_layers(model: nn.Module, config: SparsityConfig) -> Iterator[tuple[str, nn.Linear]]:

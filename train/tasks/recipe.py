@@ -43,8 +43,11 @@ class ModelConfig:
             raise InputError(
                 f"model.vocab_size {self.vocab_size} is below 257: a byte-level tokenizer needs 256 and one"
             )
-        if self.hidden_size % (2 * self.heads):
-            raise InputError(f"model.hidden_size {self.hidden_size} is not a multiple of 2 * model.heads")
+        if self.hidden_size % (16 * self.heads):
+            raise InputError(
+                f"model.hidden_size {self.hidden_size} is not a multiple of 16 * model.heads = {16 * self.heads}: "
+                "the exported attention takes heads whose size is a multiple of 16"
+            )
         if self.heads % self.kv_heads:
             raise InputError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
 

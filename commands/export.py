@@ -1,0 +1,30 @@
+"""`hebbline export MODEL --out DIR`."""
+
+from pathlib import Path
+
+from ..console import Parser, console, print_json
+
+
+def main(arguments: list[str]) -> int:
+    """Export a model directory to a sparse ONNX artifact."""
+    parser = Parser(prog="hebbline export", description="Turn a model directory into a sparse ONNX artifact.")
+    parser.add_argument("model", type=Path, help="a Hugging Face Llama directory, with or without masks")
+    parser.add_argument("--out", type=Path, required=True, help="where to publish the artifact")
+    parser.add_argument("--target", choices=["onnx"], default="onnx", help="what to export to")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    values = parser.parse_args(arguments)
+    from ..export import export_model
+
+    with console.status("exporting") as status:
+        report = export_model(values.model, values.out, lambda stage: status.update(stage))
+    parity = report.parity
+    console.print(f"{report.masks}; {len(report.layers)} projections hold {report.density:.2%} of their possible links")
+    console.print(f"{report.file_bytes / 1e6:.2f} MB, against {report.dense_bytes / 1e6:.2f} MB dense")
+    console.print(
+        f"parity with torch: logits within {max(parity.full_forward, parity.chunked, parity.ragged_batch):.1e}, "
+        f"{parity.greedy_tokens} of {parity.greedy_tokens} greedy tokens identical"
+    )
+    console.print(f"the artifact is in [bold]{values.out}[/bold]; open {values.out / 'report.html'} to see the layers")
+    if values.json:
+        print_json(report.to_dict())
+    return 0

@@ -1,0 +1,145 @@
+"""`hebbline serve ARTIFACT`."""
+
+import contextlib
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..artifacts import CheckError, InputError, LanguageModelFacts
+from ..console import Parser, console, print_json
+from ..serve.triton.settings import Settings
+
+CONTAINER = "nvcr.io/nvidia/tritonserver:<tag>-py3"
+
+
+def main(arguments: list[str]) -> int:
+    """Fill a model repository from an artifact and run Triton on it until Ctrl-C or SIGTERM."""
+    values = _parser().parse_args(arguments)
+    if values.repository is None and (values.copy or values.fill_only):
+        raise InputError("--copy and --fill-only need --repository DIR: where the repository is to stay")
+    settings = Settings(values.slots, values.threads, values.max_waiting, values.drain_seconds)
+    run_directory = Path(tempfile.mkdtemp(prefix="hebbline-serve-"))
+    keep_log = False
+    try:
+        with _sigterm_as_interrupt():
+            _serve(values, settings, run_directory)
+    except KeyboardInterrupt:
+        console.print("stopped")
+    except CheckError:
+        keep_log = True  # the message names it
+        raise
+    finally:
+        if not keep_log:
+            shutil.rmtree(run_directory)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="hebbline serve", description="Serve an artifact over gRPC with Triton Inference Server.")
+    parser.add_argument("artifact", type=Path, help="a directory that `hebbline export` published")
+    parser.add_argument("--repository", type=Path, default=None, help="keep the model repository here")
+    parser.add_argument("--copy", action="store_true", help="copy the artifact into the repository, not link it")
+    parser.add_argument("--fill-only", action="store_true", help="fill the repository and start no server")
+    parser.add_argument("--grpc-port", type=int, default=8001, help="of the service that clients use")
+    parser.add_argument("--http-port", type=int, default=8000, help="of the HTTP service")
+    parser.add_argument("--metrics-port", type=int, default=8002, help="of the Prometheus metrics")
+    parser.add_argument("--slots", type=int, default=Settings.slots, help="sequences that are generated at a time")
+    parser.add_argument("--threads", type=int, default=Settings.threads, help="of the runtime; 0: one a physical core")
+    parser.add_argument(
+        "--max-waiting", type=int, default=Settings.max_waiting, help="requests that may wait for a slot"
+    )
+    parser.add_argument(
+        "--drain-seconds", type=int, default=Settings.drain_seconds, help="what open requests get to finish at the end"
+    )
+    parser.add_argument("--json", action="store_true", help="print addresses, log and process id as JSON once ready")
+    return parser
+
+
+def _serve(values: Any, settings: Settings, run_directory: Path) -> None:
+    from ..serve.triton.launch import TritonServer
+    from ..serve.triton.process import Ports
+    from ..serve.triton.repository import fill_repository
+
+    ports = Ports(values.grpc_port, values.http_port, values.metrics_port)
+    repository = values.repository or run_directory / "repository"
+    console.print(f"checking {values.artifact} and filling the repository {repository}")
+    facts = fill_repository(values.artifact, repository, settings, copy=values.copy)
+    _print_model(facts, settings)
+    if values.copy:
+        _print_production(repository)
+    if not values.fill_only:
+        server = TritonServer(repository, run_directory, ports, drain_seconds=settings.drain_seconds)
+        with _stopping_quietly(server, settings):
+            _run(server, ports, repository, values.json)
+
+
+def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
+    from ..serve.triton.wheel import TRITON_VERSION
+
+    console.print(f"starting Triton {TRITON_VERSION}; its log is {server.log}")
+    server.start()
+    with console.status("loading the model") as status:
+        server.wait_ready(lambda seconds: status.update(f"loading the model ({seconds:.0f} s)"))
+    http_url = f"http://127.0.0.1:{ports.http}"
+    console.print(f"ready: gRPC at [bold]{server.grpc_url}[/bold], metrics at http://127.0.0.1:{ports.metrics}/metrics")
+    console.print(f'  hebbline query "Once upon a time" --url {server.grpc_url}', style="bold", soft_wrap=True)
+    console.print(
+        f"This is the Triton {TRITON_VERSION} of the nvidia-pytriton wheel, for this machine's loopback interface. "
+        f"In production run NVIDIA's container on the same repository: `--repository DIR --copy` shows how."
+    )
+    console.print("Ctrl-C ends the server")
+    if as_json:
+        addresses = {"grpc_url": server.grpc_url, "http_url": http_url}
+        print_json({**addresses, "log": str(server.log), "repository": str(repository), "pid": server.pid})
+    server.wait()
+
+
+def _print_model(facts: LanguageModelFacts, settings: Settings) -> None:
+    from ..serve.engine.onnxruntime import cache_bytes_per_slot
+
+    cache = settings.slots * cache_bytes_per_slot(facts)
+    console.print(
+        f"{facts.num_layers} layers, vocabulary of {facts.vocab_size:,}, context of {facts.context_length:,} tokens; "
+        f"{settings.slots} slots whose caches take up to {cache / 1e6:,.0f} MB"
+    )
+
+
+def _print_production(repository: Path) -> None:
+    console.print("in production, on a machine with this directory and Docker:")
+    console.print(
+        f"  docker run --rm --shm-size=1g -p 8001:8001 -v {repository.absolute()}:/models {CONTAINER} \\\n"
+        f'    sh -c "pip install hebbline=={__version__} && tritonserver --model-repository=/models"',
+        style="bold",
+        soft_wrap=True,
+    )
+
+
+@contextlib.contextmanager
+def _stopping_quietly(server: Any, settings: Settings) -> Iterator[None]:
+    """Stop the server at the end of the block; from there on signals wait, as the stop takes seconds at most."""
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        if server.pid is not None:
+            console.print(f"stopping; open requests have {settings.drain_seconds} s to finish")
+        server.stop()
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the server as Ctrl-C does; both signals are as before after the block."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A shell starts its background jobs with SIGINT ignored; here it is asked for.
+    for number in previous:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

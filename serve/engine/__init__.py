@@ -1,0 +1,5 @@
+"""One runner per runtime, behind the `Runner` protocol."""
+
+from .runner import Runner
+
+__all__ = ["Runner"]

@@ -1,0 +1,40 @@
+"""What the scheduler asks of a runtime: two steps over the slots of a static KV cache.
+
+Legend: B slots in a decode batch, S tokens of one prompt chunk, N rows of logits asked for, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Runner(Protocol):
+    """A language model with `slots` independent caches of `context_length` tokens each.
+
+    A runner keeps no lengths: the caller says how many tokens (`past`) a slot holds, and a step writes the tokens it is
+    given at positions `past`, `past + 1`, … What a slot holds beyond `past` is never read.
+
+    The logits that a step returns are valid until the next step: copy what is kept. A runner is used by one thread.
+    """
+
+    slots: int
+    context_length: int
+    vocab_size: int
+
+    def prefill(self, slot: int, ids_S: Sequence[int], past: int, rows_N: Sequence[int]) -> NDArray[np.float32]:
+        """Append S tokens to one slot; returns the logits [N, V] after the tokens with the indices `rows_N` in `ids_S`.
+
+        Raises:
+            ValueError: the slot does not exist, or `past + S` exceeds the context.
+        """
+        ...
+
+    def decode(self, first_slot: int, ids_B: Sequence[int], past_B: Sequence[int]) -> NDArray[np.float32]:
+        """Append one token to each of the slots `first_slot` … `first_slot + B - 1`; returns the logits [B, V].
+
+        Raises:
+            ValueError: a slot does not exist, or a length after the step exceeds the context.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Triton Inference Server around the scheduler: the protocol, the backend, the repository and a local server."""

@@ -1,0 +1,138 @@
+"""The server's process: its command line, its readiness, its log, and its end."""
+
+import contextlib
+import ctypes
+import http.client
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...artifacts import InputError
+from .settings import MODEL_NAME
+from .wheel import TritonWheel
+
+HOST = "127.0.0.1"
+RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
+HARMLESS_ERRORS = ("CudaDriverHelper", "HandleCancellation")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The three ports of a server; each must be another one."""
+
+    grpc: int = 8001
+    http: int = 8000
+    metrics: int = 8002
+
+    def __post_init__(self) -> None:
+        for name, port in self._by_name().items():
+            if not 1 <= port <= 65535:
+                raise InputError(f"{name} port {port} is not between 1 and 65535")
+        if len(set(self._by_name().values())) < 3:
+            raise InputError(f"ports {self.grpc}, {self.http} and {self.metrics}: each must be another one")
+
+    def check_free(self) -> None:
+        """Raise InputError naming a port that is in use."""
+        for name, port in self._by_name().items():
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                except OSError as error:
+                    raise InputError(f"{name} port {port}: {os.strerror(error.errno or 0)}") from error
+
+    def _by_name(self) -> dict[str, int]:
+        return {"grpc": self.grpc, "http": self.http, "metrics": self.metrics}
+
+
+@dataclass(frozen=True)
+class ServerCommand:
+    """What to run: the wheel's server on a repository, with assembled backends."""
+
+    wheel: TritonWheel
+    backends: Path
+    repository: Path
+    ports: Ports
+    exit_timeout: int
+
+    def arguments(self) -> list[str]:
+        """The command line. Everything listens on the loopback interface alone."""
+        # Loading a model can carry its code, and the other three reach files and memory. Nobody is told this key.
+        restricted = f"{RESTRICTED_APIS}:nobody={secrets.token_hex(16)}"
+        return [
+            str(self.wheel.binary),
+            f"--model-repository={self.repository.absolute()}",
+            f"--backend-directory={self.backends.absolute()}",
+            "--model-control-mode=explicit",
+            f"--load-model={MODEL_NAME}",
+            "--disable-auto-complete-config",
+            f"--http-address={HOST}",
+            f"--grpc-address={HOST}",
+            f"--metrics-address={HOST}",
+            f"--http-port={self.ports.http}",
+            f"--grpc-port={self.ports.grpc}",
+            f"--metrics-port={self.ports.metrics}",
+            f"--grpc-restricted-protocol={restricted}",
+            f"--http-restricted-api={restricted}",
+            "--allow-gpu-metrics=false",
+            f"--exit-timeout-secs={self.exit_timeout}",
+        ]
+
+    def spawn(self, log: Path, extra_environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start it in a process group of its own; it ends when the calling thread does. The log is appended to."""
+        with log.open("ab") as stream:
+            return subprocess.Popen(
+                self.arguments(),
+                env=self.wheel.environment() | extra_environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is for the launcher, which then drains
+                preexec_fn=_end_with_parent(),
+            )
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a spawned server and all its children, and reap it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def is_model_ready(ports: Ports) -> bool:
+    """Whether the server says that its model can take requests."""
+    # HTTP, a connection each time: a gRPC channel would wait for a second after a refusal.
+    connection = http.client.HTTPConnection(HOST, ports.http, timeout=1)
+    try:
+        connection.request("GET", f"/v2/models/{MODEL_NAME}/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def last_error(log: Path) -> str:
+    """The last line of a server's log that says what went wrong, without Triton's prefix."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = [line for line in lines if line.strip() and not any(word in line for word in HARMLESS_ERRORS)]
+    errors = [line for line in lines if re.match(r"E\d{4} |error:", line)]
+    chosen = errors or lines or ["it logged nothing"]
+    return re.sub(r"^E\d{4} \S+ \d+ \S+\] ", "", chosen[-1]).strip().strip('"')
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """What the child does before it becomes the server: ask for SIGTERM when the thread that spawned it ends."""
+    libc = ctypes.CDLL(None)  # loaded here: in the child, between fork and exec, only the call itself is safe
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask

@@ -1,0 +1,57 @@
+"""Small real things that many tests share: a sparse Llama with its tokenizer, and its exported artifact."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# Before transformers is imported: nothing here may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tiny import make_llama, make_text
+from transformers import PreTrainedTokenizerFast
+
+from hebbline.export import export_model
+from hebbline.train import Sparsifier, SparsityConfig
+from hebbline.train.data import train_tokenizer
+from hebbline.train.save import save_model_directory
+
+VECTORS = Path(__file__).parents[2] / "shared/reference/cht_official_vectors.npz"
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(make_text(50), 320)
+
+
+@pytest.fixture
+def vectors():
+    """Outputs of the authors' code; they live beside the repository, not in it."""
+    if not VECTORS.is_file():
+        pytest.skip("the reference vectors (../shared/reference) are not beside this repository")
+    with np.load(VECTORS) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_directory(tmp_path_factory, tokenizer) -> Path:
+    """A Llama with sparse projections at 30%, random weights, and active zeros, published with masks and tokenizer."""
+    model = make_llama(len(tokenizer))
+    sparsifier = Sparsifier(model, SparsityConfig(method="static", density=0.3))
+    for name, mask in sparsifier.masks.items():
+        weight = model.get_parameter(f"{name}.weight").data
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        weight[rows[:3], columns[:3]] = 0.0
+    out = tmp_path_factory.mktemp("model") / "tiny"
+    save_model_directory(out, model, tokenizer, sparsifier.masks, method="static")
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory, tiny_model_directory) -> Path:
+    """`tiny_model_directory`, exported."""
+    out = tmp_path_factory.mktemp("artifact") / "tiny"
+    export_model(tiny_model_directory, out)
+    return out

@@ -1,0 +1,238 @@
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import make_llama
+
+from hebbline.artifacts import CheckError, DamagedArtifactError, InputError, UnsupportedModelError, read_manifest
+from hebbline.export import export_model, exporter
+from hebbline.export.graph import load_source
+from hebbline.export.layouts import LAYOUTS
+from hebbline.export.verify import torch_greedy
+from hebbline.serve.engine.onnxruntime import OnnxRunner
+
+PROJECTIONS = 14
+
+
+def save_plain(directory, model, tokenizer):
+    """What any Hugging Face user has: no masks, no manifest."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def copy_unpublished(source, directory):
+    """A copy without manifest, so that a change reaches the check that is meant and not the digest."""
+    shutil.copytree(source, directory)
+    (directory / "hebbline.json").unlink()
+    return directory
+
+
+def test_artifact_is_complete_and_says_what_it_holds(tiny_artifact, tiny_model_directory):
+    manifest = read_manifest(tiny_artifact)
+    expected = {"model.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"}
+    assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == expected
+    assert len(manifest.layers) == PROJECTIONS
+    assert {layer.layout for layer in manifest.layers} == {"bitmask"}
+    assert [layer.links for layer in manifest.layers] == [
+        layer.links for layer in read_manifest(tiny_model_directory).layers
+    ]
+    report = json.loads((tiny_artifact / "report.json").read_text())
+    assert report["parity"]["greedy_tokens"] == 64 and report["masks"] == "Masks as trained"
+    assert 0 < max(report["parity"][name] for name in ("full_forward", "chunked", "ragged_batch")) <= 1e-4
+    assert all(layer["reason"] for layer in report["layers"])
+    assert report["dense_bytes"] - report["file_bytes"] == sum(
+        layer["dense_bytes"] - layer["bytes"] for layer in report["layers"]
+    )
+    assert (tiny_artifact / "report.html").read_text().count("data:image/png") == PROJECTIONS
+
+
+def test_packed_weights_are_the_trained_ones_bit_for_bit(tiny_artifact, tiny_model_directory):
+    """Active zeros included: the mask that was trained is the mask that is served."""
+    model = onnx.load(tiny_artifact / "model.onnx")
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    source = load_source(tiny_model_directory)
+    active_zeros = 0
+    for layer, trained_mask in source.masks.items():
+        packed = {part: tensors[f"{layer}.{part}"] for part in ("values", "mask")}
+        weight, mask = LAYOUTS["bitmask"].decode(packed, trained_mask.shape[1])
+        assert weight.tobytes() == source.weight(layer).tobytes()
+        np.testing.assert_array_equal(mask, trained_mask)
+        active_zeros += int((weight[mask] == 0).sum())
+    assert active_zeros >= PROJECTIONS
+
+
+def test_plain_session_with_nothing_registered_equals_torch(tiny_artifact, tiny_model_directory):
+    """Stock ONNX Runtime on the bare file, fed with ordinary arrays."""
+    session = onnxruntime.InferenceSession(tiny_artifact / "model.onnx", providers=["CPUExecutionProvider"])
+    model = load_source(tiny_model_directory).model
+    ids = np.arange(2, 22)[None]
+    feeds = {
+        "input_ids": ids,
+        "seqlens_k": np.array([19], np.int32),
+        "total_sequence_length": np.array(20, np.int32),
+        "logit_rows": np.arange(20),
+    }
+    feeds |= {
+        node.name: np.zeros((1, 2, 128, 16), np.float32)
+        for node in session.get_inputs()
+        if node.name.startswith("past")
+    }
+    logits = session.run(["logits"], feeds)[0]
+    with torch.no_grad():
+        expected = model(torch.from_numpy(ids)).logits[0].numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+VARIANTS = {
+    "grouped queries, tied": {},
+    "untied": {"tie_word_embeddings": False},
+    "one key head": {"num_key_value_heads": 1},
+    "all key heads": {"num_key_value_heads": 6},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "wide heads": {"head_dim": 32},
+    "llama3 rotary": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=list(VARIANTS))
+def test_every_variant_of_the_architecture_passes_the_gate(overrides, tokenizer, tmp_path):
+    model = make_llama(len(tokenizer), **overrides)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+            elif "proj" in name:
+                parameter.mul_(torch.rand_like(parameter) < 0.2)
+        model.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(torch.rand(104, 96) < 0.05)
+        model.get_parameter("model.layers.0.self_attn.o_proj.weight").normal_(0, 0.2)
+    report = export_model(save_plain(tmp_path / "model", model, tokenizer), tmp_path / "artifact")
+    layouts = {layer.name: layer.layout for layer in report.layers}
+    assert layouts["model.layers.1.mlp.up_proj"] == "csr"
+    assert layouts["model.layers.0.self_attn.o_proj"] == "dense"
+    assert layouts["model.layers.0.mlp.up_proj"] == "bitmask"
+    assert "No masks came with the model" in report.masks
+    runner = OnnxRunner.open(tmp_path / "artifact", slots=1)
+    prompt = list(range(3, 12))
+    expected, _ = torch_greedy(model, prompt, 1)
+    assert int(runner.prefill(0, prompt, 0, [len(prompt) - 1])[0].argmax()) == expected[0]
+
+
+def test_half_precision_weights_are_taken_exactly(tokenizer, tmp_path):
+    model = make_llama(len(tokenizer)).to(torch.bfloat16)
+    source = load_source(save_plain(tmp_path / "model", model, tokenizer))
+    name = "model.layers.0.mlp.up_proj"
+    np.testing.assert_array_equal(source.weight(name), model.get_parameter(f"{name}.weight").float().detach().numpy())
+
+
+def test_parity_failure_publishes_nothing(tiny_model_directory, tmp_path, monkeypatch):
+    """One weight off by a little in the graph: the gate must see it."""
+    build = exporter.build_llama
+
+    def build_wrong(source):
+        model, builder = build(source)
+        tensor = next(t for t in model.graph.initializer if t.name.endswith("layers.1.mlp.down_proj.values"))
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[5] += 0.05
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return model, builder
+
+    monkeypatch.setattr(exporter, "build_llama", build_wrong)
+    with pytest.raises(CheckError, match="parity"):
+        export_model(tiny_model_directory, tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def replace_weight(directory, name, change):
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors[name])
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(directory, **values):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def put_nan(weight):
+    weight[0, 0] = float("nan")
+
+
+def put_off_mask(weight):
+    weight[weight == 0] = 1.0
+
+
+LAYER = "model.layers.1.mlp.gate_proj"
+
+BAD_DIRECTORIES = {
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), InputError, "has no tokenizer.json"),
+    "no config": (lambda d: (d / "config.json").unlink(), InputError, "has no config.json"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), InputError, "cannot read the weights"),
+    "NaN": (lambda d: replace_weight(d, f"{LAYER}.weight", put_nan), InputError, f"'{LAYER}.weight' has 1 weights"),
+    "off mask": (
+        lambda d: replace_weight(d, f"{LAYER}.weight", put_off_mask),
+        InputError,
+        f"'{LAYER}' has .* off its mask",
+    ),
+    "architecture": (
+        lambda d: edit_config(d, architectures=["GPT2LMHeadModel"], model_type="gpt2"),
+        UnsupportedModelError,
+        "GPT2LMHeadModel is not supported",
+    ),
+    "unknown type": (lambda d: edit_config(d, model_type="nonesuch"), UnsupportedModelError, r"config\.json"),
+    "activation": (lambda d: edit_config(d, hidden_act="gelu"), UnsupportedModelError, "hidden_act 'gelu'"),
+    "rotary": (
+        lambda d: edit_config(d, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        UnsupportedModelError,
+        "rope_type 'dynamic'",
+    ),
+    "masks": (lambda d: (d / "masks.safetensors").write_bytes(b"x"), DamagedArtifactError, "masks.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("damage", "error", "message"), BAD_DIRECTORIES.values(), ids=list(BAD_DIRECTORIES))
+def test_unfit_models_are_refused_by_name(tiny_model_directory, tmp_path, damage, error, message):
+    directory = copy_unpublished(tiny_model_directory, tmp_path / "model")
+    damage(directory)
+    with pytest.raises(error, match=message):
+        export_model(directory, tmp_path / "artifact")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_missing_weight_is_not_filled_at_random(tiny_model_directory, tmp_path):
+    directory = copy_unpublished(tiny_model_directory, tmp_path / "model")
+    tensors = load_file(directory / "model.safetensors")
+    del tensors[f"{LAYER}.weight"]
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="missing_keys"):
+        export_model(directory, tmp_path / "artifact")
+
+
+def test_a_changed_file_of_a_published_model_is_named(tiny_model_directory, tmp_path):
+    shutil.copytree(tiny_model_directory, tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedArtifactError, match=r"model\.safetensors"):
+        export_model(tmp_path / "model", tmp_path / "artifact")
+
+
+def test_a_taken_directory_is_refused_before_any_work(tiny_model_directory, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not published by hebbline"):
+        export_model(tiny_model_directory, tmp_path)
