@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .errors import DamagedArtifactError, InputError
 
 MANIFEST_FILE = "hebbline.json"
@@ -29,6 +32,12 @@ class LayerFacts:
     def __post_init__(self) -> None:
         if not 0 <= self.links <= self.out_features * self.in_features:
             raise ValueError(f"layer '{self.name}': {self.links} links in {self.out_features}x{self.in_features}")
+
+    @classmethod
+    def of_mask(cls, name: str, mask_NK: NDArray[np.bool_], layout: str | None = None) -> "LayerFacts":
+        """The facts of a layer with this mask, bool [N, K]."""
+        out_features, in_features = mask_NK.shape
+        return cls(name, out_features, in_features, int(np.count_nonzero(mask_NK)), layout)
 
     @property
     def density(self) -> float:

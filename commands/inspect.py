@@ -1,6 +1,8 @@
 """`hebbline inspect PATH`."""
 
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,8 +30,8 @@ def main(arguments: list[str]) -> int:
 def _show(manifest: Manifest) -> None:
     console.print(f"kind [bold]{manifest.kind}[/bold], hebbline {manifest.hebbline_version}, method {manifest.method}")
     if manifest.language_model is not None:
-        facts = ", ".join(f"{name} {value}" for name, value in asdict(manifest.language_model).items())
-        console.print(f"language model: {facts}")
+        sizes = ", ".join(f"{name} {value}" for name, value in asdict(manifest.language_model).items())
+        console.print(f"language model: {sizes}")
     console.print(layer_table(manifest.layers))
     files = Table("file", "bytes", "SHA-256")
     for name, facts in manifest.files.items():
@@ -48,3 +50,21 @@ def layer_table(layers: Iterable[LayerFacts]) -> Table:
     table.add_section()
     table.add_row("all", "", f"{links:,}", f"{links / max(1, possible):.4f}", "")
     return table
+
+
+def summary_table(layers: Sequence[LayerFacts]) -> Table:
+    """The same with a row for all layers that differ only in the numbers of their names."""
+    alike: dict[str, list[LayerFacts]] = defaultdict(list)
+    for layer in layers:
+        alike[re.sub(r"\d+", "*", layer.name)].append(layer)
+    table = Table("layers", "count", "shape", "links each", "density")
+    for name, group in alike.items():
+        links = sorted({layer.links for layer in group})
+        densities = sorted({f"{layer.density:.4f}" for layer in group})
+        shape = f"{group[0].out_features}x{group[0].in_features}"
+        table.add_row(name, str(len(group)), shape, _range([f"{n:,}" for n in links]), _range(densities))
+    return table
+
+
+def _range(values: list[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"

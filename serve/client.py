@@ -5,7 +5,7 @@ status is the request's.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
@@ -74,7 +74,7 @@ class Client:
 
     def stream(
         self, prompt: Prompt, sampling: SamplingParameters | None = None, *, return_log_probs: bool = False
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Generate, a chunk at a time; the last has the `finish_reason`. Closing the iterator cancels the request."""
         arguments: dict[str, Any] = {"stream": True}
         if return_log_probs:
@@ -97,7 +97,7 @@ class Client:
         with closing(self._chunks(request)) as chunks:
             return next(chunks)
 
-    def _chunks(self, request: service_pb2.ModelInferRequest) -> Iterator[Chunk]:
+    def _chunks(self, request: service_pb2.ModelInferRequest) -> Generator[Chunk, None, None]:
         latest: Chunk | None = None
         # With this header an error is the call's status, code and all, instead of a line of text.
         metadata = [("triton_grpc_error", "true")]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -48,6 +47,6 @@ def save_model_directory(
         save_masks(directory / MASKS_FILE, arrays)
         (directory / RECIPE_FILE).write_text(recipe)
         (directory / LOG_FILE).write_text("".join(json.dumps(record) + "\n" for record in log))
-        layers = tuple(LayerFacts(name, *mask.shape, int(np.count_nonzero(mask))) for name, mask in arrays.items())
+        layers = tuple(LayerFacts.of_mask(name, mask) for name, mask in arrays.items())
         digest = hashlib.sha256(recipe.encode()).hexdigest() if recipe else None
         publication.finish(Manifest("model", method=method, recipe_digest=digest, layers=layers))

@@ -78,7 +78,7 @@ def _attention(builder: GraphBuilder, source: SourceModel, layer: int, normed: s
     """Rotary embedding, cache write and causal attention over the real length, in one stock op."""
     config, prefix = source.config, f"model.layers.{layer}.self_attn"
     queries, keys, values = (_projection(builder, source, f"{prefix}.{part}_proj", normed) for part in "qkv")
-    cache_shape = ["batch", config.num_key_value_heads, "context", source.head_dim]
+    cache_shape: list[int | str] = ["batch", source.num_kv_heads, "context", source.head_dim]
     past = [builder.input(f"past_key_values.{layer}.{part}", FLOAT, cache_shape) for part in ("key", "value")]
     present = [builder.output(f"present.{layer}.{part}", FLOAT, cache_shape) for part in ("key", "value")]
     return builder.node(
@@ -87,7 +87,7 @@ def _attention(builder: GraphBuilder, source: SourceModel, layer: int, normed: s
         [f"{prefix}.attended", *present],
         MICROSOFT,
         num_heads=config.num_attention_heads,
-        kv_num_heads=config.num_key_value_heads,
+        kv_num_heads=source.num_kv_heads,
         scale=source.head_dim**-0.5,
         do_rotary=1,
     )

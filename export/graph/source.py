@@ -5,6 +5,7 @@ Legend: N out_features, K in_features of a linear layer; C context length, D hea
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,10 +44,14 @@ class SourceModel:
         """Size D of one attention head."""
         return _head_dim(self.config)
 
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads; as many as query heads where the configuration names none."""
+        return self.config.num_key_value_heads or self.config.num_attention_heads
+
     def layer_facts(self, name: str, layout: str | None) -> LayerFacts:
         """The manifest's line on one projection."""
-        mask_NK = self.masks[name]
-        return LayerFacts(name, *mask_NK.shape, links=int(np.count_nonzero(mask_NK)), layout=layout)
+        return LayerFacts.of_mask(name, self.masks[name], layout)
 
     def facts(self) -> LanguageModelFacts:
         """What a runner needs to know; the context is the model's own."""
@@ -55,7 +60,7 @@ class SourceModel:
             context_length=config.max_position_embeddings,
             vocab_size=config.vocab_size,
             num_layers=config.num_hidden_layers,
-            num_kv_heads=config.num_key_value_heads,
+            num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             eos_token_ids=self.eos_token_ids,
         )
@@ -140,11 +145,12 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 def _read_model(path: Path) -> LlamaForCausalLM:
     try:
-        model, info = LlamaForCausalLM.from_pretrained(
+        loaded: Any = LlamaForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{path}: cannot read the weights: {_first_line(error)}") from error
+    model, info = loaded
     # transformers fills a missing weight at random and goes on: that must not be exported.
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:

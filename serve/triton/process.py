@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import http.client
 import os
+import random
 import re
 import secrets
 import signal
@@ -21,6 +22,7 @@ HOST = "127.0.0.1"
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
 HARMLESS_ERRORS = ("CudaDriverHelper", "HandleCancellation")
 _PR_SET_PDEATHSIG = 1
+_PORT_RANGE = (20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class Ports:
 
     def _by_name(self) -> dict[str, int]:
         return {"grpc": self.grpc, "http": self.http, "metrics": self.metrics}
+
+
+def free_ports() -> Ports:
+    """Three free ports below the range from which outgoing connections take theirs."""
+    ports: list[int] = []
+    while len(ports) < 3:
+        port = random.randint(*_PORT_RANGE)
+        with socket.socket() as probe:
+            if port not in ports and probe.connect_ex((HOST, port)) != 0:
+                ports.append(port)
+    return Ports(*ports)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """A byte-level tokenizer, a runner in memory, and a real server with the real exporter's artifact in it."""
 
-import random
-import socket
+import queue
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hebbline.export import export_model
 from hebbline.serve.client import Client
+from hebbline.serve.generation import GenerationRequest
+from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.scheduler import Failure
 from hebbline.serve.triton.launch import TritonServer
-from hebbline.serve.triton.process import Ports
+from hebbline.serve.triton.process import free_ports
 from hebbline.serve.triton.repository import fill_repository
 from hebbline.serve.triton.settings import Settings
 from hebbline.train import Sparsifier, SparsityConfig
@@ -36,7 +38,7 @@ class MemoryRunner:
     """Logits that are a function of the tokens that a slot really holds: a stale or foreign token changes them all."""
 
     slots: int = 4
-    context_length: int = 64
+    context_length: int = 128
     vocab_size: int = 256
     prefills: list[int] = field(default_factory=list)
     decodes: list[tuple[int, int]] = field(default_factory=list)
@@ -63,14 +65,46 @@ class MemoryRunner:
         return 3 * generator.standard_normal(self.vocab_size)
 
 
+@dataclass
+class Receiver:
+    """Collects the events of one request."""
+
+    events: queue.Queue = field(default_factory=queue.Queue)
+
+    def __call__(self, event):
+        self.events.put(event)
+
+    def chunks(self):
+        result = []
+        while not result or result[-1].finish_reason is None:
+            event = self.events.get(timeout=20)
+            if isinstance(event, Failure):
+                raise event.error
+            result.append(event)
+        assert self.events.empty()
+        return result
+
+    def tokens(self):
+        return [token for chunk in self.chunks() for token in chunk.token_ids]
+
+
+def submit_request(scheduler, prompt, **sampling):
+    flags = {name: sampling.pop(name) for name in list(sampling) if name.startswith("return_")}
+    receiver = Receiver()
+    receiver.ticket = scheduler.submit(
+        GenerationRequest(tuple(prompt), SamplingParameters(**sampling), **flags), receiver
+    )
+    return receiver
+
+
+@pytest.fixture
+def submit():
+    return submit_request
+
+
 @pytest.fixture
 def make_runner() -> type[MemoryRunner]:
     return MemoryRunner
-
-
-@pytest.fixture
-def free_ports() -> Ports:
-    return find_free_ports()
 
 
 @pytest.fixture(scope="session")
@@ -89,7 +123,7 @@ def server(tmp_path_factory, long_artifact) -> Iterator[TritonServer]:
     """A running server with 4 slots."""
     directory = tmp_path_factory.mktemp("server")
     fill_repository(long_artifact, directory / "repository", Settings(slots=4, threads=1, max_waiting=8))
-    with TritonServer(directory / "repository", directory, find_free_ports(), drain_seconds=1) as running:
+    with TritonServer(directory / "repository", directory, free_ports(), drain_seconds=1) as running:
         running.wait_ready()
         yield running
 
@@ -99,14 +133,3 @@ def client(server) -> Iterator[Client]:
     with Client(server.grpc_url, timeout=60) as connected:
         connected.wait_ready(30)
         yield connected
-
-
-def find_free_ports() -> Ports:
-    """Three free ports below the range from which outgoing connections take theirs."""
-    ports: list[int] = []
-    while len(ports) < 3:
-        port = random.randint(20000, 32000)
-        with socket.socket() as probe:
-            if port not in ports and probe.connect_ex(("127.0.0.1", port)) != 0:
-                ports.append(port)
-    return Ports(*ports)

@@ -123,9 +123,7 @@ def test_cache_size(runner):
     assert SLOTS * cache_bytes_per_slot(runner.facts) == sum(cache.nbytes for cache in runner._caches.values())
 
 
-def test_scheduler_on_the_real_runner(runner, tiny_artifact, ids):
-    from test_serve_scheduler import submit
-
+def test_scheduler_on_the_real_runner(runner, tiny_artifact, ids, submit):
     scheduler = Scheduler(runner, load_tokenizer(tiny_artifact), (), prefill_chunk=8)
     jobs = [(ids[: 1 + 4 * n], {"max_tokens": 12, "temperature": 0.5, "seed": n}) for n in range(10)]
     expected = [submit(scheduler, prompt, **options).tokens() for prompt, options in jobs]

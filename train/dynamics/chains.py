@@ -6,7 +6,7 @@ group; a group with no link on one side is dead, and its links on the other side
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def llama_chains(model: nn.Module, layers: Sequence[str]) -> list[Chain]:
     return [chain for chain in chains if {chain.first.layer, chain.second.layer} <= present]
 
 
-def _attention_chains(name: str, attention: nn.Module) -> list[Chain]:
+def _attention_chains(name: str, attention: Any) -> list[Chain]:
     head_dim = attention.head_dim
     kv_nodes = torch.arange(attention.k_proj.out_features)
     query_nodes = torch.arange(attention.q_proj.out_features)

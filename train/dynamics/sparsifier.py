@@ -157,7 +157,7 @@ class Sparsifier:
         config, mask_NK = self.config.removal, self.masks[name]
         scores_NK = removal_scores(self._layers[name].weight, mask_NK, config.score)
         generator = generator_for(self.config.seed, name, update, "removal")
-        target = min(int(mask_NK.sum()), link_count(*mask_NK.shape, density))
+        target = min(int(mask_NK.sum()), self._link_count(name, density))
         mask_NK = keep_links(scores_NK, mask_NK, target, rule="hard", temperature=1, generator=generator)
         return keep_links(
             scores_NK,
@@ -174,11 +174,15 @@ class Sparsifier:
         return regrow_links(
             link_scores(mask_NK, config.score),
             mask_NK,
-            link_count(*mask_NK.shape, density) - int(mask_NK.sum()),
+            self._link_count(name, density) - int(mask_NK.sum()),
             rule=config.rule,
             temperature=config.temperature,
             generator=generator_for(self.config.seed, name, update, "regrowth"),
         )
+
+    def _link_count(self, name: str, density: float) -> int:
+        layer = self._layers[name]
+        return link_count(layer.out_features, layer.in_features, density)
 
     def _reset_links(self, weight_NK: Tensor, survivors_NK: Tensor) -> None:
         """Zero the weight, gradient and optimizer moments of every link that did not live through the update."""

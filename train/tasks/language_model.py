@@ -109,7 +109,7 @@ def _run_trainer(
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=_Blocks(blocks_BS),  # type: ignore[arg-type]
+            train_dataset=_Blocks(blocks_BS),
             optimizers=(build_optimizer(recipe, model), None),
             callbacks=[sparsity, _ProgressCallback(sparsity, optimization.batch_size * blocks_BS.shape[1])],
         )
