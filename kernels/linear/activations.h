@@ -1,0 +1,36 @@
+// X as the kernels take it: rounded as the value type of the weight asks.
+//
+// Legend: K columns of the weight, M tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "linear/packing.h"
+
+namespace hebbline {
+
+// Rows of X after rounding, as float32. Quantised: whole numbers from -127 to 127, to be multiplied by the token's
+// scale at the end.
+struct RoundedActivations {
+  const float* x_MK;
+  const float* scales_M;  // null where values are not quantised
+};
+
+// Rounds; the result lives in scratch memory of the calling thread (or is call.x_MK itself where nothing is rounded)
+// until its next call.
+RoundedActivations round_activations(const Call& call, int64_t columns, ValueType values, const Parallel& parallel);
+
+// A token times `inverse` is rounded to whole numbers; times `scale` they are the token again.
+struct TokenScale {
+  float scale;
+  float inverse;
+};
+
+// From the token's largest magnitude, or `fixed`. The scale is NaN or infinite where the token is not finite, and with
+// it the result.
+TokenScale token_scale(const float* x_K, int64_t columns, const std::optional<float>& fixed);
+
+// The smallest magnitude that a token is scaled by, so that a token of zeros has a finite inverse.
+inline constexpr float kSmallestMagnitude = 1e-30F;
+
+}  // namespace hebbline

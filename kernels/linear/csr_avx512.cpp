@@ -1,0 +1,5 @@
+#include "linear/csr.h"
+
+namespace hebbline::avx512 {
+#include "linear/csr_kernels.inc"
+}  // namespace hebbline::avx512

@@ -1,0 +1,49 @@
+// A physical copy of a weight, in the order that one family of kernels reads it.
+//
+// Legend: N rows of the weight (out_features), K its columns (in_features), M tokens.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "linear/matrix.h"
+#include "platform/cpu.h"
+
+namespace hebbline {
+
+// Runs task(0) ... task(count - 1), at the same time where it can.
+using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+
+// One product: y_MN = x_MK W^T (+ bias_N).
+struct Call {
+  const float* x_MK;
+  int64_t tokens;
+  const float* bias_N;                    // null: none
+  std::optional<float> activation_scale;  // quantised values only; none: each token's own
+  float* y_MN;
+};
+
+// The families of physical order.
+enum class Family {
+  kCsr,    // links by strips of rows and blocks of columns; x transposed, a link times many tokens
+  kSell,   // rows sorted by length in slices of 16, x gathered; few tokens
+  kTile,   // expanded from a bitmask in tile order: 16 rows x 64 bytes
+  kPanel,  // whole vectors of 16 rows, no mask: blocks
+  kQuad,   // kCsr with up to four neighbouring int8 links in one entry
+};
+
+// A packing computes; it never changes after construction, and may compute on many threads at a time. The order in
+// which a sum is taken depends on the weight and `tokens` only, so that results do not depend on threads.
+class Packing {
+ public:
+  virtual ~Packing() = default;
+  virtual void multiply(const Call& call, const Parallel& parallel) const = 0;
+  virtual size_t bytes() const = 0;
+};
+
+std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa);
+
+}  // namespace hebbline

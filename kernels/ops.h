@@ -1,0 +1,13 @@
+// The ops of domain `ai.hebbline`. Each family defines its list; `ort/registration.cpp` registers them all.
+#pragma once
+
+#include <vector>
+
+#include "ort/op.h"
+
+namespace hebbline {
+
+// BitmaskLinear, CsrLinear, BlockLinear.
+std::vector<const ort::CustomOp*> linear_ops();
+
+}  // namespace hebbline

@@ -1,0 +1,124 @@
+#include "platform/cpu.h"
+
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <string_view>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace hebbline {
+namespace {
+
+constexpr std::array<std::pair<Isa, std::string_view>, 5> kNames{{{Isa::kScalar, "scalar"},
+                                                                  {Isa::kAvx2, "avx2"},
+                                                                  {Isa::kAvx512, "avx512"},
+                                                                  {Isa::kAmx, "amx"},
+                                                                  {Isa::kAmxEmulated, "amx-emulated"}}};
+
+#if defined(__x86_64__)
+
+struct Registers {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) {
+  Registers r;
+  __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);
+  return r;
+}
+
+bool all(unsigned word, std::initializer_list<int> bits) {
+  for (const int bit : bits) {
+    if ((word >> bit & 1U) == 0) return false;
+  }
+  return true;
+}
+
+// The register state that the operating system saves (XCR0).
+unsigned long long saved_state() {
+  unsigned low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<unsigned long long>(high) << 32 | low;
+}
+
+// Linux hands tile registers only to processes that ask.
+bool amx_granted() {
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+CpuFeatures detect() {
+  CpuFeatures found;
+  const Registers basic = cpuid(1, 0);
+  if (!all(basic.c, {12, 23, 27, 28, 29})) return found;  // FMA, POPCNT, OSXSAVE, AVX, F16C
+  const unsigned long long state = saved_state();
+  const Registers wide = cpuid(7, 0);
+  const Registers wide1 = wide.a >= 1 ? cpuid(7, 1) : Registers{};
+  constexpr unsigned long long kAvxState = 0x6, kAvx512State = 0xe6, kTileState = 0x60000;
+  found.avx2 = (state & kAvxState) == kAvxState && all(wide.b, {3, 5, 8});  // BMI1, AVX2, BMI2
+  found.avx512 = found.avx2 && (state & kAvx512State) == kAvx512State &&
+                 all(wide.b, {16, 17, 30, 31}) &&  // F, DQ, BW, VL
+                 all(wide.c, {1, 6, 11});          // VBMI, VBMI2, VNNI
+  found.avx512_bf16 = found.avx512 && all(wide1.a, {5});
+  found.amx = found.avx512_bf16 && (state & kTileState) == kTileState && all(wide.d, {22, 24, 25}) && amx_granted();
+  return found;
+}
+
+#else
+
+CpuFeatures detect() { return {}; }
+
+#endif
+
+bool has(const CpuFeatures& features, Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return features.avx2;
+    case Isa::kAvx512:
+      return features.avx512;
+    case Isa::kAmx:
+      return features.amx;
+    case Isa::kScalar:
+    case Isa::kAmxEmulated:
+      break;
+  }
+  return true;
+}
+
+Isa best(const CpuFeatures& features) {
+  if (features.amx) return Isa::kAmx;
+  if (features.avx512) return Isa::kAvx512;
+  return features.avx2 ? Isa::kAvx2 : Isa::kScalar;
+}
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+Isa select_isa() {
+  const char* wanted = std::getenv("HEBBLINE_ISA");
+  if (wanted == nullptr || *wanted == '\0') return best(cpu_features());
+  for (const auto& [isa, known] : kNames) {
+    if (known != wanted) continue;
+    if (!has(cpu_features(), isa)) {
+      throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + ": this processor lacks it; unset the variable");
+    }
+    return isa;
+  }
+  throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) +
+                           " is not one of scalar, avx2, avx512, amx, amx-emulated");
+}
+
+std::string name(Isa isa) { return std::string(kNames[static_cast<size_t>(isa)].second); }
+
+}  // namespace hebbline
