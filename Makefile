@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/hebbline demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -4,8 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..artifacts import InputError
 from ..artifacts.publish import check_target
-from ..console import Parser, console, fail, print_json
+from ..console import Parser, console, print_json
 
 if TYPE_CHECKING:
     from ..train.tasks import LanguageModelRecipe, TrainingResult
@@ -18,9 +19,11 @@ def main(arguments: list[str]) -> int:
     parser = recipe_parser()
     parser.add_argument("--out", type=Path, default=Path("runs/model"), help="where to publish the model directory")
     parser.add_argument("--json", action="store_true", help="print a summary as JSON")
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
+        raise InputError("name a recipe: a file, or a shipped one such as 'demo'")
+    if arguments[0] in ("-h", "--help"):
         _print_help(parser)
-        return 0 if arguments else fail("name a recipe: a file, or a shipped one such as 'demo'", exit_code=2)
+        return 0
     values = parser.parse_args([f"--recipe={recipe_path(arguments[0])}", *arguments[1:]])
     out, as_json = Path(values.pop("out")), values.pop("json")
     check_target(out)

@@ -6,7 +6,6 @@ status is the request's.
 
 import json
 from collections.abc import Generator, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +18,7 @@ from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 from ..artifacts import CheckError, InputError
 from .generation import Chunk
 from .sampling import SamplingParameters
+from .triton.protocol import INVALID_ARGUMENT
 from .triton.settings import MODEL_NAME
 
 Prompt = str | Sequence[int]
@@ -94,31 +94,40 @@ class Client:
         return np.array(self._only_chunk(request).prompt_log_probs, np.float64)
 
     def _only_chunk(self, request: service_pb2.ModelInferRequest) -> Chunk:
-        with closing(self._chunks(request)) as chunks:
-            return next(chunks)
+        return list(self._chunks(request))[-1]
 
     def _chunks(self, request: service_pb2.ModelInferRequest) -> Generator[Chunk, None, None]:
-        latest: Chunk | None = None
-        # With this header an error is the call's status, code and all, instead of a line of text.
-        metadata = [("triton_grpc_error", "true")]
-        call = self._stub.ModelStreamInfer(iter([request]), timeout=self._timeout, metadata=metadata)
+        """The chunks of one request; the last comes when the server has ended the call.
+
+        Triton 2.51 can crash where a call is cancelled in the moment in which it ends, and where a stream asks for
+        errors as gRPC statuses: so a finished call is read to its end, and errors come as text with a code before it.
+        """
+        chunk: Chunk | None = None
+        failure: str | None = None
+        call = self._stub.ModelStreamInfer(iter([request]), timeout=self._timeout)
         try:
             for response in call:
                 if response.error_message:
-                    raise CheckError(f"the server at {self.url} failed: {response.error_message}")
-                if response.infer_response.outputs:
-                    latest = _chunk(response.infer_response)
-                    yield latest
+                    failure = response.error_message
+                elif response.infer_response.outputs:
+                    chunk = _chunk(response.infer_response)
+                    if chunk.finish_reason is None:
+                        yield chunk
         except grpc.RpcError as error:
-            raise self._translated(error, has_answered=latest is not None) from error
+            raise self._translated(error, has_answered=chunk is not None) from error
         finally:
             call.cancel()
-        if latest is None or latest.finish_reason is None:
+        if failure is not None:
+            raise self._refused(failure)
+        if chunk is None or chunk.finish_reason is None:
             raise CheckError(f"the server at {self.url} ended the request before it was finished")
+        yield chunk
 
     def _request(
         self, prompt: Prompt, sampling: SamplingParameters | None, arguments: dict[str, Any]
     ) -> service_pb2.ModelInferRequest:
+        if not len(prompt):
+            raise InputError("the prompt is empty: it takes at least one token")
         tensors = {name: np.array([value]) for name, value in arguments.items()}
         if isinstance(prompt, str):
             tensors["text_input"] = np.array([prompt.encode()], dtype=object)
@@ -134,15 +143,20 @@ class Client:
 
     def _translated(self, error: grpc.RpcError, has_answered: bool = False) -> Exception:
         code, details = error.code(), error.details()
-        if code == grpc.StatusCode.INVALID_ARGUMENT:
-            return InputError(str(details))
         if has_answered and code == grpc.StatusCode.UNAVAILABLE:
             return CheckError(f"the server at {self.url} ended during the request: {details}")
-        if code == grpc.StatusCode.UNAVAILABLE and not self._is_reachable():
+        gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        if code in gone and not self._is_reachable():
             return InputError(f"no server answers at {self.url}: is `hebbline serve` running there?")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return CheckError(f"the server at {self.url} did not answer in time")
         return CheckError(f"the server at {self.url} failed: {details} ({code.name})")
+
+    def _refused(self, message: str) -> Exception:
+        code, _, words = message.partition(": ")
+        if code == INVALID_ARGUMENT:
+            return InputError(words)
+        return CheckError(f"the server at {self.url} failed: {message}")
 
     def _is_reachable(self) -> bool:
         try:

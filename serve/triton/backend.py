@@ -19,7 +19,7 @@ from ..generation import CANCELLED, Chunk
 from ..scheduler import Event, Failure, QueueFullError, Scheduler, Ticket, UnavailableError
 from ..tokenizer import load_tokenizer
 from .lifeline import watch_lifeline
-from .protocol import ParsedRequest, join_chunks, parse_request, response_tensors
+from .protocol import INVALID_ARGUMENT, ParsedRequest, join_chunks, parse_request, response_tensors
 from .settings import Settings
 
 CANCEL_POLL_SECONDS = 0.02
@@ -83,7 +83,7 @@ class Reply:
         if isinstance(event, Failure):
             self._fail(event.error)
         elif event.finish_reason == CANCELLED:
-            self._finish(_error_response("the request was cancelled", pb_utils.TritonError.CANCELLED))
+            self._finish(_error_response("CANCELLED", "the request was cancelled"))
         else:
             self._handle_chunk(event)
 
@@ -103,15 +103,14 @@ class Reply:
         self._sender.send(pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()]))
 
     def _fail(self, error: Exception) -> None:
-        codes = pb_utils.TritonError
         if isinstance(error, InputError):
-            code = codes.INVALID_ARG
+            code = INVALID_ARGUMENT
         elif isinstance(error, QueueFullError | UnavailableError):
-            code = codes.UNAVAILABLE
+            code = "UNAVAILABLE"
         else:
-            code = codes.INTERNAL
+            code = "INTERNAL"
             pb_utils.Logger.log_error(f"hebbline: a request failed: {type(error).__name__}: {error}")
-        self._finish(_error_response(str(error), code))
+        self._finish(_error_response(code, str(error)))
 
     def _finish(self, response: Any = None) -> None:
         self.is_open = False
@@ -188,5 +187,13 @@ def _give_up(reply: Reply, error: Exception) -> None:
     pb_utils.Logger.log_error(f"hebbline: cannot answer a request: {type(error).__name__}: {error}")
 
 
-def _error_response(message: str, code: int) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def _error_response(code: str, message: str) -> Any:
+    """The code is Triton's own for HTTP and unary calls, and the message's first word for a stream."""
+    codes = pb_utils.TritonError
+    numbers = {
+        INVALID_ARGUMENT: codes.INVALID_ARG,
+        "UNAVAILABLE": codes.UNAVAILABLE,
+        "CANCELLED": codes.CANCELLED,
+        "INTERNAL": codes.INTERNAL,
+    }
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{code}: {message}", numbers[code]))

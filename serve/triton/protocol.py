@@ -16,6 +16,8 @@ from ..generation import Chunk, GenerationRequest
 from ..sampling import SamplingParameters, parse_json_fields
 
 MAX_TEXT_BYTES = 16 << 20
+INVALID_ARGUMENT = "INVALID_ARGUMENT"
+"""The code before the message of an error that is the request's own fault; a stream carries no status of its own."""
 SAMPLING_FIELDS = ("max_tokens", "temperature", "top_k", "top_p", "seed")
 
 

@@ -40,7 +40,7 @@ def test_greedy_follows_the_runner(start, make_runner, alone):
     assert (last.finish_reason, last.num_input_tokens, last.num_output_tokens) == ("length", 3, 5)
 
 
-def test_many_requests_together_are_each_as_alone(make_runner, submit, alone):
+def test_many_requests_together_are_each_as_alone(start, make_runner, submit, alone):
     generator = np.random.default_rng(0)
     jobs = [
         (generator.integers(0, 256, generator.integers(1, 40)).tolist(), {"seed": n, "max_tokens": 1 + n % 13})

@@ -77,7 +77,12 @@ class RemovalConfig:
 
 @dataclass(frozen=True)
 class FractionConfig:
-    """The share of links replaced in an update: `initial` throughout, or falling to 0 along a cosine."""
+    """The share of links replaced in an update.
+
+    Args:
+        kind: "constant" throughout, or "cosine", falling from `initial` to 0 at the last update.
+        initial: the share at the start.
+    """
 
     kind: Literal["cosine", "constant"] = "cosine"
     initial: float = 0.1
@@ -88,7 +93,12 @@ class FractionConfig:
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """When masks change: every `every` optimizer steps, up to and including step `stop`."""
+    """When masks change.
+
+    Args:
+        every: optimizer steps between updates.
+        stop: the last step at which there may be an update.
+    """
 
     every: int = 100
     stop: int = 8000

@@ -1,9 +1,10 @@
 """The recipe of a language model: one YAML file, every field of which can be overridden on the command line."""
 
-from dataclasses import dataclass, field
-from importlib.resources import files
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from ...artifacts import InputError
@@ -157,10 +158,37 @@ def build_recipe(parser: Parser, values: Namespace) -> tuple[LanguageModelRecipe
 
 
 def recipe_path(recipe: str) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one."""
+    """The file of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        InputError: there is no such recipe, it is not YAML, or it has a field that recipes do not have.
+    """
+    path = _find_recipe(recipe)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    # The argument parser passes over an unknown field that holds an empty mapping, and fails on a section that is none.
+    _check_fields(path, LanguageModelRecipe, {} if content is None else content)
+    return path
+
+
+def _check_fields(path: Path, section: Any, content: Any, prefix: str = "") -> None:
+    """Refuse a field that the dataclass `section` does not have, and a section that is not a mapping."""
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of fields, not {content!r}")
+    types = {field.name: field.type for field in fields(section)}
+    for name, value in content.items():
+        if name not in types:
+            raise InputError(f"{path}: there is no field '{prefix}{name}'; the fields are {', '.join(types)}")
+        if is_dataclass(types[name]):
+            _check_fields(path, types[name], value, f"{prefix}{name}.")
+
+
+def _find_recipe(recipe: str) -> Path:
     if Path(recipe).is_file():
         return Path(recipe)
-    shipped = Path(str(files("hebbline.train") / "recipes"))
+    shipped = Path(__file__).parents[1] / "recipes"
     if (shipped / f"{recipe}.yaml").is_file():
         return shipped / f"{recipe}.yaml"
     names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))

@@ -1,0 +1,205 @@
+"""The real Triton server, over real gRPC: what is served is what torch computes from the same weights."""
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from hebbline.artifacts import CheckError, InputError
+from hebbline.serve.client import Client, _infer_request
+from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.triton.launch import TritonServer
+from hebbline.serve.triton.process import free_ports
+
+PROMPT = "the quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def network(long_artifact):
+    path = long_artifact.parent / "model"
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+
+
+def torch_greedy(network, ids, count):
+    with torch.inference_mode():
+        return network.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), max_new_tokens=count, do_sample=False
+        )[0, len(ids) :].tolist()
+
+
+def test_streamed_tokens_and_text_are_those_of_torch(client, network, tokenizer):
+    ids = tokenizer(PROMPT)["input_ids"]
+    chunks = list(client.stream(PROMPT, SamplingParameters(max_tokens=64)))
+    expected = torch_greedy(network, ids, 64)
+    assert [token for chunk in chunks for token in chunk.token_ids] == expected
+    assert PROMPT + "".join(chunk.text for chunk in chunks) == tokenizer.decode(ids + expected)
+    last = chunks[-1]
+    assert (last.finish_reason, last.num_input_tokens, last.num_output_tokens) == ("length", len(ids), 64)
+    assert len(chunks) == 64, "one response a token"
+
+
+def test_many_requests_together_are_each_as_alone(server, client, network):
+    generator = np.random.default_rng(0)
+    prompts = [generator.integers(0, 300, 3 + 7 * n).tolist() for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda ids: client.complete(ids, SamplingParameters(max_tokens=24)), prompts))
+    for ids, answer in zip(prompts, answers, strict=True):
+        assert list(answer.token_ids) == torch_greedy(network, ids, 24)
+
+
+def test_sampling_follows_its_seed_alone(client):
+    sampling = SamplingParameters(max_tokens=20, temperature=1.0, top_k=50, top_p=0.9, seed=7)
+    with ThreadPoolExecutor(4) as pool:
+        answers = {pool.submit(client.complete, PROMPT, sampling).result().token_ids for _ in range(4)}
+    assert len(answers) == 1
+    assert client.complete(PROMPT, SamplingParameters(max_tokens=20, temperature=1.0, seed=8)).token_ids not in answers
+
+
+def test_stop_string_ends_the_text_before_it(client):
+    whole = client.complete(PROMPT, SamplingParameters(max_tokens=40)).text
+    stop = whole[10:14]
+    cut = client.complete(PROMPT, SamplingParameters(max_tokens=40, stop=(stop,)))
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole[: whole.index(stop)]
+
+
+def test_log_probs_are_those_of_torch(client, network, tokenizer):
+    ids = tokenizer(PROMPT)["input_ids"]
+    with torch.inference_mode():
+        expected = torch.log_softmax(network(torch.tensor([ids])).logits[0].double(), -1)
+    scores = client.log_probs(ids)
+    assert np.abs(scores - [expected[i, token] for i, token in enumerate(ids[1:])]).max() < 1e-4
+    answer = client.complete(ids, SamplingParameters(max_tokens=1), return_log_probs=True)
+    assert answer.log_probs[0] == pytest.approx(float(expected[-1, answer.token_ids[0]]), abs=1e-4)
+
+
+def test_cancelled_requests_free_their_slots(client):
+    """The four slots are taken by requests that would last for seconds, and then left."""
+    streams = [client.stream(PROMPT, SamplingParameters(max_tokens=4000)) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    for stream in streams:
+        stream.close()
+    started = time.monotonic()
+    assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
+    assert time.monotonic() - started < 2
+
+
+def test_a_full_queue_is_refused_and_recovers(client):
+    """4 slots and 8 places in the queue: the thirteenth request at a time is one too many."""
+    streams = [client.stream(PROMPT, SamplingParameters(max_tokens=4000)) for _ in range(12)]
+    threads = [threading.Thread(target=lambda stream=stream: list(stream), daemon=True) for stream in streams[4:]]
+    for stream in streams[:4]:
+        next(stream)
+    calls = [Client(client.url, timeout=60) for _ in range(13)]
+    try:
+        with ThreadPoolExecutor(13) as pool:
+            outcomes = list(pool.map(lambda call: _first_or_error(call), calls))
+        assert sum("try again later" in str(outcome) for outcome in outcomes) >= 5
+    finally:
+        for stream in streams[:4]:
+            stream.close()
+        for call in calls:
+            call.close()
+    assert not any(thread.is_alive() for thread in threads)
+    assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
+
+
+def _first_or_error(client):
+    stream = client.stream(PROMPT, SamplingParameters(max_tokens=1))
+    try:
+        return next(stream)
+    except CheckError as error:
+        return error
+
+
+def test_the_final_response_is_empty_and_ids_are_echoed(server):
+    request = _infer_request(
+        {
+            "text_input": np.array([PROMPT.encode()], object),
+            "stream": np.array([True]),
+            "max_tokens": np.array([3], np.int32),
+        },
+        ["text_output"],
+    )
+    request.id = "request-17"
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        responses = [response.infer_response for response in stub.ModelStreamInfer(iter([request]), timeout=30)]
+    finals = [response.parameters["triton_final_response"].bool_param for response in responses]
+    assert finals == [False, False, False, True]
+    assert not responses[-1].outputs
+    assert [output.name for output in responses[0].outputs] == ["text_output"]
+    assert {response.id for response in responses} == {"request-17"}
+
+
+def test_http_streams_too(server):
+    """The named scalars of the protocol, through Triton's own generate_stream."""
+    body = json.dumps({"text_input": PROMPT, "max_tokens": 3, "temperature": 0.0, "stream": True}).encode()
+    url = f"http://127.0.0.1:{server.ports.http}/v2/models/llm/generate_stream"
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as response:
+        events = [json.loads(line[6:]) for line in response.read().decode().splitlines() if line.startswith("data: ")]
+    assert [event["token_ids"] for event in events[:3]]
+    assert events[2]["num_output_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        (PROMPT, {"max_tokens": 5000}, "more than the context of 4096 tokens"),
+        ([999_999], {}, "vocabulary"),
+        (PROMPT, {"max_tokens": 0}, "nothing to do"),
+    ],
+)
+def test_wrong_requests_are_refused_in_words(client, prompt, sampling, message):
+    with pytest.raises(InputError, match=message):
+        client.complete(prompt, SamplingParameters(**sampling))
+
+
+def test_a_server_that_is_not_there():
+    with Client(f"127.0.0.1:{free_ports().grpc}") as nobody, pytest.raises(InputError, match="no server answers"):
+        nobody.complete(PROMPT)
+
+
+def test_a_dead_model_process_is_replaced(server, client):
+    """Triton never does this itself: it goes on to call the model ready."""
+    stub = _stub_process(server)
+    stream = client.stream(PROMPT, SamplingParameters(max_tokens=4000))
+    next(stream)
+    os.kill(stub, signal.SIGKILL)
+    with pytest.raises(CheckError, match="ended during the request"):
+        list(stream)
+    client.wait_ready(60)
+    assert _stub_process(server) != stub
+    assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
+
+
+def _stub_process(server: TritonServer) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for entry in os.listdir("/proc"):
+            if entry.isdigit() and _is_stub_of(int(entry), server.pid):
+                return int(entry)
+        time.sleep(0.1)
+    raise AssertionError("the server has no model process")
+
+
+def _is_stub_of(process: int, parent: int | None) -> bool:
+    try:
+        with open(f"/proc/{process}/stat") as stat, open(f"/proc/{process}/cmdline") as command:
+            fields = stat.read().rpartition(")")[2].split()
+            return int(fields[1]) == parent and "triton_python_backend_stub" in command.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
