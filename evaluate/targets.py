@@ -85,7 +85,7 @@ def _served(address: str, tokenizer: Path | None) -> Target:
             f"to evaluate {GRPC_PREFIX}{address} give --tokenizer: the directory of the model that it serves"
         )
     client = Client(address)
-    client.wait_ready()
+    client.wait_ready(timeout=2)
     context_length = _context_length(tokenizer)
     return Target("triton", _tokenizer(tokenizer), _eos_token_id(tokenizer), context_length, client.log_probs)
 

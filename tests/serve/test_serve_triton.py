@@ -7,13 +7,14 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from hebbline.artifacts import CheckError, InputError
 from hebbline.serve.client import Client, _infer_request
@@ -189,17 +190,16 @@ def test_a_dead_model_process_is_replaced(server, client):
 def _stub_process(server: TritonServer) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and _is_stub_of(int(entry), server.pid):
-                return int(entry)
+        for process in Path("/proc").glob("[0-9]*"):
+            if _is_stub_of(process, server.pid):
+                return int(process.name)
         time.sleep(0.1)
     raise AssertionError("the server has no model process")
 
 
-def _is_stub_of(process: int, parent: int | None) -> bool:
+def _is_stub_of(process: Path, parent: int | None) -> bool:
     try:
-        with open(f"/proc/{process}/stat") as stat, open(f"/proc/{process}/cmdline") as command:
-            fields = stat.read().rpartition(")")[2].split()
-            return int(fields[1]) == parent and "triton_python_backend_stub" in command.read()
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        return int(fields[1]) == parent and "triton_python_backend_stub" in (process / "cmdline").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
