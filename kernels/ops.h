@@ -7,7 +7,7 @@
 
 namespace hebbline {
 
-// BitmaskLinear, CsrLinear, BlockLinear.
+// BitmaskLinear, CsrLinear, BlockLinear, and each with the endings Int8 and Int4.
 std::vector<const ort::CustomOp*> linear_ops();
 
 }  // namespace hebbline

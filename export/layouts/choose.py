@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 
 from .bitmask import BitmaskLayout
+from .block import BlockLayout
 from .csr import CsrLayout
 from .layout import Layout
+from .values import VALUE_TYPES
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (BitmaskLayout(), CsrLayout())}
+_ALL: list[Layout] = [
+    *map(BitmaskLayout, VALUE_TYPES.values()),
+    *map(CsrLayout, VALUE_TYPES.values()),
+    *map(BlockLayout, VALUE_TYPES.values()),
+]
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 FLOAT32_BYTES = 4
 
 
@@ -23,9 +30,7 @@ class Choice:
 def choose_layout(out_features: int, in_features: int, links: int) -> Choice:
     """The layout with the fewest bytes, dense included: a linear layer at few tokens is bound by the bytes it reads."""
     dense = out_features * in_features * FLOAT32_BYTES
-    sizes = {
-        name: layout.packed_bytes(out_features, in_features, links, FLOAT32_BYTES) for name, layout in LAYOUTS.items()
-    }
+    sizes = {name: LAYOUTS[name].packed_bytes(out_features, in_features, links) for name in ("bitmask", "csr")}
     best = min(sizes, key=lambda name: sizes[name])
     figures = ", ".join(f"{name} {size / dense:.3f}" for name, size in sizes.items())
     if sizes[best] >= dense:

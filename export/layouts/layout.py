@@ -1,45 +1,58 @@
-"""What a packed layout is: exact encoding, exact decoding, and the ONNX function that decodes it anywhere.
+"""What a packed layout is: encoding, decoding, and the ONNX function that decodes it anywhere.
 
-Legend: N out_features, K in_features, Z links (active weights), P = ceil(K / 8).
+Legend: N out_features, K in_features, Z links (active weights).
 """
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from .values import Tensors, ValueType
+
 DOMAIN = "ai.hebbline"
 DOMAIN_VERSION = 1
 OPSET = 24
 IR_VERSION = 11
-
-Tensors = Mapping[str, NDArray]
 
 
 class Layout(Protocol):
     """A way to store the active weights of one linear layer in ONNX tensors.
 
     The op `<op_type>` of domain `ai.hebbline` computes Y = X W^T (+ bias) from X [..., K], the tensors in the order of
-    `tensor_names`, and an optional bias [N]; attribute `in_features` is K.
+    `tensor_names`, and an optional bias [N]; attribute `in_features` is K. The rounding of X that comes with the value
+    type (see `values`) is part of the op.
+
+    An op's name ends in its value type where the function's body depends on it ("BitmaskLinearInt8"). Functions could
+    share a name and differ in `overload`, but the reference evaluator of ONNX then runs one body for all of them.
     """
 
     name: str
+    """Unique among layouts: "bitmask" for float32 values, "bitmask-int8" for others."""
     op_type: str
     tensor_names: tuple[str, ...]
+    values: ValueType
 
     def encode(self, weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> dict[str, NDArray]:
-        """Pack the active weights; active zeros are kept."""
+        """Pack the active weights; active zeros are kept. Raises ValueError where the layout cannot hold the layer."""
 
     def decode(self, tensors: Tensors, in_features: int) -> tuple[NDArray, NDArray[np.bool_]]:
-        """The weight [N, K] and mask [N, K] that `encode` was given, bit for bit; off the mask the weight is +0."""
+        """The weight [N, K] and mask [N, K] that the tensors stand for; off the mask the weight is +0.
 
-    def packed_bytes(self, out_features: int, in_features: int, links: int, value_bytes: int) -> int:
+        With float32 values they are what `encode` was given, bit for bit. Raises ValueError on damaged tensors.
+        """
+
+    def packed_bytes(self, out_features: int, in_features: int, links: int) -> int:
         """Bytes that a layer of this size takes."""
 
     def function(self) -> onnx.FunctionProto:
         """The op as a model-local function of standard ONNX ops: decode to dense, then Gemm."""
+
+
+def layout_name(structure: str, values: ValueType) -> str:
+    """The name of a structure with these values; float32 goes without saying."""
+    return structure if values.name == "float32" else f"{structure}-{values.name}"
 
 
 def check_mask_covers(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> None:

@@ -86,8 +86,8 @@ class CsrPacking : public Packing {
 
   static float weight(const SparseMatrix& matrix, int64_t n, int64_t z) {
     if (matrix.values != ValueType::kInt4) return matrix.weights_Z[z];
-    const int64_t group = matrix.group_size == 0 ? 0 : matrix.columns_Z[z] / matrix.group_size;
-    return matrix.weights_Z[z] * matrix.scales_NG[n * matrix.groups() + group];
+    const int64_t group = matrix.columns_Z[z] / matrix.group_width;
+    return matrix.weights_Z[z] * matrix.scales_NG[n * matrix.groups + group];
   }
 
   const float* matrix_scales() const { return row_scales_N_.empty() ? nullptr : row_scales_N_.data(); }

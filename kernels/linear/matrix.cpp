@@ -13,8 +13,11 @@ using ort::ElementType;
 using ort::TensorView;
 
 constexpr int64_t kLargestExtent = int64_t{1} << 24;  // far above any layer, far below what overflows
+constexpr int64_t kGroupStep = 64;                    // groups of columns are multiples of this
 // The sum of this many products of two int8 still fits int32.
 constexpr int64_t kQuantisedLinksPerRow = std::numeric_limits<int32_t>::max() / (127 * 128);
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 [[noreturn]] void refuse(const LinearTensors& t, const std::string& what) {
   throw ort::Error("node '" + t.node + "': " + what);
@@ -90,6 +93,20 @@ void check_flat_values(const LinearTensors& t, int64_t links) {
   }
 }
 
+// The groups that 4-bit scales [N, G] make of the columns.
+void take_groups(const LinearTensors& t, SparseMatrix& matrix) {
+  const auto& shape = t.scales->shape;
+  if (shape.size() != 2 || shape[0] != matrix.rows || shape[1] < 1 || shape[1] > matrix.columns + 1) {
+    refuse(t, "scales have shape " + shape_text(*t.scales) + ", not [out_features, groups]");
+  }
+  matrix.groups = shape[1];
+  const int64_t steps = ceil_div(matrix.columns, kGroupStep * matrix.groups);
+  matrix.group_width = kGroupStep * std::max<int64_t>(1, steps);
+  if (std::max<int64_t>(1, ceil_div(matrix.columns, matrix.group_width)) != matrix.groups) {
+    refuse(t, std::to_string(matrix.groups) + " groups of scales do not divide in_features into multiples of 64");
+  }
+}
+
 void take_scales(const LinearTensors& t, SparseMatrix& matrix) {
   if (!matrix.quantised()) {
     if (t.scales != nullptr) refuse(t, "scales are given, but values are " + name(t.values.type));
@@ -98,7 +115,7 @@ void take_scales(const LinearTensors& t, SparseMatrix& matrix) {
   if (t.scales == nullptr) refuse(t, "values are " + name(t.values.type) + ", but scales are not a constant input");
   check_type(t, "scales", *t.scales, ElementType::kFloat);
   if (matrix.values == ValueType::kInt8) check_shape(t, "scales", *t.scales, {matrix.rows});
-  if (matrix.values == ValueType::kInt4) check_shape(t, "scales", *t.scales, {matrix.rows, matrix.groups()});
+  if (matrix.values == ValueType::kInt4) take_groups(t, matrix);
   const auto scales = t.scales->as<float>();
   matrix.scales_NG.assign(scales.begin(), scales.end());
   for (const float scale : scales) {
@@ -120,9 +137,7 @@ SparseMatrix start(const LinearTensors& t, int64_t rows) {
   matrix.values = value_type(t);
   matrix.rows = checked_extent(t, "out_features", rows);
   matrix.columns = checked_extent(t, "in_features", t.in_features);
-  if (t.group_size < 0) refuse(t, "group_size is " + std::to_string(t.group_size));
-  if (t.group_size > 0 && matrix.values != ValueType::kInt4) refuse(t, "group_size is for 4-bit values only");
-  matrix.group_size = t.group_size;
+  matrix.group_width = matrix.columns;
   take_scales(t, matrix);
   return matrix;
 }
@@ -188,6 +203,12 @@ struct BlockShape {
   int64_t size, block_rows, block_columns;
 };
 
+int64_t block_out_features(const LinearTensors& t) {
+  check_type(t, "out_features", *t.out_features, ElementType::kInt64);
+  check_shape(t, "out_features", *t.out_features, {1});
+  return *static_cast<const int64_t*>(t.out_features->data);
+}
+
 BlockShape check_blocks(const LinearTensors& t) {
   const auto& shape = t.values.shape;
   const int64_t size = shape.size() == 3 ? shape[1] : 0;
@@ -195,9 +216,9 @@ BlockShape check_blocks(const LinearTensors& t) {
   if (size < 1 || size > 256 || shape[2] * row_values != size) {
     refuse(t, "values have shape " + shape_text(t.values) + ", not [blocks, b, b] with b from 1 to 256");
   }
-  const int64_t rows = checked_extent(t, "out_features", t.out_features);
+  const int64_t rows = checked_extent(t, "out_features", block_out_features(t));
   const int64_t columns = checked_extent(t, "in_features", t.in_features);
-  return {size, (rows + size - 1) / size, (columns + size - 1) / size};
+  return {size, ceil_div(rows, size), ceil_div(columns, size)};
 }
 
 // Appends the part of a block's row that lies within the matrix; refuses padding that is not 0.
@@ -269,7 +290,7 @@ SparseMatrix decode_csr(const LinearTensors& t) {
 
 SparseMatrix decode_block(const LinearTensors& t) {
   const BlockShape shape = check_blocks(t);
-  SparseMatrix matrix = start(t, t.out_features);
+  SparseMatrix matrix = start(t, block_out_features(t));
   const auto offsets = take_offsets(t, shape.block_rows, t.values.shape[0]);
   const auto block_columns = take_columns(t, offsets, shape.block_columns);
   matrix.row_offsets.push_back(0);

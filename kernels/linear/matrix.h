@@ -16,7 +16,7 @@ namespace hebbline {
 enum class ValueType { kFloat32, kBfloat16, kInt8, kInt4 };
 
 // Links in row-major order. `weights_Z` holds the values as float32: exact for float32 and bfloat16, the integers for
-// int8 and int4. The weight of link z in row n is weights_Z[z] * scales_NG[n * G + column / group_size].
+// int8 and int4. The weight of link z in row n is weights_Z[z] * scales_NG[n * G + column / group_width].
 struct SparseMatrix {
   int64_t rows = 0;
   int64_t columns = 0;
@@ -25,10 +25,10 @@ struct SparseMatrix {
   std::vector<int32_t> columns_Z;    // ascending in each row
   std::vector<float> weights_Z;
   std::vector<float> scales_NG;  // empty for float32 and bfloat16
-  int64_t group_size = 0;        // columns that share a scale; 0: the whole row, and G = 1
+  int64_t groups = 1;
+  int64_t group_width = 0;  // columns that share a scale: a multiple of 64, or all of them
 
   int64_t links() const { return static_cast<int64_t>(columns_Z.size()); }
-  int64_t groups() const { return group_size == 0 ? 1 : (columns + group_size - 1) / group_size; }
   bool quantised() const { return values == ValueType::kInt8 || values == ValueType::kInt4; }
   double density() const;
 };
@@ -37,13 +37,12 @@ struct SparseMatrix {
 struct LinearTensors {
   std::string node;  // for messages
   int64_t in_features = 0;
-  int64_t out_features = 0;  // BlockLinear only
-  int64_t group_size = 0;    // 4-bit values only; 0: the whole row
   ort::TensorView values;
-  const ort::TensorView* mask = nullptr;         // BitmaskLinear
-  const ort::TensorView* row_offsets = nullptr;  // CsrLinear, BlockLinear
-  const ort::TensorView* columns = nullptr;      // CsrLinear, BlockLinear
-  const ort::TensorView* scales = nullptr;       // int8 and 4-bit values
+  const ort::TensorView* mask = nullptr;          // BitmaskLinear
+  const ort::TensorView* row_offsets = nullptr;   // CsrLinear, BlockLinear
+  const ort::TensorView* columns = nullptr;       // CsrLinear, BlockLinear
+  const ort::TensorView* out_features = nullptr;  // BlockLinear
+  const ort::TensorView* scales = nullptr;        // int8 and 4-bit values
 };
 
 // Decode and check. Each throws ort::Error, naming the node and the tensor, where the tensors do not fit together;

@@ -1,4 +1,7 @@
-// BitmaskLinear, CsrLinear and BlockLinear: from a node's tensors to a packed weight, and from X to Y.
+// The linear ops: from a node's tensors to a packed weight, and from X to Y.
+//
+// For each form (Bitmask, Csr, Block) there is an op of float32 or bfloat16 values, told apart by the type of `values`,
+// one of int8 values and one of 4-bit values: see hebbline.export.layouts for why their names differ.
 
 #include <cmath>
 #include <cstring>
@@ -15,143 +18,167 @@ using ort::KernelContext;
 using ort::KernelInfo;
 using ort::TensorView;
 
-// Where a form has its inputs. X is input 0, `values` input 1.
-struct Form {
-  size_t bias, scales, activation_scale;
-};
+// What an op's name promises of its values.
+enum class Values { kFloat, kInt8, kInt4 };
 
-constexpr Form kBitmaskForm{3, 4, 5};
-constexpr Form kOffsetsForm{4, 5, 6};
-
-TensorView constant(const KernelInfo& info, const std::string& node, size_t index, const char* what) {
-  auto tensor = info.constant_input(index);
-  if (!tensor) throw ort::Error("node '" + node + "': " + what + " is not a constant input");
-  return *std::move(tensor);
-}
-
-int64_t attribute(const KernelInfo& info, const std::string& node, const char* what) {
-  const auto value = info.integer(what);
-  if (!value) throw ort::Error("node '" + node + "': attribute " + what + " is missing");
-  return *value;
-}
-
-// A kernel of the three forms; each decodes its own.
-class Linear {
+// Reads a node's constants; every failure names the node.
+class NodeReader {
  public:
-  void compute(KernelContext& context) const;
-
- protected:
-  Linear(const KernelInfo& info, Form form) : form_(form) {
-    const std::string given = info.node_name();
-    node_ = given.empty() ? "(unnamed)" : given;
-    tensors_.node = node_;
-    tensors_.in_features = attribute(info, node_, "in_features");
-    tensors_.group_size = info.integer("group_size").value_or(0);
-    tensors_.values = constant(info, node_, 1, "values");
-    scales_ = info.constant_input(form.scales);
-    tensors_.scales = scales_ ? &*scales_ : nullptr;
+  explicit NodeReader(const KernelInfo& info) : info_(info), name_(info.node_name()) {
+    if (name_.empty()) name_ = "(unnamed)";
   }
 
-  void pack(const SparseMatrix& matrix) {
-    rows_ = matrix.rows;
-    columns_ = matrix.columns;
-    quantised_ = matrix.quantised();
-    packing_ = pack_csr(matrix, select_isa());
+  const std::string& name() const { return name_; }
+
+  [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + name_ + "': " + what); }
+
+  TensorView constant(size_t index, const char* what) const {
+    auto tensor = info_.constant_input(index);
+    if (!tensor) refuse(std::string(what) + " is not a constant input");
+    return *std::move(tensor);
   }
 
-  std::string node_;
-  LinearTensors tensors_;
-
- private:
-  [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + node_ + "': " + what); }
-
-  std::vector<int64_t> output_shape(const TensorView& x) const {
-    if (x.shape.empty() || x.shape.back() != columns_) {
-      refuse("the last dimension of X is not in_features, " + std::to_string(columns_));
-    }
-    std::vector<int64_t> shape = x.shape;
-    shape.back() = rows_;
-    return shape;
+  int64_t integer(const char* what) const {
+    const auto value = info_.integer(what);
+    if (!value) refuse("attribute " + std::string(what) + " is missing");
+    return *value;
   }
 
-  const float* bias(const std::optional<TensorView>& tensor) const {
-    if (!tensor) return nullptr;
-    if (tensor->shape != std::vector<int64_t>{rows_}) refuse("bias has not the shape [out_features]");
-    return static_cast<const float*>(tensor->data);
-  }
-
-  std::optional<float> activation_scale(const KernelContext& context) const {
-    const auto tensor = context.input(form_.activation_scale);
-    if (!tensor) return std::nullopt;
-    if (!quantised_) refuse("activation_scale is given, but values are not int8 or 4-bit");
-    if (tensor->size() != 1) refuse("activation_scale is not a scalar");
-    const float scale = *static_cast<const float*>(tensor->data);
+  // The fixed scale of X at input `index`; nothing where it is 0 and tokens have their own.
+  std::optional<float> activation_scale(size_t index) const {
+    const TensorView tensor = constant(index, "activation_scale");
+    if (tensor.size() != 1) refuse("activation_scale is not one number");
+    const float scale = *static_cast<const float*>(tensor.data);
+    if (scale == 0) return std::nullopt;
     if (!(scale > 0) || !std::isfinite(scale)) refuse("activation_scale is not a positive number");
     return scale;
   }
 
-  Form form_;
-  std::optional<TensorView> scales_;
-  std::unique_ptr<Packing> packing_;
-  int64_t rows_ = 0, columns_ = 0;
-  bool quantised_ = false;
+ private:
+  const KernelInfo& info_;
+  std::string name_;
 };
 
-void Linear::compute(KernelContext& context) const {
-  const auto x = context.input(0);
-  const auto shape = output_shape(*x);
-  int64_t tokens = 1;
-  for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
-  const auto bias_N = context.input(form_.bias);
-  const Call call{static_cast<const float*>(x->data), tokens, bias(bias_N), activation_scale(context),
-                  context.float_output(0, shape)};
-  packing_->multiply(call, [&context](size_t count, const std::function<void(size_t)>& task) {
-    if (count == 1) return task(0);
-    context.parallel_for(count, task);
-  });
+// The tensors of a form, which decode() turns into a matrix. `count` inputs follow X.
+struct BitmaskForm {
+  static constexpr size_t kInputs = 2;
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const TensorView mask = node.constant(2, "mask");
+    tensors.mask = &mask;
+    return decode_bitmask(tensors);
+  }
+};
+
+struct CsrForm {
+  static constexpr size_t kInputs = 3;
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const TensorView offsets = node.constant(2, "row_offsets"), columns = node.constant(3, "columns");
+    tensors.row_offsets = &offsets;
+    tensors.columns = &columns;
+    return decode_csr(tensors);
+  }
+};
+
+struct BlockForm {
+  static constexpr size_t kInputs = 4;
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const TensorView offsets = node.constant(2, "row_offsets"), columns = node.constant(3, "columns"),
+                     out_features = node.constant(4, "out_features");
+    tensors.row_offsets = &offsets;
+    tensors.columns = &columns;
+    tensors.out_features = &out_features;
+    return decode_block(tensors);
+  }
+};
+
+void check_values(const NodeReader& node, Values values, ElementType type) {
+  const bool fits = values == Values::kInt8   ? type == ElementType::kInt8
+                    : values == Values::kInt4 ? type == ElementType::kUint8
+                                              : type == ElementType::kFloat || type == ElementType::kBfloat16;
+  if (!fits) node.refuse("values are " + name(type) + ", which is not of this op");
 }
 
-class BitmaskLinear : public Linear {
+template <class Form, Values kValues>
+class Linear {
  public:
-  explicit BitmaskLinear(const KernelInfo& info) : Linear(info, kBitmaskForm) {
-    const TensorView mask = constant(info, node_, 2, "mask");
-    tensors_.mask = &mask;
-    pack(decode_bitmask(tensors_));
+  // X, the form's tensors, scales and activation_scale where values are quantised, and bias.
+  static constexpr size_t kScales = 1 + Form::kInputs;
+  static constexpr size_t kBias = kScales + (kValues == Values::kFloat ? 0 : 2);
+
+  explicit Linear(const KernelInfo& info) {
+    const NodeReader node(info);
+    node_ = node.name();
+    const SparseMatrix matrix = decode(node);
+    rows_ = matrix.rows;
+    columns_ = matrix.columns;
+    if (matrix.quantised()) activation_scale_ = node.activation_scale(kScales + 1);
+    packing_ = pack_csr(matrix, select_isa());
   }
+
+  void compute(KernelContext& context) const {
+    const auto x = context.input(0);
+    std::vector<int64_t> shape = x->shape;
+    if (shape.empty() || shape.back() != columns_) {
+      refuse("the last dimension of X is not in_features, " + std::to_string(columns_));
+    }
+    shape.back() = rows_;
+    int64_t tokens = 1;
+    for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
+    const auto bias = context.input(kBias);
+    if (bias && bias->shape != std::vector<int64_t>{rows_}) refuse("bias has not the shape [out_features]");
+    const Call call{static_cast<const float*>(x->data), tokens, bias ? static_cast<const float*>(bias->data) : nullptr,
+                    activation_scale_, context.float_output(0, shape)};
+    packing_->multiply(call, [&context](size_t count, const std::function<void(size_t)>& task) {
+      if (count == 1) return task(0);
+      context.parallel_for(count, task);
+    });
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + node_ + "': " + what); }
+
+  static SparseMatrix decode(const NodeReader& node) {
+    LinearTensors tensors;
+    tensors.node = node.name();
+    tensors.in_features = node.integer("in_features");
+    tensors.values = node.constant(1, "values");
+    check_values(node, kValues, tensors.values.type);
+    if constexpr (kValues == Values::kFloat) return Form::decode(node, tensors);
+    const TensorView scales = node.constant(kScales, "scales");
+    tensors.scales = &scales;
+    return Form::decode(node, tensors);
+  }
+
+  std::string node_;
+  std::unique_ptr<Packing> packing_;
+  int64_t rows_ = 0, columns_ = 0;
+  std::optional<float> activation_scale_;
 };
 
-class CsrLinear : public Linear {
- public:
-  explicit CsrLinear(const KernelInfo& info) : Linear(info, kOffsetsForm) {
-    const TensorView offsets = constant(info, node_, 2, "row_offsets"), columns = constant(info, node_, 3, "columns");
-    tensors_.row_offsets = &offsets;
-    tensors_.columns = &columns;
-    pack(decode_csr(tensors_));
-  }
-};
-
-class BlockLinear : public Linear {
- public:
-  explicit BlockLinear(const KernelInfo& info) : Linear(info, kOffsetsForm) {
-    const TensorView offsets = constant(info, node_, 2, "row_offsets"), columns = constant(info, node_, 3, "columns");
-    tensors_.out_features = attribute(info, node_, "out_features");
-    tensors_.row_offsets = &offsets;
-    tensors_.columns = &columns;
-    pack(decode_block(tensors_));
-  }
-};
+// The ops of a form; `tensors` are the types of its inputs after `values`.
+template <class Form>
+void add_ops(const std::string& name, const std::vector<ort::InputSpec>& tensors,
+             std::vector<const ort::CustomOp*>& ops) {
+  std::vector<ort::InputSpec> plain{{ElementType::kFloat}, {ElementType::kUndefined}};
+  plain.insert(plain.end(), tensors.begin(), tensors.end());
+  std::vector<ort::InputSpec> scaled = plain;
+  scaled.insert(scaled.end(), {{ElementType::kFloat}, {ElementType::kFloat}});
+  for (auto* inputs : {&plain, &scaled}) inputs->push_back({ElementType::kFloat, true});
+  static const ort::Op<Linear<Form, Values::kFloat>> floats(name, plain);
+  static const ort::Op<Linear<Form, Values::kInt8>> int8(name + "Int8", scaled);
+  static const ort::Op<Linear<Form, Values::kInt4>> int4(name + "Int4", scaled);
+  ops.insert(ops.end(), {&floats, &int8, &int4});
+}
 
 }  // namespace
 
 std::vector<const ort::CustomOp*> linear_ops() {
-  constexpr ElementType kAny = ElementType::kUndefined, kFloat = ElementType::kFloat;
-  static const ort::Op<BitmaskLinear> bitmask(
-      "BitmaskLinear", {{kFloat}, {kAny}, {ElementType::kUint8}, {kFloat, true}, {kFloat, true}, {kFloat, true}});
-  const std::vector<ort::InputSpec> by_offsets{{kFloat},       {kAny},         {ElementType::kInt32}, {kAny},
-                                               {kFloat, true}, {kFloat, true}, {kFloat, true}};
-  static const ort::Op<CsrLinear> csr("CsrLinear", by_offsets);
-  static const ort::Op<BlockLinear> block("BlockLinear", by_offsets);
-  return {&bitmask, &csr, &block};
+  const ort::InputSpec offsets{ElementType::kInt32}, columns{ElementType::kUndefined};
+  std::vector<const ort::CustomOp*> ops;
+  add_ops<BitmaskForm>("BitmaskLinear", {{ElementType::kUint8}}, ops);
+  add_ops<CsrForm>("CsrLinear", {offsets, columns}, ops);
+  add_ops<BlockForm>("BlockLinear", {offsets, columns, {ElementType::kInt64}}, ops);
+  return ops;
 }
 
 }  // namespace hebbline

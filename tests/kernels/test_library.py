@@ -38,7 +38,7 @@ def test_a_file_that_is_no_library_is_refused(monkeypatch, tmp_path):
 
 
 def register_with(version: bytes, entries: int = ENTRIES, offered: int = 16) -> bytes:
-    """What the library answers to an ONNX Runtime of this version whose table has CreateStatus and nothing else real."""
+    """What the library answers to an ONNX Runtime of this version, all of whose entries are CreateStatus."""
     messages = []
 
     def create_status(_code, message):
