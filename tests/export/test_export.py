@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from tiny import make_llama
 
 from hebbline.artifacts import CheckError, DamagedArtifactError, InputError, UnsupportedModelError, read_manifest
-from hebbline.export import export_model, exporter
+from hebbline.export import export_model, exporter, verify
 from hebbline.export.graph import load_source
 from hebbline.export.layouts import LAYOUTS
-from hebbline.export.verify import torch_greedy
+from hebbline.export.verify import float32_rounding, torch_greedy
 from hebbline.serve.engine.onnxruntime import OnnxRunner
 
 PROJECTIONS = 14
@@ -137,6 +137,21 @@ def test_half_precision_weights_are_taken_exactly(tokenizer, tmp_path):
     source = load_source(save_plain(tmp_path / "model", model, tokenizer))
     name = "model.layers.0.mlp.up_proj"
     np.testing.assert_array_equal(source.weight(name), model.get_parameter(f"{name}.weight").float().detach().numpy())
+
+
+def test_a_model_that_amplifies_rounding_is_measured_by_its_own(tokenizer, tmp_path):
+    """Logits in the thousands: no float32 computation is within 1e-4 of another one in a different order."""
+    model = make_llama(len(tokenizer), tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1000)
+    parity = export_model(save_plain(tmp_path / "model", model, tokenizer), tmp_path / "artifact").parity
+    assert 1e-4 < parity.full_forward <= parity.logit_tolerance
+    assert parity.logit_tolerance == 4 * float32_rounding(model, sequence_of_the_gate(model))
+
+
+def sequence_of_the_gate(model):
+    prompt = verify._prompts(model.config.vocab_size)[0]
+    return [*prompt, *torch_greedy(model, prompt, verify.GREEDY_TOKENS)[0]]
 
 
 def test_parity_failure_publishes_nothing(tiny_model_directory, tmp_path, monkeypatch):
