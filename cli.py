@@ -10,6 +10,7 @@ from .console import fail
 COMMANDS = {
     "train": ("train", "train a sparse model from a recipe"),
     "export": ("export", "turn a trained model into a sparse ONNX artifact"),
+    "pack": ("pack", "pack the zeros of any ONNX file"),
     "serve": ("serve", "serve an artifact over gRPC with Triton Inference Server"),
     "query": ("query", "stream a completion from a served model"),
     "eval": ("evaluate", "perplexity of a model, an artifact or a grpc:// URL"),

@@ -3,8 +3,6 @@
 Legend: N out_features, K in_features.
 """
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,18 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .layouts import Choice
+from .page import STYLE, local_density, picture
 from .verify import ParityFigures
-
-_PICTURE_CELLS = 48
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
-th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #dde3ea; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { image-rendering: pixelated; width: 96px; border: 1px solid #dde3ea; }
-.reason { color: #5b6675; font-size: 13px; }
-"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ def _html(report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> str:
         for name, value in report.parity.to_json().items()
     )
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{_STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{STYLE}</style></head><body>
 <h1>Export report</h1>
 <p>{escape(report.masks)}. {len(report.layers)} projections hold {report.density:.1%} of their possible links. The ONNX
 files take {report.file_bytes / 1e6:.2f} MB; the same model dense would take {report.dense_bytes / 1e6:.2f} MB.</p>
@@ -122,21 +110,5 @@ def _row(layer: LayerReport, mask_NK: NDArray[np.bool_]) -> str:
     cells = "".join(f'<td class="number">{value}</td>' for value in figures)
     cells += f'<td>{layer.layout}<div class="reason">{escape(layer.reason)}</div></td>'
     cells += "".join(f'<td class="number">{value}</td>' for value in sizes)
-    picture = f'<img alt="mask of {escape(layer.name)}" src="data:image/png;base64,{_picture(mask_NK)}">'
-    return f"<tr><td>{picture}</td><td>{escape(layer.name)}</td>{cells}</tr>"
-
-
-def _picture(mask_NK: NDArray[np.bool_]) -> str:
-    """A PNG of local densities, in base64."""
-    from matplotlib import image
-
-    buffer = io.BytesIO()
-    image.imsave(buffer, local_density(mask_NK, _PICTURE_CELLS), cmap="Blues", vmin=0, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def local_density(mask_NK: NDArray[np.bool_], cells: int) -> NDArray[np.float64]:
-    """Share of links in each field of a grid of at most `cells` x `cells` over the mask."""
-    rows, columns = (np.linspace(0, size, min(cells, size) + 1).astype(int) for size in mask_NK.shape)
-    sums = np.add.reduceat(np.add.reduceat(mask_NK.astype(np.int64), rows[:-1], axis=0), columns[:-1], axis=1)
-    return sums / np.outer(np.diff(rows), np.diff(columns))
+    image = picture(local_density(mask_NK), layer.name)
+    return f"<tr><td>{image}</td><td>{escape(layer.name)}</td>{cells}</tr>"

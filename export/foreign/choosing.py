@@ -1,0 +1,127 @@
+"""Whether a weight is packed, in which layout, and the reason in words.
+
+Legend: N out_features, K in_features.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..layouts import Layout, choose_layout
+from .options import PackOptions
+
+
+@dataclass(frozen=True)
+class Times:
+    """Time of a layer dense and packed, for one token or for many by the objective.
+
+    `unit` says of what they are numbers: microseconds measured here, or what the cost model predicts.
+    """
+
+    dense: float
+    packed: float
+    unit: str
+
+    @property
+    def speedup(self) -> float:
+        """Dense over packed."""
+        return self.dense / self.packed
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The layout that a weight gets (None: it is left), its bytes, and why."""
+
+    layout: Layout | None
+    packed_bytes: int
+    reason: str
+    times: Times | None = None
+
+
+Measure = Callable[[NDArray[np.float32], NDArray[np.bool_]], tuple[Layout | None, Times, str]]
+"""Times the candidates for W [N, K] and its mask: the fastest (None: dense), its times, and the figures in words."""
+
+
+def decide(
+    weight_NK: NDArray[np.float32],
+    mask_NK: NDArray[np.bool_],
+    stored_bytes: int,
+    stays: str | None,
+    options: PackOptions,
+    measure: Measure | None,
+) -> Decision:
+    """Choose for one weight.
+
+    Args:
+        weight_NK, mask_NK: the weight and its non-zeros.
+        stored_bytes: what the file holds for it now.
+        stays: what else reads the dense weight, so that it stays in the file; None where nothing does.
+        options: of the whole run.
+        measure: times candidates; None asks the cost model.
+    """
+    if weight_NK.size == 0:
+        return Decision(None, stored_bytes, "left: one of its dimensions is 0")
+    links = int(np.count_nonzero(mask_NK))
+    if links == weight_NK.size:
+        return Decision(None, stored_bytes, "left: none of its weights is zero")
+    if options.values != "float32" and not np.isfinite(weight_NK).all():
+        return Decision(None, stored_bytes, f"left: it has infinite or NaN weights, which {options.values} cannot hold")
+    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure)
+    if layout is None:
+        return Decision(None, stored_bytes, reason, times)
+    return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
+
+
+def _candidate(
+    weight_NK: NDArray[np.float32],
+    mask_NK: NDArray[np.bool_],
+    links: int,
+    options: PackOptions,
+    measure: Measure | None,
+) -> tuple[Layout | None, int, Times | None, str]:
+    """The best layout by measurement or by the cost model, with bytes, times and reason."""
+    out_features, in_features = weight_NK.shape
+    if measure is not None:
+        layout, measured, reason = measure(weight_NK, mask_NK)
+        size = 0 if layout is None else layout.packed_bytes(out_features, in_features, links)
+        return layout, size, measured, reason
+    choice = choose_layout(out_features, in_features, links)
+    times = None
+    if choice.layout is not None:
+        # A linear layer of few tokens takes the time that its bytes take to be read.
+        times = Times(choice.dense_bytes / 1e3, choice.packed_bytes / 1e3, "kB read")
+    return choice.layout, choice.packed_bytes, times, choice.reason
+
+
+def _check(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:
+    """Leave a weight whose packed form is no gain by what the user asked for."""
+    times, size = decision.times, decision.packed_bytes
+    if size >= stored_bytes:
+        kept = f"left: packed it would take {size:,} bytes, the file holds it in {stored_bytes:,}"
+        return Decision(None, stored_bytes, kept, times)
+    if options.objective == "size" and stays is not None:
+        return Decision(None, stored_bytes, f"left: {stays}, so that packing adds {size:,} bytes", times)
+    if times is not None and times.speedup < options.min_speedup:
+        kept = f"left: its speed-up {times.speedup:.2f} is below {options.min_speedup:g} ({decision.reason})"
+        return Decision(None, stored_bytes, kept, times)
+    return decision
+
+
+def split_zeros(weight_NK: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
+    """The weight with +0 for every zero, the mask of its non-zeros, and the number of -0 among the zeros.
+
+    Multiplying by a mask leaves -0 where a negative weight was. It is no link: it adds nothing to a sum.
+    """
+    mask_NK = weight_NK != 0
+    minus_zeros = int(np.count_nonzero(~mask_NK & np.signbit(weight_NK)))
+    if minus_zeros:
+        weight_NK = np.where(mask_NK, weight_NK, np.float32(0))
+    return weight_NK, mask_NK, minus_zeros
+
+
+def digest(weight_NK: NDArray[np.float32]) -> str:
+    """What tells two weights apart: shape and bits."""
+    return hashlib.sha256(repr(weight_NK.shape).encode() + weight_NK.tobytes()).hexdigest()

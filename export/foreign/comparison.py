@@ -1,0 +1,257 @@
+"""The gate: the packed model against the original, in ONNX Runtime, on random inputs.
+
+Both run in a process of their own (`model_runs`). The packed model may differ from the original by rounding. How much
+rounding matters depends on the model, so the original is run in two ways, with and without ONNX Runtime's fusions: the
+packed model must be as close to one of the two as they are to each other, or within a small fixed tolerance.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from ...artifacts import CheckError, InputError
+from .inputs import NoInputsError, input_attempts
+
+TOLERANCE = 1e-4
+"""Largest difference allowed, over the largest magnitude of an output."""
+HALF_FACTOR = 40.0
+"""Half precision has so much less: outputs of that type may differ by as much more."""
+NOISE_FACTOR = 4.0
+ROUNDING_OPS = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "Round", "Floor", "Ceil", "Sign", "ArgMax", "ArgMin", "TopK", "Where"}
+    | {"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "NonMaxSuppression"}
+)
+"""Operators that can turn a difference in the last bit into a whole step."""
+ROUNDING_SHARE = 0.05
+_FEEDS = 2
+_SECONDS = 1800
+_RUNNER = Path(__file__).with_name("model_runs.py")
+_UNKNOWN_OP = ("not a registered function/op", "NOT_IMPLEMENTED", "No opset import for domain")
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """What the comparison of whole models found.
+
+    `difference`: the largest, over the largest magnitude of its output; None where nothing was compared, with the
+    reason in `note`. `noise`: the same between the original's own two ways; `allowed`: what was allowed (None: inexact
+    values, reported only). `outputs`: numbers compared. `with_library`: the difference with the op library registered.
+    """
+
+    difference: float | None
+    noise: float | None
+    allowed: float | None
+    outputs: int
+    with_library: float | None
+    note: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures by name."""
+        return asdict(self)
+
+
+def compare_models(
+    source: Path,
+    original: Path,
+    packed: Path,
+    proto: ModelProto,
+    scratch: Path,
+    *,
+    exact: bool,
+    operators: frozenset[str],
+    library: str | None,
+) -> EndToEnd:
+    """Run both models and compare.
+
+    Args:
+        source: the user's file, for messages.
+        original, packed: the files to run; `original` is a checked copy.
+        proto: a model with the original's inputs.
+        scratch: a directory for inputs and outputs.
+        exact: whether the packed weights are the original ones; other results are reported, not judged.
+        operators: those of the original, to tell whether it rounds.
+        library: path of the op library to run the packed model with as well.
+
+    Raises:
+        InputError: ONNX Runtime cannot load the original, or it brings the process down.
+        CheckError: the packed model cannot run, or differs by more than is allowed.
+    """
+    try:
+        attempts = input_attempts(proto, _FEEDS)
+    except NoInputsError as error:
+        return _not_compared(f"no inputs could be made up: {error}")
+    models: list[tuple[Path, bool, str | None]] = [
+        (original, False, None),
+        (original, True, None),
+        (packed, False, None),
+        (packed, True, None),
+    ]
+    if library is not None:
+        models.append((packed, True, library))
+    answer = _run(source, models, attempts, scratch)
+    first = answer["models"][0]
+    if first["load_error"] and not any(text in first["error"] for text in _UNKNOWN_OP):
+        raise InputError(f"{source}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_line(first['error'])}")
+    if answer["attempt"] is None:
+        fault = answer["errors"][0] if answer["errors"] else first["error"]
+        return _not_compared(f"the original does not run on made-up inputs: {_line(fault)}")
+    for (path, _, used), result in zip(models[1:], answer["models"][1:], strict=True):
+        if result["error"] is not None and path == packed:
+            kind = "with the op library" if used else "in ONNX Runtime"
+            raise CheckError(
+                f"{source}: the packed model fails {kind}: {_line(result['error'])}; nothing was published"
+            )
+    return _judge(source, [_outputs(result) for result in answer["models"]], operators, exact)
+
+
+def _judge(source: Path, outputs: list[list[NDArray] | None], operators: frozenset[str], exact: bool) -> EndToEnd:
+    plain, fused, *packed = outputs
+    assert plain is not None, "the original ran"
+    references = [plain] if fused is None else [plain, fused]
+    noise = 0.0 if fused is None else _difference(fused, plain)
+    results = [result for result in packed if result is not None]
+    differences = [min(_difference(result, reference) for reference in references) for result in results]
+    allowed = max(TOLERANCE, NOISE_FACTOR * noise)
+    worst = max(differences)
+    note = "outputs agree" if worst <= allowed else ""
+    if exact and not worst <= allowed:
+        note = _excuse(source, results, references, operators, worst, allowed)
+    elif not exact:
+        note = "values are rounded: the difference is reported, not judged"
+    return EndToEnd(
+        difference=worst,
+        noise=noise,
+        allowed=allowed if exact else None,
+        outputs=sum(array.size for array in plain),
+        with_library=differences[2] if len(differences) > 2 else None,
+        note=note,
+    )
+
+
+def _excuse(
+    source: Path,
+    results: list[list[NDArray]],
+    references: list[list[NDArray]],
+    operators: frozenset[str],
+    worst: float,
+    allowed: float,
+) -> str:
+    """In a model that rounds, a few numbers may differ by a step; raises CheckError where it is more than that."""
+    rounding = sorted(ROUNDING_OPS & operators)
+    share = max(min(_share_off(result, reference, allowed) for reference in references) for result in results)
+    if not rounding or not share <= ROUNDING_SHARE:
+        raise CheckError(
+            f"{source}: outputs of the packed model differ by {worst:.1e} of their largest magnitude, over "
+            f"{allowed:.1e}; nothing was published"
+        )
+    return f"{share:.1%} of the outputs differ by a step of {', '.join(rounding)}; every layer alone agrees"
+
+
+def _run(
+    source: Path,
+    models: Sequence[tuple[Path, bool, str | None]],
+    attempts: list[list[dict[str, NDArray]]],
+    scratch: Path,
+) -> dict[str, Any]:
+    request = {
+        "threads": min(2, os.cpu_count() or 1),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "inputs": list(attempts[0][0]),
+        "attempts": _save_feeds(attempts, scratch),
+        "models": [{"path": str(path), "optimize": fused, "library": library} for path, fused, library in models],
+        "out": str(scratch),
+    }
+    (scratch / "request.json").write_text(json.dumps(request))
+    command = [sys.executable, "-I", str(_RUNNER), str(scratch / "request.json")]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{source}: the model did not finish within {_SECONDS} s on small inputs") from error
+    if done.returncode != 0:
+        raise _died(source, models, done)
+    answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text())
+    return answer
+
+
+def _died(
+    source: Path, models: Sequence[tuple[Path, bool, str | None]], done: subprocess.CompletedProcess[str]
+) -> InputError | CheckError:
+    stages = done.stdout.split()
+    index = int(stages[-1]) if stages else 0
+    how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}: {_line(done.stderr)}"
+    if models[index][0] == models[0][0]:
+        return InputError(f"{source}: ONNX Runtime {onnxruntime.__version__} died running it ({how})")
+    return CheckError(f"{source}: ONNX Runtime died running the packed model ({how}); nothing was published")
+
+
+def _save_feeds(attempts: list[list[dict[str, NDArray]]], scratch: Path) -> list[list[str]]:
+    paths = []
+    for number, feeds in enumerate(attempts):
+        paths.append([str(scratch / f"feeds_{number}_{place}.npz") for place in range(len(feeds))])
+        for path, feed in zip(paths[-1], feeds, strict=True):
+            np.savez(path, *feed.values())
+    return paths
+
+
+def _outputs(result: dict[str, Any]) -> list[NDArray] | None:
+    """All outputs of all feeds, in order; None where the model did not run."""
+    if result["error"] is not None:
+        return None
+    arrays: list[NDArray] = []
+    for path in result["outputs"]:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays += [archive[str(place)] for place in range(len(archive.files))]
+    return arrays
+
+
+def _difference(actual: list[NDArray], expected: list[NDArray]) -> float:
+    """Largest difference of any output over its largest magnitude; infinite where shapes or texts differ."""
+    if len(actual) != len(expected):
+        return float("inf")
+    return max((_array_difference(a, b) for a, b in zip(actual, expected, strict=True)), default=0.0)
+
+
+def _array_difference(actual: NDArray, expected: NDArray) -> float:
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return float("inf")
+    off = _off(actual, expected)
+    return float(off.max(initial=0.0))
+
+
+def _off(actual: NDArray, expected: NDArray) -> NDArray[np.float64]:
+    """Difference of each number over the output's largest magnitude."""
+    if actual.dtype.kind not in "fiub":
+        return np.where(actual == expected, 0.0, np.inf)
+    first, second = actual.astype(np.float64), expected.astype(np.float64)
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    scale = np.abs(second[np.isfinite(second)]).max(initial=0.0) or 1.0
+    scale *= HALF_FACTOR if actual.dtype == np.float16 else 1.0
+    with np.errstate(invalid="ignore"):
+        off = np.where(same, 0.0, np.abs(first - second) / scale)
+    return np.where(np.isnan(off), np.inf, off)
+
+
+def _share_off(actual: list[NDArray], expected: list[NDArray], allowed: float) -> float:
+    """Share of numbers that differ by more than is allowed; 1 where shapes differ."""
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(actual, expected, strict=True)):
+        return 1.0
+    off = sum(int((_off(a, b) > allowed).sum()) for a, b in zip(actual, expected, strict=True))
+    return off / max(1, sum(array.size for array in expected))
+
+
+def _not_compared(reason: str) -> EndToEnd:
+    return EndToEnd(None, None, None, 0, None, f"{reason}; every layer was verified alone")
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").split())[:300]

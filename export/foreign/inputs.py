@@ -1,0 +1,89 @@
+"""Random inputs for a graph that nobody described: shapes from the graph, small sizes for its symbolic dimensions.
+
+Several choices of the symbolic sizes are made. Distinct ones come first, since they tell dimensions apart; a graph may
+tie dimensions together in ways that its inputs do not say, and then equal ones are accepted.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from .files import quoted
+
+_DISTINCT = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+_EQUAL = (2, 1, 4, 8, 16, 32, 64, 224)
+_MOST_ELEMENTS = 1 << 26
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+_INTEGERS = (
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+)
+
+
+class NoInputsError(Exception):
+    """Inputs cannot be made up for this graph; the message says for which input and why."""
+
+
+def input_attempts(model: ModelProto, feeds: int, seed: int = 0) -> list[list[dict[str, NDArray]]]:
+    """Sets of inputs to try: for each choice of symbolic sizes, `feeds` random ones of the same shapes.
+
+    Raises:
+        NoInputsError: an input is no dense tensor of numbers, has no shape, or is too large.
+    """
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initialized]
+    rng = np.random.default_rng(seed)
+    attempts: list[list[dict[str, NDArray]]] = []
+    shapes_seen = set()
+    for sizes in (_distinct_sizes(), *(_equal_sizes(size) for size in _EQUAL)):
+        shapes = {value.name: _shape(value, sizes) for value in inputs}
+        if tuple(shapes.items()) in shapes_seen:
+            continue
+        shapes_seen.add(tuple(shapes.items()))
+        if sum(math.prod(shape) for shape in shapes.values()) <= _MOST_ELEMENTS:
+            attempts.append(
+                [{value.name: _values(value, shapes[value.name], rng) for value in inputs} for _ in range(feeds)]
+            )
+    if not attempts:
+        raise NoInputsError(f"its inputs have more than {_MOST_ELEMENTS} elements")
+    return attempts
+
+
+Sizes = Callable[[str], int]
+
+
+def _distinct_sizes() -> Sizes:
+    known: dict[str, int] = {}
+    return lambda name: known.setdefault(name, _DISTINCT[len(known) % len(_DISTINCT)])
+
+
+def _equal_sizes(size: int) -> Sizes:
+    return lambda name: size
+
+
+def _shape(value: ValueInfoProto, sizes: Sizes) -> tuple[int, ...]:
+    kind = value.type
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        raise NoInputsError(f"input {quoted(value.name)} is no tensor, or has no shape")
+    shape = []
+    for place, dimension in enumerate(kind.tensor_type.shape.dim):
+        fixed = dimension.HasField("dim_value") and dimension.dim_value >= 0  # some exporters write -1 for a free one
+        name = dimension.dim_param or f"{value.name}.{place}"
+        shape.append(dimension.dim_value if fixed else sizes(name))
+    return tuple(shape)
+
+
+def _values(value: ValueInfoProto, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray:
+    kind = value.type.tensor_type.elem_type
+    if kind in _FLOATS:
+        return rng.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+    if kind == TensorProto.BOOL:
+        return np.ones(shape, bool)
+    if kind in _INTEGERS:
+        # Zero and one are in range for a token, a position and a length; a mask of zeros would hide everything.
+        low = 1 if "mask" in value.name.lower() else 0
+        return rng.integers(low, 2, shape).astype(helper.tensor_dtype_to_np_dtype(kind))
+    raise NoInputsError(f"input {quoted(value.name)} has the element type {TensorProto.DataType.Name(kind)}")

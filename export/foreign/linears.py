@@ -1,0 +1,246 @@
+"""Finding the linear layers of a graph: products with a constant matrix, and the bias that can be folded into them.
+
+Legend: N out_features, K in_features. A layer is Y = X W^T with W [N, K].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from .bodies import Body, Readers, ValueTypes, node_title
+from .document import Document
+from .weights import Constant, NotConstant, Stored, load, parts_of, source_of, trace
+
+SWAP = (1, 0)
+"""Permutation that transposes a matrix."""
+_BIG_WEIGHT = 1024
+"""Elements from which on a constant of another operator gets its line in the report."""
+
+
+@dataclass(frozen=True)
+class Addend:
+    """What is added to a Gemm's product and is no bias of the layer: the value `name`, times `scale`."""
+
+    name: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A product that a packed op can stand for.
+
+    The packed op takes `x`, permuted by `x_perm` where that is set. Its result is multiplied by `alpha`, permuted by
+    `y_perm`, and `addend` is added; it is written to `output`. `bias_N`, made of the constant `bias`
+    (`scaled`: times a number), goes into the packed op. `transposed`: the
+    weight's value is W^T [K, N] and not W [N, K]. `leading` ones precede the weight's two dimensions. `places` are the
+    nodes that it stands for, the product first.
+    """
+
+    body: Body
+    places: tuple[int, ...]
+    weight: Constant
+    transposed: bool
+    x: str
+    output: str
+    x_perm: tuple[int, ...] | None = None
+    y_perm: tuple[int, ...] | None = None
+    alpha: float = 1.0
+    addend: Addend | None = None
+    bias_N: NDArray[np.float32] | None = field(default=None, compare=False)
+    bias: Constant | None = None
+    scaled: bool = False
+
+    @property
+    def node(self) -> NodeProto:
+        """The product's node."""
+        return self.body.nodes[self.places[0]]
+
+    def weight_matrix(self, document: Document) -> NDArray:
+        """W [N, K] in its own element type; raises ValueError where a chain of nodes cannot be computed."""
+        matrix = load(self.weight, document)
+        matrix = matrix.reshape(matrix.shape[-2:])
+        return np.ascontiguousarray(matrix.T if self.transposed else matrix)
+
+
+@dataclass(frozen=True)
+class Left:
+    """A product with a constant weight, or a big weight of another operator, that has no packed form, and why."""
+
+    body: Body
+    place: int
+    weight: Constant | None
+    reason: str
+
+    @property
+    def node(self) -> NodeProto:
+        """Its node."""
+        return self.body.nodes[self.place]
+
+
+def find_linears(document: Document, bodies: list[Body], readers: Readers, types: ValueTypes) -> list[Linear | Left]:
+    """Every layer with a constant weight, in the order of the file."""
+    finder = _Finder(document, readers, types)
+    return [layer for body in bodies for place in range(len(body.nodes)) if (layer := finder.match(body, place))]
+
+
+Matcher = Callable[[Body, int, int, Constant], Linear | str]
+"""Body, place of the product, which input is the weight, and the weight; the layer, or why there is none."""
+
+
+class _Finder:
+    def __init__(self, document: Document, readers: Readers, types: ValueTypes) -> None:
+        self._document, self._readers, self._types = document, readers, types
+
+    def match(self, body: Body, place: int) -> Linear | Left | None:
+        node = body.nodes[place]
+        if node.domain in ("", "ai.onnx") and node.op_type == "MatMul" and len(node.input) == 2:
+            return self._product(body, place, self._matmul)
+        if node.domain in ("", "ai.onnx") and node.op_type == "Gemm" and len(node.input) >= 2:
+            return self._product(body, place, self._gemm)
+        return self._other(body, place)
+
+    def _product(self, body: Body, place: int, match: Matcher) -> Linear | Left | None:
+        node = body.nodes[place]
+        left, right = (trace(body, name) for name in node.input[:2])
+        if not isinstance(left, NotConstant) and not isinstance(right, NotConstant):
+            return Left(body, place, right, "both sides are constant: the runtime multiplies them once, at load")
+        for side, weight in ((1, right), (0, left)):
+            if not isinstance(weight, NotConstant):
+                outcome = match(body, place, side, weight)
+                return Left(body, place, weight, outcome) if isinstance(outcome, str) else outcome
+            if weight.is_weight:
+                return Left(body, place, None, weight.reason)
+        return None
+
+    def _matmul(self, body: Body, place: int, side: int, weight: Constant) -> Linear | str:
+        node = body.nodes[place]
+        dimensions = rank_of(weight)
+        x = node.input[1 - side]
+        rank = self._types.rank(body, x)
+        if dimensions < 2:
+            return "the weight is a vector, not a matrix"
+        if dimensions > 2 and (any(size != 1 for size in _shape(weight)[:-2]) or (rank or 0) < dimensions):
+            return f"the weight has {dimensions} dimensions: a batch of matrices, or one that adds dimensions"
+        if side == 1:
+            return self._with_add(Linear(body, (place,), weight, True, x, node.output[0]))
+        if rank is None:
+            return "the weight is on the left of an input whose number of dimensions is unknown"
+        swap = None if rank == 1 else (*range(rank - 2), rank - 1, rank - 2)
+        return Linear(body, (place,), weight, False, x, node.output[0], swap, swap)
+
+    def _gemm(self, body: Body, place: int, side: int, weight: Constant) -> Linear | str:
+        node = body.nodes[place]
+        if rank_of(weight) != 2:
+            return f"the weight of a Gemm has {rank_of(weight)} dimensions"
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        swapped = [bool(attributes.get(name, 0)) for name in ("transA", "transB")]
+        alpha, beta = float(attributes.get("alpha", 1.0)), float(attributes.get("beta", 1.0))
+        addend = Addend(node.input[2], beta) if len(node.input) > 2 and node.input[2] and beta != 0 else None
+        x, output = node.input[1 - side], node.output[0]
+        if side == 0:  # Y^T = B'^T A'^T: the other side, transposed, is the layer's input
+            x_perm = None if swapped[1] else SWAP
+            return Linear(body, (place,), weight, swapped[0], x, output, x_perm, SWAP, alpha, addend)
+        x_perm = SWAP if swapped[0] else None
+        layer = Linear(body, (place,), weight, not swapped[1], x, output, x_perm, None, alpha, addend)
+        return self._fold_gemm_bias(layer)
+
+    def _fold_gemm_bias(self, layer: Linear) -> Linear:
+        """C becomes the layer's bias where it is one row of constants and nothing is multiplied in between."""
+        if layer.addend is None or layer.alpha != 1:
+            return layer
+        bias = self._bias(layer, layer.addend.name, 2)
+        if bias is None:
+            return layer
+        constant, values_N = bias
+        scaled_N = (np.float32(layer.addend.scale) * values_N).astype(np.float32)
+        scaled = layer.addend.scale != 1
+        return replace(layer, addend=None, bias=constant, bias_N=scaled_N, scaled=scaled)
+
+    def _with_add(self, layer: Linear) -> Linear:
+        """Fold an Add of a constant row that is the only reader of the product."""
+        readers = self._readers.of(layer.body, layer.output)
+        if len(readers) != 1 or readers[0][0] is not layer.body or readers[0][1] is None:
+            return layer
+        place = readers[0][1]
+        node = layer.body.nodes[place]
+        if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
+            return layer
+        other = next((name for name in node.input if name != layer.output), None)
+        rank = self._types.rank(layer.body, layer.x)
+        bias = None if other is None else self._bias(layer, other, rank or 1)
+        if bias is None:
+            return layer
+        return replace(layer, places=(*layer.places, place), output=node.output[0], bias=bias[0], bias_N=bias[1])
+
+    def _bias(self, layer: Linear, name: str, rank: int) -> tuple[Constant, NDArray[np.float32]] | None:
+        """A constant that adds one float32 number to each output feature and no dimension, spread to [N]."""
+        constant = trace(layer.body, name)
+        if isinstance(constant, NotConstant) or rank_of(constant) > rank:
+            return None
+        shape, out_features = _shape(constant), _out_features(layer)
+        row = shape[-1] if shape else 1
+        if any(size != 1 for size in shape[:-1]) or row not in (1, out_features):
+            return None
+        try:
+            values = load(constant, self._document)
+        except ValueError:
+            return None  # not a bias that can be folded; the runtime computes it as before
+        if values.dtype != np.float32:
+            return None
+        return constant, np.ascontiguousarray(np.broadcast_to(values.reshape(-1), out_features))
+
+    def _other(self, body: Body, place: int) -> Left | None:
+        """A line in the report for a big constant of an operator without packed form."""
+        node = body.nodes[place]
+        for name in node.input:
+            constant = trace(body, name) if name else None
+            if not isinstance(constant, Stored) or node.op_type in _CARRIERS or len(constant.tensor.dims) < 2:
+                continue
+            if np.prod(constant.tensor.dims, dtype=float) >= _BIG_WEIGHT:
+                return Left(body, place, constant, f"'{node.op_type}' has no packed form")
+        return None
+
+
+_CARRIERS = ("Identity", "Transpose", "Cast", "DequantizeLinear")
+
+
+def _shape(constant: Constant) -> tuple[int, ...]:
+    """Shape of a constant; raises nothing: a bad permutation is found when the values are computed."""
+    if isinstance(constant, Stored):
+        return tuple(constant.tensor.dims)
+    first = constant.inputs[0] if constant.inputs else None
+    if first is None:
+        return ()
+    shape = _shape(first)
+    if constant.node.op_type != "Transpose":
+        return shape
+    perm = next((list(item.ints) for item in constant.node.attribute if item.name == "perm"), range(len(shape))[::-1])
+    return tuple(shape[axis] for axis in perm if -len(shape) <= axis < len(shape))
+
+
+def rank_of(constant: Constant) -> int:
+    """Number of dimensions of a constant."""
+    return len(_shape(constant))
+
+
+def _out_features(layer: Linear) -> int:
+    return _shape(layer.weight)[-1 if layer.transposed else -2]
+
+
+def weight_title(layer: Linear | Left) -> str:
+    """The name under which the file stores the weight."""
+    return "" if layer.weight is None else source_of(layer.weight).name
+
+
+def layer_title(layer: Linear | Left) -> str:
+    """Where the layer is: its body and its node."""
+    title = node_title(layer.node)
+    return f"{layer.body.title}/{title}" if layer.body.title else title
+
+
+def constants_of(layer: Linear) -> list[Constant]:
+    """All constants that the layer's nodes read and the packed op makes superfluous."""
+    return [*parts_of(layer.weight), *(parts_of(layer.bias) if layer.bias is not None else [])]

@@ -1,0 +1,35 @@
+"""What the caller of `pack` may ask for."""
+
+from dataclasses import dataclass
+
+from ...artifacts import InputError
+
+VALUES = ("float32", "bfloat16", "int8", "int4")
+OBJECTIVES = ("latency", "throughput", "size")
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Options of `pack`.
+
+    Args:
+        values: how weights are stored; float32 keeps every bit, the others are asked for by name.
+        min_speedup: layers whose speed-up over dense is below this are left as they are.
+        autotune: time the candidates on this machine instead of asking the cost model.
+        objective: what a layout is chosen for: few tokens at a time, many, or the fewest bytes.
+
+    Raises:
+        InputError: a value outside its choices.
+    """
+
+    values: str = "float32"
+    min_speedup: float = 1.0
+    autotune: bool = False
+    objective: str = "latency"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("values", VALUES), ("objective", OBJECTIVES)):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} is '{getattr(self, name)}'; it must be one of {', '.join(choices)}")
+        if not 0 <= self.min_speedup < float("inf"):
+            raise InputError(f"min_speedup is {self.min_speedup}; it must be a number from 0 up")

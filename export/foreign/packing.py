@@ -1,0 +1,339 @@
+"""The work of `pack` on one open document: find, choose, rewrite, write, verify, report.
+
+Legend: N out_features, K in_features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import FunctionProto, ModelProto
+
+from ...artifacts import CheckError, InputError
+from ...kernels import library_path
+from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
+from ..page import local_density
+from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
+from .choosing import Decision, decide, digest, split_zeros
+from .comparison import EndToEnd, compare_models
+from .document import Document
+from .files import quoted
+from .inlining import inline_weight_functions
+from .layer_check import LayerError, check_layer
+from .linears import Left, Linear, find_linears, layer_title, weight_title
+from .opsets import OpsetError, function_for_opset, tensor_type
+from .options import PackOptions
+from .report import PackedLayer, PackReport
+from .rewriting import PackedWeight, Rewriter
+from .weights import chain_words, parts_of, source_of, stored_bytes
+from .writing import DATA_SUFFIX, ModelWriter
+
+MODEL_FILE = "model.onnx"
+
+
+class Packing:
+    """Packs one document into a directory.
+
+    Args:
+        document: the model; its content is changed.
+        options: what is asked for.
+        out: where the model goes.
+        scratch: a directory for a checked copy of the original, and for inputs and outputs.
+        progress: told each stage as it begins.
+
+    `pictures` holds the local densities of the weights that were read, by name, after `run`.
+    """
+
+    def __init__(
+        self, document: Document, options: PackOptions, out: Path, scratch: Path, progress: Callable[[str], None]
+    ) -> None:
+        self._document, self._options = document, options
+        self._out, self._scratch, self._progress = out, scratch, progress
+        self._notes: list[str] = []
+        self._packed: dict[str, tuple[Decision, PackedLayer]] = {}
+        self.pictures: dict[str, NDArray[np.float64]] = {}
+
+    def run(self) -> PackReport:
+        """Pack and verify; see `hebbline.export.pack` for what is raised."""
+        original = self._copy_original()
+        operators = frozenset(node.op_type for body in all_bodies(self._document.proto) for node in body.nodes)
+        self._check_domain()
+        self._inline()
+        packed = self._out / MODEL_FILE
+        rows = self._rewrite(packed)
+        self._check_valid(original, packed)
+        self._progress("comparing with the original")
+        result = self._compare(original, packed, operators)
+        return PackReport(
+            source=self._document.path.name,
+            opset=self._document.opset,
+            options=self._options,
+            layers=rows,
+            end_to_end=result,
+            file_bytes=_model_bytes(packed),
+            original_bytes=_model_bytes(original),
+            notes=self._notes,
+        )
+
+    def _copy_original(self) -> Path:
+        """The original with all it refers to, as it was read and checked: what is compared with is what was packed."""
+        path = self._scratch / MODEL_FILE
+        proto = ModelProto()
+        proto.CopyFrom(self._document.proto)
+        with ModelWriter(path, self._document.files) as writer:
+            writer.save(proto)
+        return path
+
+    def _check_domain(self) -> None:
+        for entry in self._document.proto.opset_import:
+            if entry.domain == DOMAIN and entry.version != DOMAIN_VERSION:
+                raise InputError(f"{self._document.path} imports version {entry.version} of {DOMAIN}, which is unknown")
+
+    def _inline(self) -> None:
+        before = {(function.domain, function.name) for function in self._document.proto.functions}
+        self._document = inline_weight_functions(self._document)
+        gone = before - {(function.domain, function.name) for function in self._document.proto.functions}
+        if gone:
+            names = ", ".join(sorted(f"{domain}.{name}" for domain, name in gone))
+            self._notes.append(f"inlined, because they take weights as arguments: {names}")
+
+    def _rewrite(self, path: Path) -> list[PackedLayer]:
+        bodies = all_bodies(self._document.proto)
+        readers, types = Readers(bodies), ValueTypes(self._document.proto, bodies)
+        layers = find_linears(self._document, bodies, readers, types)
+        with ModelWriter(path, self._document.files) as writer:
+            rewriter = Rewriter(self._document, bodies, writer)
+            rows = self._layers(layers, readers, rewriter)
+            rewriter.apply()
+            self._progress("writing the model")
+            writer.save(self._document.proto)
+        return rows
+
+    def _layers(self, layers: Sequence[Linear | Left], readers: Readers, rewriter: Rewriter) -> list[PackedLayer]:
+        """The report's lines, in order. Layers of one weight are handled together, so that it is read once."""
+        rows: dict[int, PackedLayer] = {}
+        groups: dict[tuple[int, str, bool], list[int]] = {}
+        for index, layer in enumerate(layers):
+            if isinstance(layer, Left):
+                rows[index] = _left_row(layer, f"left: {layer.reason}")
+            else:
+                key = (id(layer.weight.owner), layer.weight.name, layer.transposed)
+                groups.setdefault(key, []).append(index)
+        linears = [layer for layer in layers if isinstance(layer, Linear)]
+        for indices in groups.values():
+            group = [layer for index in indices if isinstance(layer := layers[index], Linear)]
+            self._progress(f"packing {weight_title(group[0])}")
+            stays = _other_reader(group[0], linears, readers)
+            rows |= dict(zip(indices, self._group(group, stays, rewriter), strict=True))
+        return [rows[index] for index in range(len(layers))]
+
+    def _group(self, group: list[Linear], stays: str | None, rewriter: Rewriter) -> list[PackedLayer]:
+        """The layers of one weight."""
+        first = group[0]
+        try:
+            matrix_NK = first.weight_matrix(self._document)
+        except ValueError as error:
+            return [_left_row(layer, f"left: {error}") for layer in group]
+        if matrix_NK.dtype != np.float32:
+            reason = f"left: it multiplies in {matrix_NK.dtype}, the packed ops in float32"
+            return [_left_row(layer, reason) for layer in group]
+        weight_NK, mask_NK, minus_zeros = split_zeros(matrix_NK)
+        if mask_NK.size:
+            self.pictures[weight_title(first)] = local_density(mask_NK)
+        # Function bodies cannot see the main graph's tensors, so each has its own copy.
+        key = f"{digest(weight_NK)} {first.body.root.title}"
+        if key not in self._packed:
+            self._packed[key] = self._decide(first, key, weight_NK, mask_NK, minus_zeros, stays)
+        decision, row = self._packed[key]
+        packed = self._packed_weight(key, row.weight, decision.layout, weight_NK, mask_NK) if decision.layout else None
+        rows = []
+        for layer in group:
+            if packed is not None:
+                rewriter.replace(layer, packed)
+            rows.append(_named(row, layer))
+        return rows
+
+    def _decide(
+        self,
+        layer: Linear,
+        key: str,
+        weight_NK: NDArray[np.float32],
+        mask_NK: NDArray[np.bool_],
+        minus_zeros: int,
+        stays: str | None,
+    ) -> tuple[Decision, PackedLayer]:
+        """Choose for a weight that is new, and verify its packed form alone."""
+        stored = stored_bytes(layer.weight)
+        decision = decide(weight_NK, mask_NK, stored, stays, self._options, None)
+        error = None
+        if (layout := decision.layout) is not None:
+            try:
+                packed = self._packed_weight(key, weight_title(layer), layout, weight_NK, mask_NK)
+            except OpsetError as fault:
+                decision = replace(decision, layout=None, packed_bytes=stored, reason=f"left: {fault}")
+            else:
+                error = self._check_layer(layer, packed, layout, weight_NK)
+        return decision, self._row(layer, decision, error, mask_NK, stored, minus_zeros, stays)
+
+    def _check_layer(
+        self, layer: Linear, packed: PackedWeight, layout: Layout, weight_NK: NDArray[np.float32]
+    ) -> LayerError:
+        tensors = packed.encode()
+        decoded_NK, _ = layout.decode(tensors, weight_NK.shape[1])
+        opset = self._document.opset
+        return check_layer(layer_title(layer), packed, tensors, decoded_NK, weight_NK, self._options.values, opset)
+
+    def _packed_weight(
+        self, key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_]
+    ) -> PackedWeight:
+        encode = partial(layout.encode, weight_NK, mask_NK)
+        empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
+        types = {part: tensor_type(array) for part, array in empty.items()}
+        function = function_for_opset(layout.function(), self._document.opset, types)
+        self._check_conflict(function)
+        return PackedWeight(key, name, layout.op_type, weight_NK.shape[1], function, encode)
+
+    def _check_conflict(self, function: FunctionProto) -> None:
+        for existing in self._document.proto.functions:
+            if (existing.domain, existing.name) == (DOMAIN, function.name) and existing != function:
+                raise InputError(
+                    f"{self._document.path} has a function {DOMAIN}.{function.name} of its own; pack the file that it "
+                    "was made from"
+                )
+
+    def _row(
+        self,
+        layer: Linear,
+        decision: Decision,
+        error: LayerError | None,
+        mask_NK: NDArray[np.bool_],
+        stored: int,
+        minus_zeros: int,
+        stays: str | None,
+    ) -> PackedLayer:
+        remarks = [decision.reason]
+        if chain := chain_words(layer.weight):
+            remarks.append(f"the weight is the result of {chain}")
+        if minus_zeros:
+            remarks.append(f"{minus_zeros:,} weights of -0 are stored as no links, and count as +0")
+        if stays and decision.layout is not None:
+            remarks.append(f"{stays}, so it stays in the file too")
+        times = decision.times
+        return PackedLayer(
+            name=layer_title(layer),
+            weight=weight_title(layer),
+            op_type=layer.node.op_type,
+            out_features=mask_NK.shape[0],
+            in_features=mask_NK.shape[1],
+            links=int(np.count_nonzero(mask_NK)),
+            layout="dense" if decision.layout is None else decision.layout.name,
+            values=self._options.values if decision.layout is not None else "float32",
+            bytes=decision.packed_bytes,
+            stored_bytes=stored,
+            reason="; ".join(remarks),
+            dense_time=None if times is None else times.dense,
+            packed_time=None if times is None else times.packed,
+            time_unit=None if times is None else times.unit,
+            weight_error=None if error is None else error.weight,
+            output_error=None if error is None else error.output,
+        )
+
+    def _check_valid(self, original: Path, packed: Path) -> None:
+        """What passed the ONNX checker must pass it still."""
+        fault = _onnx_fault(packed)
+        if fault is not None:
+            if _onnx_fault(original) is None:
+                raise CheckError(f"{self._document.path}: the packed model is not valid ONNX: {fault}")
+            self._notes.append(f"the ONNX checker refuses the original, and so the packed model: {fault}")
+
+    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> EndToEnd:
+        return compare_models(
+            self._document.path,
+            original,
+            packed,
+            self._document.proto,
+            self._scratch,
+            exact=self._options.values == "float32",
+            operators=operators,
+            library=_library(),
+        )
+
+
+def _named(row: PackedLayer, layer: Linear) -> PackedLayer:
+    """The line of a weight for one of the layers that use it; its bytes count for the first."""
+    if row.name == layer_title(layer):
+        return row
+    first = quoted(row.name)
+    return replace(
+        row,
+        name=layer_title(layer),
+        weight=weight_title(layer),
+        op_type=layer.node.op_type,
+        bytes=0,
+        stored_bytes=0,
+        reason=f"shares the packed copy of {first}" if row.packed else f"left: the same weight as {first}, see there",
+        shared_with=row.name,
+    )
+
+
+def _left_row(layer: Left | Linear, reason: str) -> PackedLayer:
+    size = 0 if layer.weight is None else stored_bytes(layer.weight)
+    return PackedLayer(
+        name=layer_title(layer),
+        weight=weight_title(layer),
+        op_type=layer.node.op_type,
+        out_features=None,
+        in_features=None,
+        links=None,
+        layout="dense",
+        values="as stored",
+        bytes=size,
+        stored_bytes=size,
+        reason=reason,
+    )
+
+
+def _other_reader(layer: Linear, linears: Sequence[Linear], readers: Readers) -> str | None:
+    """What else than packable layers reads the stored weight, in words."""
+    places = {(id(other.body), place) for other in linears for place in other.places}
+    source = source_of(layer.weight)
+    chain = {(id(part.owner), part.name) for other in linears for part in parts_of(other.weight)}
+    pending: list[tuple[Body, str]] = [(source.owner, source.name)]
+    while pending:
+        owner, name = pending.pop()
+        for body, place in readers.of(owner, name):
+            if place is None:
+                return f"the dense weight is an output of the graph ({quoted(name)})"
+            if (id(body), place) in places:
+                continue
+            node = body.nodes[place]
+            if (id(body), node.output[0]) not in chain:
+                return f"{quoted(node_title(node))} ({node.op_type}) also reads the dense weight"
+            pending.append((body, node.output[0]))
+    return None
+
+
+def _model_bytes(path: Path) -> int:
+    data = path.with_name(path.name + DATA_SUFFIX)
+    return path.stat().st_size + data.stat().st_size
+
+
+def _library() -> str | None:
+    """The op library where it is installed: the packed model is run with it as well."""
+    try:
+        return str(library_path())
+    except InputError:
+        return None  # the portable form alone is verified; the report then has no figure for the library
+
+
+def _onnx_fault(path: Path) -> str | None:
+    """What the ONNX checker finds wrong with a file, in one line."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())[:300]
+    return None

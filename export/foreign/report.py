@@ -1,0 +1,168 @@
+"""`report.json` and `report.html` of a packed file: what became of each layer and why, and how it was verified.
+
+Legend: N out_features, K in_features.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...artifacts import LayerFacts
+from ..page import STYLE, picture, time_bars
+from .comparison import EndToEnd
+from .options import PackOptions
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """One product with a constant weight.
+
+    `name` is its node and `weight` the tensor it multiplies by; shape and links are None where the weight was not
+    read. `layout` is "dense" where it was left. `bytes` and `stored_bytes` count its weight in the packed and in the
+    original file; a weight that an earlier layer already has counts there, and `shared_with` names that layer.
+    `dense_time`, `packed_time` and `time_unit` say what the choice was made by. `weight_error` and `output_error` are
+    the largest over the largest magnitude; None where the layer was left.
+    """
+
+    name: str
+    weight: str
+    op_type: str
+    out_features: int | None
+    in_features: int | None
+    links: int | None
+    layout: str
+    values: str
+    bytes: int
+    stored_bytes: int
+    reason: str
+    shared_with: str | None = None
+    dense_time: float | None = None
+    packed_time: float | None = None
+    time_unit: str | None = None
+    weight_error: float | None = None
+    output_error: float | None = None
+
+    @property
+    def density(self) -> float | None:
+        """Links over possible links."""
+        if self.links is None or not self.out_features or not self.in_features:
+            return None
+        return self.links / (self.out_features * self.in_features)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the layer was packed."""
+        return self.layout != "dense"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layer as plain values."""
+        return asdict(self) | {"density": self.density}
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """The whole run. `file_bytes` and `original_bytes` count the ONNX file with its external data."""
+
+    source: str
+    opset: int
+    options: PackOptions
+    layers: list[PackedLayer]
+    end_to_end: EndToEnd
+    file_bytes: int
+    original_bytes: int
+    notes: list[str]
+
+    @property
+    def packed_layers(self) -> list[PackedLayer]:
+        """Those that were packed."""
+        return [layer for layer in self.layers if layer.packed]
+
+    def layer_facts(self) -> tuple[LayerFacts, ...]:
+        """The manifest's lines on the layers whose weights were read."""
+        return tuple(
+            LayerFacts(layer.name, layer.out_features, layer.in_features, layer.links, layer.layout)
+            for layer in self.layers
+            if layer.out_features is not None and layer.in_features is not None and layer.links is not None
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self) | {"layers": [layer.to_dict() for layer in self.layers]}
+
+
+def write_reports(directory: Path, report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> None:
+    """Write `report.json` and `report.html`; `pictures` holds local densities by weight."""
+    (directory / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    (directory / "report.html").write_text(_html(report, pictures))
+
+
+def summary(report: PackReport) -> str:
+    """One sentence on the outcome."""
+    packed, layers = len(report.packed_layers), len(report.layers)
+    return (
+        f"{packed} of {layers} layers with constant weights are packed; the ONNX files take "
+        f"{report.file_bytes / 1e6:.2f} MB, the original {report.original_bytes / 1e6:.2f} MB"
+    )
+
+
+def _html(report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> str:
+    rows = "\n".join(_row(layer, pictures) for layer in report.layers)
+    notes = "".join(f"<p>{escape(note)}.</p>" for note in report.notes)
+    figures = "".join(
+        f'<tr><td>{escape(name)}</td><td class="number">{_figure(value)}</td></tr>'
+        for name, value in report.end_to_end.to_json().items()
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>hebbline pack report</title><style>{STYLE}</style></head><body>
+<h1>Pack report: {escape(report.source)}</h1>
+<p>{escape(summary(report))}. Opset {report.opset}, values {report.options.values}, objective
+{report.options.objective}.</p>{notes}
+<h2>Packed against original, in ONNX Runtime</h2>
+<table><tr><th>check</th><th class="number">figure</th></tr>{figures}</table>
+<h2>Time saved</h2>{_times(report)}
+<h2>Layers</h2>
+<p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
+<table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th
+class="number">density</th><th>layout</th><th class="number">kB</th><th class="number">original kB</th><th
+class="number">largest error</th></tr>
+{rows}</table></body></html>
+"""
+
+
+def _times(report: PackReport) -> str:
+    timed = [layer for layer in report.packed_layers if layer.dense_time is not None and layer.packed_time is not None]
+    if not timed:
+        return "<p>No layer is packed, so no time is saved.</p>"
+    units = {layer.time_unit or "" for layer in timed}
+    rows = [(layer.name, layer.dense_time or 0.0, layer.packed_time or 0.0) for layer in timed]
+    dense, packed = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    how = "measured on this machine" if report.options.autotune else "predicted by the cost model"
+    return (
+        f"<p>Of each packed layer, dense above and packed below, {how}: {dense / packed:.2f} times as fast in sum."
+        f"</p>{time_bars(rows, ', '.join(sorted(units)))}"
+    )
+
+
+def _row(layer: PackedLayer, pictures: Mapping[str, NDArray[np.float64]]) -> str:
+    density = layer.density
+    shape = "" if layer.out_features is None else f"{layer.out_features}&times;{layer.in_features}"
+    numbers = [shape, "" if layer.links is None else f"{layer.links:,}", "" if density is None else f"{density:.4f}"]
+    sizes = [f"{layer.bytes / 1e3:,.1f}", f"{layer.stored_bytes / 1e3:,.1f}", _figure(layer.output_error)]
+    image = picture(pictures[layer.weight], layer.weight) if layer.weight in pictures else ""
+    title = f'{escape(layer.name)}<div class="reason">{escape(layer.op_type)} by {escape(layer.weight)}</div>'
+    reason = f'{escape(layer.layout)}<div class="reason">{escape(layer.reason)}</div>'
+    cells = "".join(f'<td class="number">{value}</td>' for value in numbers)
+    ends = "".join(f'<td class="number">{value}</td>' for value in sizes)
+    return f"<tr><td>{image}</td><td>{title}</td>{cells}<td>{reason}</td>{ends}</tr>"
+
+
+def _figure(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))

@@ -1,0 +1,214 @@
+"""Putting packed ops where products were, and removing what only those products read. Nothing else changes.
+
+Legend: N out_features, K in_features.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import FunctionProto, GraphProto, NodeProto, helper, numpy_helper
+
+from ..layouts import DOMAIN, DOMAIN_VERSION
+from .bodies import Body, Readers, all_bodies
+from .document import Document
+from .linears import Linear, constants_of
+from .opsets import OLDEST_IR_WITH_FUNCTIONS
+from .weights import Stored
+from .writing import ModelWriter
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """One weight in its packed form: the op, its function, and what makes its tensors, in the op's order.
+
+    `key` tells weights apart; names of the tensors are built on `name`.
+    """
+
+    key: str
+    name: str
+    op_type: str
+    in_features: int
+    function: FunctionProto
+    encode: Callable[[], dict[str, NDArray]]
+
+
+class Rewriter:
+    """Collects replacements and applies them all at once.
+
+    Args:
+        document: the model; `apply` changes it.
+        bodies: its bodies, from `all_bodies`.
+        writer: takes the packed tensors as they come, so that they need not stay in memory.
+    """
+
+    def __init__(self, document: Document, bodies: Sequence[Body], writer: ModelWriter) -> None:
+        self._document, self._bodies, self._writer = document, bodies, writer
+        self._taken = {name for body in bodies for name in _names(body)}
+        self._main = next(body for body in bodies if body.parent is None and not body.is_function)
+        self._replaced: dict[tuple[int, int], list[NodeProto]] = {}
+        self._dropped: set[tuple[int, int]] = set()
+        self._constants: dict[int, list[NodeProto]] = {}
+        self._tensor_names: dict[tuple[int, str], list[str]] = {}
+        self._functions: dict[str, FunctionProto] = {}
+        self._layers: list[Linear] = []
+
+    def replace(self, layer: Linear, packed: PackedWeight) -> None:
+        """Note that a packed op stands for the layer. The same `packed.key` again shares the tensors."""
+        scope = self._main if not layer.body.root.is_function else layer.body.root
+        key = (id(scope), packed.key)
+        if key not in self._tensor_names:
+            parts = packed.encode().items()
+            self._tensor_names[key] = [self._constant(scope, f"{packed.name}.{part}", array) for part, array in parts]
+        nodes = self._nodes(layer, packed, self._tensor_names[key], self._bias(layer, scope, packed.name))
+        place = max(layer.places)
+        self._replaced[id(layer.body), place] = nodes
+        self._dropped.update((id(layer.body), other) for other in layer.places if other != place)
+        self._functions[packed.op_type] = packed.function
+        self._layers.append(layer)
+
+    def apply(self) -> None:
+        """Change the document's model."""
+        if not self._layers:
+            return
+        for body in self._bodies:  # inner bodies first: rebuilding a list of nodes copies the graphs in them
+            self._rebuild(body)
+        self._prune()  # before functions are added, while bodies still have their places
+        self._import_domain()
+
+    def _nodes(self, layer: Linear, packed: PackedWeight, tensors: list[str], bias: str) -> list[NodeProto]:
+        """The packed op with what surrounds it; each step writes a new value, the last one the layer's output."""
+        steps: list[tuple[str, list[str], dict[str, object]]] = []
+        if layer.x_perm is not None:
+            steps.append(("Transpose", [], {"perm": layer.x_perm}))
+        product = len(steps)
+        steps.append((packed.op_type, [*tensors, bias], {"domain": DOMAIN, "in_features": packed.in_features}))
+        if layer.alpha != 1:
+            steps.append(("Mul", [self._scalar(layer, "alpha", layer.alpha)], {}))
+        if layer.y_perm is not None:
+            steps.append(("Transpose", [], {"perm": layer.y_perm}))
+        before, addend = self._addend(layer)
+        if addend is not None:
+            steps.append(("Add", [addend], {}))
+        nodes, value = before, layer.x
+        for index, (op_type, inputs, attributes) in enumerate(steps):
+            last = index == len(steps) - 1
+            output = layer.output if last else self._fresh(f"{layer.output}.{op_type.lower()}")
+            name = layer.node.name if index == product else ""
+            nodes.append(helper.make_node(op_type, [value, *inputs], [output], name=name, **attributes))  # type: ignore[arg-type]
+            value = output
+            if index == product:
+                nodes[-1].doc_string = layer.node.doc_string
+                nodes[-1].metadata_props.extend(layer.node.metadata_props)
+        return nodes
+
+    def _addend(self, layer: Linear) -> tuple[list[NodeProto], str | None]:
+        """Gemm's C times beta: nodes that make it, and its name."""
+        if layer.addend is None:
+            return [], None
+        if layer.addend.scale == 1:
+            return [], layer.addend.name
+        scaled = self._fresh(f"{layer.output}.addend")
+        scale = self._scalar(layer, "beta", layer.addend.scale)
+        return [helper.make_node("Mul", [layer.addend.name, scale], [scaled])], scaled
+
+    def _bias(self, layer: Linear, scope: Body, name: str) -> str:
+        """The bias's own tensor where it is one row of N as it stands, else a new one; "" without bias."""
+        if layer.bias_N is None:
+            return ""
+        if isinstance(layer.bias, Stored) and layer.bias.tensor.dims == list(layer.bias_N.shape) and not layer.scaled:
+            return layer.bias.name
+        return self._constant(scope, f"{name}.bias", layer.bias_N)
+
+    def _scalar(self, layer: Linear, name: str, value: float) -> str:
+        scope = self._main if not layer.body.root.is_function else layer.body.root
+        return self._constant(scope, f"{layer.output}.{name}", np.array(value, np.float32))
+
+    def _constant(self, scope: Body, wanted: str, array: NDArray) -> str:
+        """A new initializer of the main graph or, in a function, a new Constant node."""
+        name = self._fresh(wanted)
+        if scope.is_function:
+            node = helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+            self._constants.setdefault(id(scope), []).append(node)
+        else:
+            assert isinstance(self._main.proto, GraphProto)
+            self._main.proto.initializer.append(self._writer.add(name, array))
+        return name
+
+    def _fresh(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
+
+    def _rebuild(self, body: Body) -> None:
+        nodes = list(self._constants.get(id(body), ()))
+        for place, node in enumerate(body.nodes):
+            if (id(body), place) not in self._dropped:
+                nodes += self._replaced.get((id(body), place), [node])
+        if len(nodes) != len(body.nodes) or any(key[0] == id(body) for key in self._replaced):
+            del body.proto.node[:]
+            body.proto.node.extend(nodes)
+
+    def _import_domain(self) -> None:
+        proto = self._document.proto
+        proto.ir_version = max(proto.ir_version, OLDEST_IR_WITH_FUNCTIONS)
+        roots = {id(layer.body.root): layer.body.root.proto for layer in self._layers if layer.body.root.is_function}
+        for target in (proto, *roots.values()):
+            if all(entry.domain != DOMAIN for entry in target.opset_import):  # type: ignore[union-attr]
+                target.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))  # type: ignore[union-attr]
+        # Callees stand before their callers: not every runtime looks ahead.
+        existing = [function for function in proto.functions if function.domain != DOMAIN]
+        ours = {function.name: function for function in proto.functions if function.domain == DOMAIN}
+        ours |= self._functions
+        functions = [*(ours[name] for name in sorted(ours)), *existing]
+        del proto.functions[:]
+        proto.functions.extend(functions)
+
+    def _prune(self) -> None:
+        """Remove the constants, and the chains on them, that nothing reads any more."""
+        order = {id(body): index for index, body in enumerate(self._bodies)}
+        candidates = {(order[id(part.owner)], part.name) for layer in self._layers for part in constants_of(layer)}
+        removed = True
+        while removed:
+            bodies = all_bodies(self._document.proto)
+            readers = Readers(bodies)
+            unread = [(index, name) for index, name in candidates if not readers.of(bodies[index], name)]
+            candidates -= set(unread)
+            outcomes = [_remove(bodies[index], name, readers) for index, name in unread]
+            removed = any(outcomes)
+        for body in all_bodies(self._document.proto):
+            _forget_removed_values(body)
+
+
+def _remove(body: Body, name: str, readers: Readers) -> bool:
+    """Remove the initializer or the node that makes a value; a node only where none of its outputs is read."""
+    if name in body.initializers and isinstance(body.proto, GraphProto):
+        del body.proto.initializer[[tensor.name for tensor in body.proto.initializer].index(name)]
+        return True
+    if any(readers.of(body, output) for output in body.nodes[body.producers[name]].output if output):
+        return False
+    place = next((i for i, node in enumerate(body.proto.node) if name in node.output), None)
+    if place is not None:
+        del body.proto.node[place]
+    return place is not None
+
+
+def _forget_removed_values(body: Body) -> None:
+    kept = [value for value in body.proto.value_info if body.defines(value.name)]
+    if len(kept) != len(body.proto.value_info):
+        del body.proto.value_info[:]
+        body.proto.value_info.extend(kept)
+    if isinstance(body.proto, GraphProto):
+        annotations = [item for item in body.proto.quantization_annotation if body.defines(item.tensor_name)]
+        if len(annotations) != len(body.proto.quantization_annotation):
+            del body.proto.quantization_annotation[:]
+            body.proto.quantization_annotation.extend(annotations)
+
+
+def _names(body: Body) -> set[str]:
+    names = {*body.inputs, *body.outputs, *body.initializers, *body.producers, *body.sparse_names}
+    return names | {node.name for node in body.nodes}

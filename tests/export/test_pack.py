@@ -1,0 +1,434 @@
+"""What is found and rewritten: each form of a linear layer, and what must stay as it is."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from pack_models import (
+    BOOL,
+    FLOAT,
+    INT64,
+    check_packed,
+    dense,
+    initializer_names,
+    make_model,
+    node,
+    op_types,
+    save,
+    sparse,
+    value,
+)
+
+from hebbline.artifacts import CheckError, InputError, read_manifest
+from hebbline.export import pack
+from hebbline.export.foreign import packing
+
+K, N = 24, 16
+
+
+def layer_model(nodes, weight, x_shape=("n", K), y_shape=("n", N), **extra):
+    return make_model(nodes, [value("X", *x_shape)], [value("Y", *y_shape)], {"W": weight, **extra})
+
+
+def test_matmul_of_any_leading_dimensions(tmp_path):
+    model = layer_model([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N), ("a", "b", "c", K), ("a", "b", "c", N))
+    report, packed = check_packed(model, tmp_path, {"X": dense(2, 3, 4, K)})
+    assert op_types(packed) == ["BitmaskLinear"] and "W" not in initializer_names(packed)
+    (layer,) = report.layers
+    assert (layer.out_features, layer.in_features, layer.links) == (N, K, np.count_nonzero(sparse(K, N)))
+    assert layer.weight_error == 0 and report.end_to_end.difference <= 1e-6
+
+
+def test_matmul_of_a_vector(tmp_path):
+    model = layer_model([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N), (K,), (N,))
+    check_packed(model, tmp_path, {"X": dense(K)})
+
+
+@pytest.mark.parametrize("shape", [(K,), (K, 5), (2, K, 5), (2, 3, K, 5)])
+def test_weight_on_the_left(shape, tmp_path):
+    y_shape = (*shape[:-2], N, *shape[1:][-1:])
+    model = layer_model([node("MatMul", ["W", "X"], ["Y"])], sparse(N, K), shape, y_shape)
+    _, packed = check_packed(model, tmp_path, {"X": dense(*shape)})
+    assert "BitmaskLinear" in op_types(packed)
+
+
+def test_weight_with_a_leading_one(tmp_path):
+    model = layer_model([node("MatMul", ["X", "W"], ["Y"])], sparse(1, K, N), (2, "n", K), (2, "n", N))
+    _, packed = check_packed(model, tmp_path, {"X": dense(2, 3, K)})
+    assert op_types(packed) == ["BitmaskLinear"]
+
+
+GEMMS = {
+    "plain": {},
+    "transB": {"transB": 1},
+    "transA": {"transA": 1},
+    "both": {"transA": 1, "transB": 1},
+    "alpha": {"alpha": 0.3},
+    "beta": {"beta": 0.7},
+    "all": {"transA": 1, "transB": 1, "alpha": -1.7, "beta": 0.3},
+}
+ADDENDS = {"none": None, "row": (N,), "1 x row": (1, N), "scalar": (), "column": (5, 1), "matrix": (5, N)}
+
+
+@pytest.mark.parametrize("attributes", GEMMS.values(), ids=list(GEMMS))
+@pytest.mark.parametrize("addend", ["row", "matrix"])
+def test_gemm(attributes, addend, tmp_path):
+    x_shape = (K, 5) if attributes.get("transA") else (5, K)
+    weight = sparse(N, K) if attributes.get("transB") else sparse(K, N)
+    gemm = node("Gemm", ["X", "W", "C"], ["Y"], **attributes)
+    model = layer_model([gemm], weight, x_shape, (5, N), C=dense(*ADDENDS[addend]))
+    _, packed = check_packed(model, tmp_path, {"X": dense(*x_shape)})
+    folded = addend == "row" and "alpha" not in attributes
+    assert ("Add" in op_types(packed)) != folded and "BitmaskLinear" in op_types(packed)
+
+
+@pytest.mark.parametrize("addend", ADDENDS.values(), ids=list(ADDENDS))
+def test_gemm_with_the_weight_on_the_left(addend, tmp_path):
+    inputs = ["W", "X"] + ([] if addend is None else ["C"])
+    extra = {} if addend is None else {"C": dense(*addend)}
+    model = layer_model([node("Gemm", inputs, ["Y"], transB=1, beta=2.0)], sparse(5, K), (N, K), (5, N), **extra)
+    check_packed(model, tmp_path, {"X": dense(N, K)})
+
+
+def test_gemm_with_a_computed_addend(tmp_path):
+    nodes = [node("Relu", ["Z"], ["C"]), node("Gemm", ["X", "W", "C"], ["Y"], beta=0.5)]
+    model = make_model(nodes, [value("X", "n", K), value("Z", "n", N)], [value("Y", "n", N)], {"W": sparse(K, N)})
+    check_packed(model, tmp_path, {"X": dense(3, K), "Z": dense(3, N)})
+
+
+BIASES = {
+    "row": ((N,), True),
+    "row of rank 3": ((1, 1, N), True),
+    "scalar": ((1,), True),
+    "more rank than the product": ((1, 1, 1, N), False),
+    "per token": ((1, 3, 1), False),
+}
+
+
+@pytest.mark.parametrize(("shape", "folded"), BIASES.values(), ids=list(BIASES))
+@pytest.mark.parametrize("order", [("p", "B"), ("B", "p")])
+def test_bias_is_folded_only_where_it_is_one(shape, folded, order, tmp_path):
+    nodes = [node("MatMul", ["X", "W"], ["p"]), node("Add", list(order), ["Y"])]
+    y_shape = (1,) * (len(shape) - 3) + (2, 3, N)
+    model = layer_model(nodes, sparse(K, N), (2, 3, K), y_shape, B=dense(*shape))
+    _, packed = check_packed(model, tmp_path, {"X": dense(2, 3, K)})
+    assert op_types(packed) == (["BitmaskLinear"] if folded else ["BitmaskLinear", "Add"])
+
+
+def test_a_product_that_is_read_twice_keeps_its_add(tmp_path):
+    nodes = [node("MatMul", ["X", "W"], ["p"]), node("Add", ["p", "B"], ["q"]), node("Mul", ["p", "q"], ["Y"])]
+    _, packed = check_packed(layer_model(nodes, sparse(K, N), B=dense(N)), tmp_path, {"X": dense(3, K)})
+    assert op_types(packed) == ["BitmaskLinear", "Add", "Mul"]
+
+
+def test_a_product_that_is_an_output_keeps_its_add(tmp_path):
+    nodes = [node("MatMul", ["X", "W"], ["P"]), node("Add", ["P", "B"], ["Y"])]
+    outputs = [value("P", "n", N), value("Y", "n", N)]
+    model = make_model(nodes, [value("X", "n", K)], outputs, {"W": sparse(K, N), "B": dense(N)})
+    _, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert op_types(packed) == ["BitmaskLinear", "Add"]
+
+
+def chain_cases():
+    """Name, the nodes from the stored tensors to "w" [K, N], the stored tensors, opset."""
+    weight = sparse(N, K, density=0.1)
+    scales = np.linspace(0.01, 0.03, N).astype(np.float32)
+    integers = np.clip(np.round(weight / scales[:, None]), -127, 127).astype(np.int8)
+    nibbles = np.clip(np.round(weight * 3), -7, 7).astype(int)
+    int4 = helper.make_tensor("W", TensorProto.INT4, (N, K), nibbles.reshape(-1).tolist())
+    transpose = node("Transpose", ["d"], ["w"], perm=[1, 0])
+    yield "Identity, Transpose", [node("Identity", ["W"], ["d"]), transpose], {"W": weight}, 18
+    yield "Constant", [node("Constant", [], ["w"], value=numpy_helper.from_array(weight.T.copy()))], {}, 18
+    half = {"W": weight.astype(np.float16)}
+    yield "Cast, Transpose", [node("Cast", ["W"], ["d"], to=FLOAT), transpose], half, 18
+    shifted = np.clip(np.round(weight.T / 0.02) + 128, 0, 255).astype(np.uint8)
+    stored = {"W": shifted, "s": np.float32(0.02), "z": np.uint8(128)}
+    yield "DequantizeLinear", [node("DequantizeLinear", ["W", "s", "z"], ["w"])], stored, 19
+    stored = {"W": integers, "s": scales}
+    yield "a scale a row", [node("DequantizeLinear", ["W", "s"], ["d"], axis=0), transpose], stored, 19
+    steps = [node("DequantizeLinear", ["W", "s"], ["d"], axis=1, block_size=8), transpose]
+    yield "4 bits in blocks", steps, {"W": int4, "s": np.repeat(scales[:, None], 3, 1)}, 21
+
+
+CHAINS = {name: rest for name, *rest in chain_cases()}
+
+
+@pytest.mark.parametrize(("steps", "initializers", "opset"), CHAINS.values(), ids=list(CHAINS))
+def test_weights_behind_chains(steps, initializers, opset, tmp_path):
+    nodes = [*steps, node("MatMul", ["X", "w"], ["Y"])]
+    model = make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], initializers, opset)
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert report.layers[0].packed and len(packed.graph.node) == 1
+    assert not initializer_names(packed) & set(initializers)
+
+
+def test_a_weight_that_is_smaller_as_stored_is_left(tmp_path):
+    """Integers of one byte, hardly sparse: float32 values would take more."""
+    weight = np.clip(np.round(sparse(K, N, density=0.5) * 20), -127, 127).astype(np.int8)
+    nodes = [node("DequantizeLinear", ["W", "s"], ["w"]), node("MatMul", ["X", "w"], ["Y"])]
+    report, packed = check_packed(
+        layer_model(nodes, weight, s=np.float32(0.05)), tmp_path, {"X": dense(3, K)}, reference=False
+    )
+    assert op_types(packed) == ["DequantizeLinear", "MatMul"]
+    assert "the file holds it in 388" in report.layers[0].reason
+
+
+def test_a_double_weight_is_left_with_its_reason(tmp_path):
+    model = make_model(
+        [node("MatMul", ["X", "W"], ["Y"])],
+        [value("X", "n", K, kind=TensorProto.DOUBLE)],
+        [value("Y", "n", N, kind=TensorProto.DOUBLE)],
+        {"W": sparse(K, N).astype(np.float64)},
+    )
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K).astype(np.float64)})
+    assert op_types(packed) == ["MatMul"] and "multiplies in float64" in report.layers[0].reason
+
+
+def test_tied_weights_share_one_packed_copy(tmp_path):
+    nodes = [
+        node("MatMul", ["X", "W"], ["a"]),
+        node("Transpose", ["W"], ["v"]),
+        node("MatMul", ["a", "v"], ["b"]),
+        node("MatMul", ["b", "W"], ["c"]),
+        node("Gemm", ["c", "V"], ["d"], transB=1),
+        node("MatMul", ["d", "W"], ["Y"]),
+    ]
+    model = layer_model(nodes, sparse(K, N), V=sparse(K, N))
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)}, tolerance=1e-4)
+    assert op_types(packed) == ["BitmaskLinear"] * 5
+    shared = [layer.shared_with for layer in report.layers]
+    assert shared == [None, None, "a", "b", "a"] and [layer.bytes for layer in report.layers][2:] == [0, 0, 0]
+    assert len(initializer_names(packed)) == 4
+
+
+def test_an_embedding_that_is_also_a_head_stays(tmp_path):
+    nodes = [node("Gather", ["W", "T"], ["e"]), node("Gemm", ["e", "W"], ["Y"], transB=1)]
+    model = make_model(nodes, [value("T", "n", kind=INT64)], [value("Y", "n", 50)], {"W": sparse(50, K)})
+    report, packed = check_packed(model, tmp_path, {"T": np.array([3, 1, 39])})
+    assert op_types(packed) == ["Gather", "BitmaskLinear"] and "W" in initializer_names(packed)
+    lookup, head = report.layers
+    assert "'Gather' has no packed form" in lookup.reason
+    assert "also reads the dense weight" in head.reason
+    sized = pack(tmp_path / "foreign.onnx", tmp_path / "small", objective="size")
+    assert not sized.packed_layers and "adds" in sized.layers[-1].reason
+
+
+def test_a_weight_that_is_an_output_stays(tmp_path):
+    model = make_model(
+        [node("MatMul", ["X", "W"], ["Y"])],
+        [value("X", "n", K)],
+        [value("Y", "n", N), value("W", K, N)],
+        {"W": sparse(K, N)},
+    )
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert "W" in initializer_names(packed) and "is an output of the graph" in report.layers[0].reason
+
+
+def test_a_weight_that_a_caller_may_replace_is_left(tmp_path):
+    inputs = [value("X", "n", K), value("W", K, N)]
+    model = make_model([node("MatMul", ["X", "W"], ["Y"])], inputs, [value("Y", "n", N)], {"W": sparse(K, N)})
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert op_types(packed) == ["MatMul"] and "may replace it" in report.layers[0].reason
+
+
+LEFT = {
+    "no zeros": ([node("MatMul", ["X", "W"], ["Y"])], dense(K, N), "none of its weights is zero"),
+    "vector": ([node("MatMul", ["X", "W"], ["Y"])], sparse(K), "a vector, not a matrix"),
+    "hardly a zero": ([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N, density=0.99), "left"),
+    "batch": ([node("MatMul", ["X", "W"], ["Y"])], sparse(3, K, N), "batch of matrices"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "weight", "reason"), LEFT.values(), ids=list(LEFT))
+def test_what_is_left_says_why(nodes, weight, reason, tmp_path):
+    y_shape = {1: (5,), 2: (5, N), 3: (3, 5, N)}[weight.ndim]
+    report, packed = check_packed(layer_model(nodes, weight, (5, K), y_shape), tmp_path, {"X": dense(5, K)})
+    assert op_types(packed) == ["MatMul"] and not packed.functions and reason in report.layers[0].reason
+
+
+def test_min_speedup_leaves_layers(tmp_path):
+    path = save(layer_model([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N)), tmp_path)
+    report = pack(path, tmp_path / "packed", min_speedup=1000)
+    assert not report.packed_layers and "below 1000" in report.layers[0].reason
+
+
+def test_minus_zeros_are_no_links_and_infinities_survive(tmp_path):
+    weight = sparse(K, N)
+    weight[weight == 0] = -0.0
+    weight[0, :2] = np.inf, np.nan
+    report, packed = check_packed(
+        layer_model([node("MatMul", ["X", "W"], ["Y"])], weight), tmp_path, {"X": dense(3, K)}
+    )
+    (layer,) = report.layers
+    assert "weights of -0" in layer.reason and layer.links < K * N / 2
+    values = next(t for t in packed.graph.initializer if t.name == "W.values")
+    np.testing.assert_array_equal(numpy_helper.to_array(values), weight.T[weight.T != 0])
+
+
+def branch(name, nodes, *initializers):
+    tensors = [numpy_helper.from_array(array, title) for title, array in initializers]
+    return helper.make_graph(nodes, name, [], [value(f"{name}_out", "n", N)], tensors)
+
+
+def test_branches_of_an_if(tmp_path):
+    """One weight is the outer graph's, one the branch's own, and names of the two branches are the same."""
+    then = branch("then", [node("MatMul", ["X", "W"], ["then_out"], name="product")])
+    other = branch("else", [node("MatMul", ["X", "V"], ["else_out"], name="product")], ("V", sparse(K, N, seed=1)))
+    nodes = [node("If", ["C"], ["Y"], name="choice", then_branch=then, else_branch=other)]
+    inputs = [value("X", "n", K), value("C", kind=BOOL)]
+    model = make_model(nodes, inputs, [value("Y", "n", N)], {"W": sparse(K, N)})
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K), "C": np.array(False)})
+    assert {layer.name for layer in report.layers} == {"choice/then_branch/product", "choice/else_branch/product"}
+    assert all(layer.packed for layer in report.layers) and "W" not in initializer_names(packed)
+    for attribute in packed.graph.node[0].attribute:
+        assert [item.op_type for item in attribute.g.node] == ["BitmaskLinear"] and not attribute.g.initializer
+
+
+def test_bodies_of_loop_and_scan(tmp_path):
+    body = helper.make_graph(
+        [node("MatMul", ["state", "W"], ["p"]), node("Add", ["p", "B"], ["next"]), node("Identity", ["go"], ["going"])],
+        "body",
+        [value("step", kind=INT64), value("go", kind=BOOL), value("state", 3, K)],
+        [value("going", kind=BOOL), value("next", 3, K)],
+    )
+    scanned = helper.make_graph(
+        [node("Gemm", ["row", "W"], ["out"])], "scanned", [value("row", 1, K)], [value("out", 1, K)]
+    )
+    nodes = [
+        node("Loop", ["count", "", "X"], ["looped"], body=body),
+        node("Unsqueeze", ["looped", "one"], ["rows"]),
+        node("Scan", ["rows"], ["Y"], body=scanned, num_scan_inputs=1),
+    ]
+    constants = {"W": sparse(K, K, density=0.1), "B": dense(K), "count": np.array(3), "one": np.array([1])}
+    model = make_model(nodes, [value("X", 3, K)], [value("Y", 3, 1, K)], constants)
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert [layer.packed for layer in report.layers] == [True, True] and "W" not in initializer_names(packed)
+
+
+OPSETS = [helper.make_opsetid("", 18)]
+
+
+def test_functions_with_weights_of_their_own_stay_functions(tmp_path):
+    constant = node("Constant", [], ["w"], value=numpy_helper.from_array(sparse(K, K)))
+    nodes = [constant, node("MatMul", ["x", "w"], ["y"], name="inner")]
+    function = helper.make_function("local", "Layer", ["x"], ["y"], nodes, OPSETS)
+    calls = [node("Layer", ["X"], ["h"], domain="local"), node("Layer", ["h"], ["Y"], domain="local")]
+    model = make_model(calls, [value("X", "n", K)], [value("Y", "n", K)], functions=[function], domains=["local"])
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert [layer.name for layer in report.layers] == ["function local.Layer/inner"]
+    assert op_types(packed) == ["Layer", "Layer"]
+    (layer,) = [item for item in packed.functions if item.domain == "local"]
+    assert [item.op_type for item in layer.node] == ["Constant", "Constant", "BitmaskLinear"]
+
+
+def test_functions_that_take_weights_are_inlined(tmp_path):
+    """Through two levels: the outer function hands its argument on."""
+    inner = helper.make_function("local", "Product", ["x", "w"], ["y"], [node("MatMul", ["x", "w"], ["y"])], OPSETS)
+    nodes = [
+        node("Transpose", ["w"], ["v"]),
+        node("Product", ["x", "v"], ["p"], domain="local"),
+        node("Add", ["p", "b"], ["y"]),
+    ]
+    outer = helper.make_function(
+        "local", "Layer", ["x", "w", "b"], ["y"], nodes, [*OPSETS, helper.make_opsetid("local", 1)]
+    )
+    kept = helper.make_function("local", "Twice", ["x"], ["y"], [node("Add", ["x", "x"], ["y"])], OPSETS)
+    calls = [node("Layer", ["X", "W", "B"], ["h"], domain="local"), node("Twice", ["h"], ["Y"], domain="local")]
+    model = make_model(
+        calls,
+        [value("X", "n", K)],
+        [value("Y", "n", N)],
+        {"W": sparse(N, K), "B": dense(N)},
+        functions=[inner, outer, kept],
+        domains=["local"],
+    )
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    assert op_types(packed) == ["BitmaskLinear", "Twice"] and "local.Layer, local.Product" in report.notes[0]
+    assert [item.name for item in packed.functions] == ["BitmaskLinear", "Twice"]
+
+
+def test_everything_else_of_the_file_is_kept(tmp_path):
+    nodes = [
+        node("MatMul", ["X", "W"], ["h"], name="layer one", doc_string="the first"),
+        node("Gelu", ["h"], ["Y"], name="act", domain="com.microsoft"),
+    ]
+    model = make_model(
+        nodes,
+        [value("X", "batch", "seq", K)],
+        [value("Y", "batch", "seq", N)],
+        {"W": sparse(K, N), "unused": dense(3)},
+        domains=["com.microsoft"],
+    )
+    model.producer_name, model.doc_string, model.model_version = "somebody", "about", 7
+    helper.set_model_props(model, {"author": "someone", "license": "theirs"})
+    model.graph.value_info.append(value("h", "batch", "seq", N))
+    model.graph.node[0].metadata_props.add(key="scope", value="encoder")
+    _, packed = check_packed(model, tmp_path, {"X": dense(2, 3, K)}, reference=False)
+    assert (packed.producer_name, packed.doc_string, packed.model_version) == ("somebody", "about", 7)
+    first, second = packed.graph.node
+    assert (first.name, first.doc_string, first.metadata_props[0].value) == ("layer one", "the first", "encoder")
+    assert second == model.graph.node[1] and packed.graph.value_info == model.graph.value_info
+    assert "unused" in initializer_names(packed) and packed.graph.name == model.graph.name
+    domains = {entry.domain: entry.version for entry in packed.opset_import}
+    assert domains == {"": 18, "com.microsoft": 1, "ai.hebbline": 1}
+
+
+def test_new_names_never_meet_those_of_the_file(tmp_path):
+    nodes = [node("MatMul", ["X", "W"], ["W.values"]), node("Mul", ["W.values", "W.mask"], ["Y"])]
+    model = layer_model(nodes, sparse(K, N), **{"W.mask": dense(N)})
+    check_packed(model, tmp_path, {"X": dense(3, K)})
+
+
+def test_a_packed_file_can_be_packed_again(tmp_path):
+    model = layer_model(
+        [node("MatMul", ["X", "W"], ["h"]), node("Gemm", ["h", "V"], ["Y"])], sparse(K, N), V=dense(N, N)
+    )
+    check_packed(model, tmp_path, {"X": dense(3, K)})
+    again = pack(tmp_path / "packed/model.onnx", tmp_path / "again")
+    assert again.file_bytes <= again.original_bytes and not again.packed_layers
+
+
+def test_external_data_goes_in_and_comes_out(tmp_path):
+    nodes = [node("MatMul", ["X", "W"], ["h"]), node("Mul", ["h", "S"], ["Y"])]
+    model = layer_model(nodes, sparse(K, N), S=dense(N))
+    path = save(model, tmp_path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert onnx.load(path, load_external_data=False).graph.initializer[0].data_location == TensorProto.EXTERNAL
+    _, packed = check_packed(path, tmp_path, {"X": dense(3, K)})
+    assert "BitmaskLinear" in op_types(packed)
+    assert set(read_manifest(tmp_path / "packed").files) == {
+        "model.onnx",
+        "model.onnx.data",
+        "report.html",
+        "report.json",
+    }
+
+
+def test_a_model_that_disagrees_is_not_published(tmp_path, monkeypatch):
+    """One value of the packed form off by a little: the gate must see it."""
+    encode = packing.Packing._packed_weight
+
+    def encode_wrong(self, *arguments):
+        packed = encode(self, *arguments)
+
+        def tensors():
+            right = packed.encode()
+            right["values"][3] += 0.1
+            return right
+
+        return packing.replace(packed, encode=tensors)
+
+    monkeypatch.setattr(packing.Packing, "_packed_weight", encode_wrong)
+    path = save(layer_model([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N)), tmp_path)
+    with pytest.raises(CheckError, match="decoding does not give back its weights"):
+        pack(path, tmp_path / "packed")
+    monkeypatch.setattr(packing.Packing, "_check_layer", lambda *arguments: None)
+    with pytest.raises(CheckError, match="outputs of the packed model differ"):
+        pack(path, tmp_path / "packed")
+    assert [item.name for item in tmp_path.iterdir()] == ["foreign.onnx"]
+
+
+def test_a_taken_directory_is_refused_before_any_work(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not published by hebbline"):
+        pack(tmp_path / "foreign.onnx", tmp_path / "taken")
