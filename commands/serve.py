@@ -11,9 +11,10 @@ from typing import Any
 from .. import __version__
 from ..artifacts import CheckError, InputError, LanguageModelFacts
 from ..console import Parser, console, print_json
-from ..serve.triton.settings import Settings
+from ..serve.triton.settings import MODEL_NAME, Settings
 
-CONTAINER = "nvcr.io/nvidia/tritonserver:<tag>-py3"
+CONTAINER = "nvcr.io/nvidia/tritonserver:24.10-py3"
+"""The first with the Triton version that is tested here; later ones have a newer Triton and Python."""
 
 
 def main(arguments: list[str]) -> int:
@@ -109,12 +110,13 @@ def _print_model(facts: LanguageModelFacts, settings: Settings) -> None:
 
 
 def _print_production(repository: Path) -> None:
-    console.print("in production, on a machine with this directory and Docker:")
+    console.print("in production, on a machine with Docker, this directory, and a wheel of hebbline in it")
+    console.print(f"(from hebbline's sources: pip wheel --no-deps --wheel-dir {repository} .):")
     console.print(
         f"  docker run --rm --shm-size=1g -p 8001:8001 -v {repository.absolute()}:/models {CONTAINER} \\\n"
-        f'    sh -c "pip install hebbline=={__version__} && tritonserver --model-repository=/models"',
+        f'    sh -c "pip install /models/hebbline-{__version__}-*.whl && tritonserver --model-repository=/models \\\n'
+        f'           --model-control-mode=explicit --load-model={MODEL_NAME}"',
         style="bold",
-        soft_wrap=True,
     )
 
 
