@@ -4,13 +4,14 @@ Legend: N out_features, K in_features.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layouts import Layout, choose_layout
+from ..layouts import LAYOUTS, BlockLayout, Layout
+from ..layouts.block import whole_blocks
 from .options import PackOptions
 
 
@@ -41,7 +42,7 @@ class Decision:
     times: Times | None = None
 
 
-Measure = Callable[[NDArray[np.float32], NDArray[np.bool_]], tuple[Layout | None, Times, str]]
+Measure = Callable[[NDArray[np.float32], NDArray[np.bool_], Sequence[Layout]], tuple[Layout | None, Times, str]]
 """Times the candidates for W [N, K] and its mask: the fastest (None: dense), its times, and the figures in words."""
 
 
@@ -75,6 +76,16 @@ def decide(
     return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
 
 
+def candidates(mask_NK: NDArray[np.bool_], values: str) -> list[Layout]:
+    """The layouts that can hold this mask with these values; blocks only where the mask is made of whole ones."""
+    fitting = [layout for layout in LAYOUTS.values() if layout.values.name == values]
+    return [
+        layout
+        for layout in fitting
+        if not isinstance(layout, BlockLayout) or whole_blocks(mask_NK, layout.block_size) is not None
+    ]
+
+
 def _candidate(
     weight_NK: NDArray[np.float32],
     mask_NK: NDArray[np.bool_],
@@ -84,16 +95,19 @@ def _candidate(
 ) -> tuple[Layout | None, int, Times | None, str]:
     """The best layout by measurement or by the cost model, with bytes, times and reason."""
     out_features, in_features = weight_NK.shape
+    layouts = candidates(mask_NK, options.values)
+    sizes = {layout.name: layout.packed_bytes(out_features, in_features, links) for layout in layouts}
     if measure is not None:
-        layout, measured, reason = measure(weight_NK, mask_NK)
-        size = 0 if layout is None else layout.packed_bytes(out_features, in_features, links)
-        return layout, size, measured, reason
-    choice = choose_layout(out_features, in_features, links)
-    times = None
-    if choice.layout is not None:
-        # A linear layer of few tokens takes the time that its bytes take to be read.
-        times = Times(choice.dense_bytes / 1e3, choice.packed_bytes / 1e3, "kB read")
-    return choice.layout, choice.packed_bytes, times, choice.reason
+        layout, measured, reason = measure(weight_NK, mask_NK, layouts)
+        return layout, 0 if layout is None else sizes[layout.name], measured, reason
+    best = min(layouts, key=lambda layout: sizes[layout.name])
+    dense = weight_NK.nbytes
+    figures = ", ".join(f"{name} {size / dense:.3f}" for name, size in sizes.items())
+    # A linear layer of few tokens takes the time that its bytes take to be read.
+    times = Times(dense / 1e3, sizes[best.name] / 1e3, "kB read")
+    if sizes[best.name] >= dense:
+        return None, dense, times, f"left dense: no layout is smaller (bytes over dense: {figures})"
+    return best, sizes[best.name], times, f"{best.name} has the fewest bytes (over dense: {figures})"
 
 
 def _check(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:

@@ -92,7 +92,7 @@ class DataDirectory:
 
     def _open(self, location: str, tensor: str) -> int:
         names = [name for name in location.split("/") if name != "."]
-        if "\0" in location or location.startswith("/") or not all(names) or ".." in names:
+        if "\0" in location or location.startswith("/") or not names or not all(names) or ".." in names:
             raise self._error(tensor, location, "it must be a relative path inside the model's directory")
         opened: list[int] = []
         try:

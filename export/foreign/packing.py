@@ -5,7 +5,6 @@ Legend: N out_features, K in_features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from ...artifacts import CheckError, InputError
 from ...kernels import library_path
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from ..page import local_density
+from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .choosing import Decision, decide, digest, split_zeros
 from .comparison import EndToEnd, compare_models
@@ -25,10 +25,10 @@ from .files import quoted
 from .inlining import inline_weight_functions
 from .layer_check import LayerError, check_layer
 from .linears import Left, Linear, find_linears, layer_title, weight_title
-from .opsets import OpsetError, function_for_opset, tensor_type
+from .opsets import OpsetError
 from .options import PackOptions
 from .report import PackedLayer, PackReport
-from .rewriting import PackedWeight, Rewriter
+from .rewriting import PackedWeight, Rewriter, pack_weight
 from .weights import chain_words, parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
@@ -45,6 +45,9 @@ class Packing:
         scratch: a directory for a checked copy of the original, and for inputs and outputs.
         progress: told each stage as it begins.
 
+    Raises:
+        InputError: autotune is asked for and there is no op library.
+
     `pictures` holds the local densities of the weights that were read, by name, after `run`.
     """
 
@@ -54,6 +57,7 @@ class Packing:
         self._document, self._options = document, options
         self._out, self._scratch, self._progress = out, scratch, progress
         self._notes: list[str] = []
+        self._measure = Autotuner(options.objective, document.opset).fastest if options.autotune else None
         self._packed: dict[str, tuple[Decision, PackedLayer]] = {}
         self.pictures: dict[str, NDArray[np.float64]] = {}
 
@@ -168,7 +172,7 @@ class Packing:
     ) -> tuple[Decision, PackedLayer]:
         """Choose for a weight that is new, and verify its packed form alone."""
         stored = stored_bytes(layer.weight)
-        decision = decide(weight_NK, mask_NK, stored, stays, self._options, None)
+        decision = decide(weight_NK, mask_NK, stored, stays, self._options, self._measure)
         error = None
         if (layout := decision.layout) is not None:
             try:
@@ -190,12 +194,9 @@ class Packing:
     def _packed_weight(
         self, key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_]
     ) -> PackedWeight:
-        encode = partial(layout.encode, weight_NK, mask_NK)
-        empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
-        types = {part: tensor_type(array) for part, array in empty.items()}
-        function = function_for_opset(layout.function(), self._document.opset, types)
-        self._check_conflict(function)
-        return PackedWeight(key, name, layout.op_type, weight_NK.shape[1], function, encode)
+        packed = pack_weight(key, name, layout, weight_NK, mask_NK, self._document.opset)
+        self._check_conflict(packed.function)
+        return packed
 
     def _check_conflict(self, function: FunctionProto) -> None:
         for existing in self._document.proto.functions:

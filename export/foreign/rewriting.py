@@ -5,16 +5,17 @@ Legend: N out_features, K in_features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, NodeProto, helper, numpy_helper
 
-from ..layouts import DOMAIN, DOMAIN_VERSION
+from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from .bodies import Body, Readers, all_bodies
 from .document import Document
 from .linears import Linear, constants_of
-from .opsets import OLDEST_IR_WITH_FUNCTIONS
+from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, tensor_type
 from .weights import Stored
 from .writing import ModelWriter
 
@@ -32,6 +33,18 @@ class PackedWeight:
     in_features: int
     function: FunctionProto
     encode: Callable[[], dict[str, NDArray]]
+
+
+def pack_weight(
+    key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], opset: int
+) -> PackedWeight:
+    """A weight in a layout, with the op's function for an opset; raises OpsetError where there is none."""
+    empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
+    types = {part: tensor_type(array) for part, array in empty.items()}
+    function = function_for_opset(layout.function(), opset, types)
+    return PackedWeight(
+        key, name, layout.op_type, weight_NK.shape[1], function, partial(layout.encode, weight_NK, mask_NK)
+    )
 
 
 class Rewriter:

@@ -190,9 +190,10 @@ def _dequantize(node: NodeProto, inputs: Inputs) -> NDArray:
     spread = _spreader(node, data, scale)
     if data.dtype.name.startswith("float"):  # float8: there is no zero point but 0
         return float32_values(data) * spread(scale)
-    whole = data.astype(np.int64)
+    wide = np.int32 if data.dtype.itemsize <= 2 else np.int64
+    whole = data.astype(wide)
     if zero is not None:
-        whole = whole - spread(zero).astype(np.int64)
+        whole = whole - spread(zero).astype(wide)
     return (whole.astype(np.float32) * spread(scale)).astype(np.float32)
 
 

@@ -1,0 +1,388 @@
+"""Attempts to make `pack` read outside the model's directory, crash, hang, or trust what a file says of itself."""
+
+import itertools
+import os
+import resource
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from pack_models import FLOAT, INT64, make_model, node, save, sparse, value
+
+from hebbline.artifacts import InputError
+from hebbline.export import pack
+from hebbline.export.foreign import comparison, files, open_document
+
+K, N = 24, 16
+SIZE = 4 * K * N
+SECRET = b"not for the model"
+
+
+def external_tensor(location, offset=None, length=None, dims=(K, N), **more):
+    tensor = TensorProto(name="W", data_type=FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    entries = {"location": location, "offset": offset, "length": length} | more
+    for key, entry in entries.items():
+        if entry is not None:
+            tensor.external_data.add(key=key, value=str(entry))
+    return tensor
+
+
+def one_layer(weight, nodes=None):
+    nodes = nodes or [node("MatMul", ["X", "W"], ["Y"])]
+    return make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], {} if weight is None else {"W": weight})
+
+
+@pytest.fixture
+def model_directory(tmp_path):
+    """A directory with sound weights, and a secret of the right size beside it."""
+    directory = tmp_path / "models"
+    directory.mkdir()
+    (directory / "weights.bin").write_bytes(sparse(K, N).tobytes())
+    (tmp_path / "secret.bin").write_bytes(SECRET.ljust(SIZE, b"!"))
+    return directory
+
+
+def refused(directory, model, match):
+    """Exit code 2 with one line that names the file; nothing is published; the secret is nowhere."""
+    path = directory / "model.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    with pytest.raises(InputError, match=match) as caught:
+        pack(path, directory / "out")
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and len(message) < 1000
+    assert not (directory / "out").exists()
+    assert [item.name for item in directory.iterdir() if item.name.startswith(".")] == []
+
+
+def test_sound_external_data_is_read(model_directory):
+    path = model_directory / "model.onnx"
+    path.write_bytes(one_layer(external_tensor("./weights.bin", 0, SIZE)).SerializeToString())
+    (layer,) = pack(path, model_directory / "out").layers
+    assert layer.packed and layer.links == np.count_nonzero(sparse(K, N))
+
+
+OUTSIDE = {
+    "parent": "../secret.bin",
+    "through a directory": "sub/../../secret.bin",
+    "absolute": "{root}/secret.bin",
+    "device": "/dev/zero",
+    "doubled slash": "//etc/passwd",
+    "empty": "",
+    "empty step": "sub//weights.bin",
+    "zero byte": "weights.bin\0",
+    "itself": ".",
+    "directory": "sub",
+    "missing": "nowhere.bin",
+    "line break": "no\nwhere.bin",
+}
+
+
+@pytest.mark.parametrize("location", OUTSIDE.values(), ids=list(OUTSIDE))
+def test_locations_outside_the_directory(model_directory, location):
+    (model_directory / "sub").mkdir()
+    location = location.format(root=model_directory.parent)
+    refused(model_directory, one_layer(external_tensor(location, 0, SIZE)), "tensor 'W': external data")
+
+
+def link_file(directory):
+    (directory / "bad.bin").symlink_to(directory.parent / "secret.bin")
+
+
+def link_directory(directory):
+    (directory / "sub").symlink_to(directory.parent)
+    (directory.parent / "bad.bin").write_bytes(b"\0" * SIZE)
+
+
+def hard_link(directory):
+    os.link(directory.parent / "secret.bin", directory / "bad.bin")
+
+
+def pipe(directory):
+    os.mkfifo(directory / "bad.bin")
+
+
+def unix_socket(directory):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(directory / "bad.bin"))
+
+
+LINKS = {
+    "symbolic link": (link_file, "bad.bin", "symbolic link"),
+    "link to a directory": (link_directory, "sub/bad.bin", "without following links"),
+    "hard link": (hard_link, "bad.bin", "2 names"),
+    "pipe": (pipe, "bad.bin", "not an ordinary file"),
+    "socket": (unix_socket, "bad.bin", "not an ordinary file"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "location", "match"), LINKS.values(), ids=list(LINKS))
+def test_links_and_special_files(model_directory, prepare, location, match):
+    prepare(model_directory)
+    refused(model_directory, one_layer(external_tensor(location, 0, SIZE)), match)
+
+
+def test_a_file_swapped_for_a_link_after_the_look(model_directory, monkeypatch):
+    """The name is looked at, then opened; in between it is swapped. The open itself must not follow."""
+    look = os.stat
+
+    def swap_after(name, **options):
+        facts = look(name, **options)
+        if name == "weights.bin":
+            (model_directory / "weights.bin").unlink()
+            (model_directory / "weights.bin").symlink_to(model_directory.parent / "secret.bin")
+        return facts
+
+    monkeypatch.setattr(files.os, "stat", swap_after)
+    refused(model_directory, one_layer(external_tensor("weights.bin", 0, SIZE)), "without following links")
+
+
+def test_a_device_as_the_model(tmp_path):
+    with pytest.raises(InputError, match="not an ordinary file"):
+        pack("/dev/zero", tmp_path / "out")
+
+
+SPANS = {
+    "past the end": (8, SIZE, {}, "are asked of a file of"),
+    "far past the end": (2**62, SIZE, {}, "are asked of a file of"),
+    "beyond 64 bits": (2**64 + 8, SIZE, {}, "are asked of a file of"),
+    "negative offset": (-4, SIZE, {}, "not a count of bytes"),
+    "negative length": (0, -SIZE, {}, "not a count of bytes"),
+    "no number": ("0x0", SIZE, {}, "not a count of bytes"),
+    "other digits": ("\u0663", SIZE, {}, "not a count of bytes"),
+    "too short": (0, SIZE - 4, {}, f"take {SIZE} bytes, its external data has {SIZE - 4}"),
+    "too long": (0, SIZE + 4, {}, "its external data has"),
+    "no length, larger dimensions": (0, None, {"dims": (K, N + 1)}, "are asked of a file of"),
+    "overflow of 64 bits": (0, SIZE, {"dims": (2**62, 2**62, 16)}, "its external data has"),
+    "negative dimension": (0, SIZE, {"dims": (-K, -N)}, "include a negative one"),
+    "unknown key": (0, SIZE, {"basepath": "/"}, "has the keys"),
+}
+
+
+@pytest.mark.parametrize(("offset", "length", "more", "match"), SPANS.values(), ids=list(SPANS))
+def test_spans_that_are_not_there(model_directory, offset, length, more, match):
+    refused(model_directory, one_layer(external_tensor("weights.bin", offset, length, **more)), match)
+
+
+def test_a_location_given_twice(model_directory):
+    tensor = external_tensor("weights.bin", 0, SIZE)
+    tensor.external_data.add(key="location", value="../secret.bin")
+    refused(model_directory, one_layer(tensor), "has the keys")
+
+
+def test_a_file_that_shrinks_while_it_is_read(model_directory):
+    path = model_directory / "model.onnx"
+    path.write_bytes(one_layer(external_tensor("weights.bin", 0, SIZE)).SerializeToString())
+    with open_document(path) as document:
+        os.truncate(model_directory / "weights.bin", SIZE // 2)
+        with pytest.raises(InputError, match=r"ends \d+ bytes early"):
+            b"".join(document.files.blocks("weights.bin", 0, SIZE, "W"))
+
+
+def inline(**fields):
+    return TensorProto(name="W", **fields)
+
+
+INLINE = {
+    "raw too short": inline(data_type=FLOAT, dims=(K, N), raw_data=b"\0" * 8),
+    "raw too long": inline(data_type=FLOAT, dims=(K, N), raw_data=b"\0" * (SIZE + 1)),
+    "no data": inline(data_type=FLOAT, dims=(K, N)),
+    "gigantic": inline(data_type=FLOAT, dims=(2**40, 2**40), raw_data=b""),
+    "wraps to its size": inline(data_type=FLOAT, dims=(2**33, 2**31), raw_data=b"" * 8),
+    "negative": inline(data_type=FLOAT, dims=(-1, -1), raw_data=b"\0" * 4),
+    "unknown type": inline(data_type=99, dims=(1,), raw_data=b"\0" * 4),
+    "no type": inline(dims=(1,), raw_data=b"\0" * 4),
+    "too many dimensions": inline(data_type=FLOAT, dims=(1,) * 100, raw_data=b"\0" * 4),
+    "other field": inline(data_type=FLOAT, dims=(2,), int64_data=[1, 2]),
+    "two fields": inline(data_type=FLOAT, dims=(2,), float_data=[1, 2], raw_data=b"\0" * 8),
+    "typed too short": inline(data_type=FLOAT, dims=(K, N), float_data=[1.0]),
+    "half a byte": inline(data_type=TensorProto.INT4, dims=(5,), raw_data=b"\0" * 2),
+    "segment": inline(data_type=FLOAT, dims=(1,), raw_data=b"\0" * 4, segment=TensorProto.Segment(begin=0, end=9)),
+}
+
+
+@pytest.mark.parametrize("tensor", INLINE.values(), ids=list(INLINE))
+def test_tensors_that_disagree_with_their_data(model_directory, tensor):
+    refused(model_directory, one_layer(tensor), "tensor 'W': ")
+    constant = helper.make_node("Constant", [], ["W"])
+    constant.attribute.append(onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=tensor))
+    refused(model_directory, one_layer(None, [constant, node("MatMul", ["X", "W"], ["Y"])]), "tensor 'W': ")
+
+
+def function(name, *calls):
+    """A function of one input and output that calls others in a row."""
+    names = ["a", *(f"v{place}" for place in range(len(calls) - 1)), "b"]
+    nodes = [node(call, [x], [y], domain="f") for call, x, y in zip(calls, names, names[1:], strict=False)]
+    nodes = nodes or [node("Relu", ["a"], ["b"])]
+    return helper.make_function(
+        "f", name, ["a"], ["b"], nodes, [helper.make_opsetid("", 18), helper.make_opsetid("f", 1)]
+    )
+
+
+def with_functions(*functions):
+    nodes = [node(functions[0].name, ["X"], ["h"], domain="f"), node("MatMul", ["h", "W"], ["Y"])]
+    inputs, outputs = [value("X", "n", K)], [value("Y", "n", N)]
+    return make_model(nodes, inputs, outputs, {"W": sparse(K, N)}, functions=functions, domains=["f"])
+
+
+STRUCTURES = {
+    "cycle": (
+        [node("Add", ["X", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("MatMul", ["b", "W"], ["Y"])],
+        "a cycle",
+    ),
+    "itself": ([node("Add", ["X", "h"], ["h"]), node("MatMul", ["h", "W"], ["Y"])], "a cycle"),
+    "nothing writes it": ([node("MatMul", ["nowhere", "W"], ["Y"])], "reads 'nowhere'"),
+    "written twice": (
+        [node("Relu", ["X"], ["h"]), node("Abs", ["X"], ["h"]), node("MatMul", ["h", "W"], ["Y"])],
+        "already",
+    ),
+    "writes a weight": ([node("Relu", ["X"], ["W"]), node("MatMul", ["X", "W"], ["Y"])], "already"),
+    "no output": ([node("MatMul", ["X", "W"], ["Z"])], "nothing writes the output 'Y'"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "match"), STRUCTURES.values(), ids=list(STRUCTURES))
+def test_graphs_that_are_no_graphs(model_directory, nodes, match):
+    refused(model_directory, one_layer(sparse(K, N), nodes), match)
+
+
+def test_functions_that_never_end(model_directory):
+    refused(model_directory, with_functions(function("F", "F")), "calls itself")
+    refused(model_directory, with_functions(function("F", "G"), function("G", "F")), "calls itself")
+    levels = [function(f"F{level}", f"F{level + 1}", f"F{level + 1}") for level in range(40)]
+    refused(model_directory, with_functions(*levels, function("F40")), "functions expand to")
+    chain = [function(f"F{level}", f"F{level + 1}") for level in range(500)]
+    refused(model_directory, with_functions(*chain, function("F500")), "nest deeper")
+    refused(model_directory, with_functions(*reversed(chain), function("F500")), "nest deeper")
+
+
+def test_chains_of_weights_that_never_end(tmp_path):
+    """A thousand steps are followed as far as a chain may be long, and the layer is left."""
+    names = ["W", *(f"w{place}" for place in range(1000))]
+    nodes = [node("Identity", [x], [y]) for x, y in itertools.pairwise(names)]
+    path = save(one_layer(sparse(K, N), [*nodes, node("MatMul", ["X", names[-1]], ["Y"])]), tmp_path)
+    assert not pack(path, tmp_path / "out").packed_layers
+
+
+BYTES = {
+    "empty": (b"", "no graph"),
+    "text": (b"import os; os.system('true')", "cannot parse it|no graph"),
+    "cut off": (one_layer(sparse(K, N)).SerializeToString()[:-100], "cannot parse it"),
+    "nested without end": (b"\x3a\x80\x80\x80\x80\x08" * 40, "cannot parse it|no graph"),
+}
+
+
+@pytest.mark.parametrize(("content", "match"), BYTES.values(), ids=list(BYTES))
+def test_files_that_are_not_models(model_directory, content, match):
+    refused(model_directory, content, match)
+
+
+def test_a_graph_in_a_graph_in_a_graph(model_directory):
+    content = b""
+    for _ in range(2000):  # graph.node.attribute.g, as protobuf fields 1, 5 and 6
+        for field in (6, 5, 1):
+            content = bytes([field << 3 | 2]) + varint(len(content)) + content
+    refused(model_directory, bytes([7 << 3 | 2]) + varint(len(content)) + content, "cannot parse it")
+
+
+def varint(number):
+    parts = bytearray()
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def test_old_versions(model_directory):
+    model = one_layer(sparse(K, N))
+    model.opset_import[0].version = 12
+    refused(model_directory, model, "opset 12 is older than 13")
+    model.opset_import[0].version, model.ir_version = 13, 3
+    refused(model_directory, model, "IR version 3")
+
+
+def test_more_than_protobuf_holds(tmp_path):
+    with (tmp_path / "big.onnx").open("wb") as stream:
+        stream.truncate(2**31 + 5)  # a hole: it takes no room
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"big\.onnx has 2\.15 GB"):
+        pack(tmp_path / "big.onnx", tmp_path / "out")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 19  # not read
+
+
+def test_what_exhausts_memory_takes_only_its_own_process(model_directory):
+    """The graph asks for 4 TB of zeros, which stays within a process of limited memory."""
+    nodes = [
+        node("ConstantOfShape", ["shape"], ["z"]),
+        node("ReduceSum", ["z"], ["s"], keepdims=0),
+        node("MatMul", ["X", "W"], ["h"]),
+        node("Add", ["h", "s"], ["Y"]),
+    ]
+    model = make_model(
+        nodes, [value("X", "n", K), value("shape", 1, kind=INT64)], [value("Y", "n", N)], {"W": sparse(K, N)}
+    )
+    model.graph.node[0].input[0] = "giant"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([10**12]), "giant"))
+    path = model_directory / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    try:
+        report = pack(path, model_directory / "out")
+    except InputError as error:
+        assert "ONNX Runtime" in str(error)
+    else:
+        assert "does not run on made-up inputs" in report.end_to_end.note
+
+
+def test_what_never_returns_is_ended(model_directory, monkeypatch):
+    monkeypatch.setattr(comparison, "_SECONDS", 2)
+    body = helper.make_graph(
+        [node("Identity", ["go"], ["going"]), node("Relu", ["state"], ["next"])],
+        "body",
+        [value("step", kind=INT64), value("go", kind=TensorProto.BOOL), value("state", "n", K)],
+        [value("going", kind=TensorProto.BOOL), value("next", "n", K)],
+    )
+    nodes = [node("Loop", ["", "true", "X"], ["h"], body=body), node("MatMul", ["h", "W"], ["Y"])]
+    model = make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], {"W": sparse(K, N), "true": np.array(True)})
+    refused(model_directory, model, "did not finish within 2 s")
+
+
+def test_a_crash_of_the_runtime_is_an_error_of_the_file(model_directory, tmp_path, monkeypatch):
+    """The process that runs the model is replaced by one that dies as a crash does."""
+    dying = tmp_path / "dying.py"
+    dying.write_text("import os\nprint(0, flush=True)\nos.kill(os.getpid(), 11)\n")
+    monkeypatch.setattr(comparison, "_RUNNER", dying)
+    refused(model_directory, one_layer(sparse(K, N)), r"died running it \(signal 11")
+
+
+def test_unloadable_graphs_are_refused(model_directory):
+    refused(model_directory, one_layer(sparse(K, N), [node("MatMul", ["X", "W", "X"], ["Y"])]), "cannot load it")
+    bad = make_model(
+        [node("MatMul", ["X", "W"], ["Y"])], [value("X", "n", K + 1)], [value("Y", "n", N)], {"W": sparse(K, N)}
+    )
+    refused(model_directory, bad, "cannot load it")
+
+
+def test_names_cannot_write_to_the_terminal(model_directory):
+    """Control characters of a name stay out of the message, and a name of megabytes is cut."""
+    bad = one_layer(None, [node("MatMul", ["X", "\x1b[2Jgone" + "x" * 10**6], ["Y"])])
+    path = model_directory / "model.onnx"
+    path.write_bytes(bad.SerializeToString())
+    command = [sys.executable, "-m", "hebbline", "pack", str(path), "--out", str(model_directory / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+    assert "\x1b" not in done.stderr and "gone" in done.stderr and len(done.stderr) < 1000
+
+
+def test_report_escapes_names(tmp_path):
+    model = make_model(
+        [node("MatMul", ["X", "<script>W"], ["Y"], name="<img src=x onerror=alert(1)>")],
+        [value("X", "n", K)],
+        [value("Y", "n", N)],
+        {"<script>W": sparse(K, N)},
+    )
+    pack(save(model, tmp_path), tmp_path / "out")
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;W" in page
