@@ -220,12 +220,12 @@ std::optional<TensorView> KernelContext::input(size_t index) const {
   return view(value);
 }
 
-float* KernelContext::float_output(size_t index, std::span<const int64_t> shape) const {
+void* KernelContext::output(size_t index, std::span<const int64_t> shape) const {
   OrtValue* value = nullptr;
   checked(kContextGetOutput, context_, index, shape.data(), shape.size(), &value);
   void* data = nullptr;
   checked(kGetTensorMutableData, value, &data);
-  return static_cast<float*>(data);
+  return data;
 }
 
 void KernelContext::parallel_for(size_t count, const std::function<void(size_t)>& task) const {

@@ -109,8 +109,11 @@ class KernelContext {
   // Input `index`; nothing where the node leaves it out.
   std::optional<TensorView> input(size_t index) const;
 
-  // Output `index`, allocated with this shape. It is float32 data.
-  float* float_output(size_t index, std::span<const int64_t> shape) const;
+  // Output `index`, allocated with this shape, or the memory of this shape that the caller has bound to it.
+  void* output(size_t index, std::span<const int64_t> shape) const;
+  float* float_output(size_t index, std::span<const int64_t> shape) const {
+    return static_cast<float*>(output(index, shape));
+  }
 
   // Calls `task(i)` for every i in [0, count) on ONNX Runtime's own threads, and returns when all are done. The first
   // exception of a task is thrown here.

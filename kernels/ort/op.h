@@ -60,12 +60,12 @@ OrtStatus* guarded(Body&& body) noexcept {
   }
 }
 
-// The op `name` with float32 output 0, computed by `Kernel`. One instance lives as long as the process.
+// The op `name` with outputs of these types, computed by `Kernel`. One instance lives as long as the process.
 template <class Kernel>
 class Op : public CustomOp {
  public:
-  Op(std::string name, std::vector<InputSpec> inputs, size_t outputs = 1)
-      : CustomOp{}, name_(std::move(name)), inputs_(std::move(inputs)), outputs_(outputs) {
+  Op(std::string name, std::vector<InputSpec> inputs, std::vector<ElementType> outputs = {ElementType::kFloat})
+      : CustomOp{}, name_(std::move(name)), inputs_(std::move(inputs)), outputs_(std::move(outputs)) {
     version = kApiVersion;
     describe();
     CreateKernelV2 = [](const CustomOp*, const void*, const OrtKernelInfo* info, void** kernel) {
@@ -90,8 +90,8 @@ class Op : public CustomOp {
     GetInputType = [](const CustomOp* op, size_t i) { return static_cast<int>(self(op).inputs_[i].type); };
     GetInputCharacteristic = [](const CustomOp* op, size_t i) { return self(op).inputs_[i].optional ? 1 : 0; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return 0; };
-    GetOutputTypeCount = [](const CustomOp* op) { return self(op).outputs_; };
-    GetOutputType = [](const CustomOp*, size_t) { return static_cast<int>(ElementType::kFloat); };
+    GetOutputTypeCount = [](const CustomOp* op) { return self(op).outputs_.size(); };
+    GetOutputType = [](const CustomOp* op, size_t i) { return static_cast<int>(self(op).outputs_[i]); };
     GetOutputCharacteristic = [](const CustomOp*, size_t) { return 0; };
     GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const CustomOp*) { return 1; };
     GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](const CustomOp*) { return 1; };
@@ -99,7 +99,7 @@ class Op : public CustomOp {
 
   std::string name_;
   std::vector<InputSpec> inputs_;
-  size_t outputs_;
+  std::vector<ElementType> outputs_;
 };
 
 }  // namespace hebbline::ort
