@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "linear/packing.h"
+#include "linear/quantisation.h"
 
 namespace hebbline {
 
@@ -29,8 +30,5 @@ struct TokenScale {
 // From the token's largest magnitude, or `fixed`. The scale is NaN or infinite where the token is not finite, and with
 // it the result.
 TokenScale token_scale(const float* x_K, int64_t columns, const std::optional<float>& fixed);
-
-// The smallest magnitude that a token is scaled by, so that a token of zeros has a finite inverse.
-inline constexpr float kSmallestMagnitude = 1e-30F;
 
 }  // namespace hebbline

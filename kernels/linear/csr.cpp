@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 
 #include "linear/activations.h"
 #include "linear/packing.h"
@@ -43,14 +42,13 @@ int64_t tile_width(int64_t tokens) {
 class CsrPacking : public Packing {
  public:
   CsrPacking(const SparseMatrix& matrix, Isa isa) : kernels_(kernels_of(isa)), values_(matrix.values) {
-    payload_ = matrix.values == ValueType::kBfloat16 || matrix.values == ValueType::kInt8 ? Payload::kBfloat16
-                                                                                          : Payload::kFloat32;
+    payload_ = matrix.fits_bfloat16() ? Payload::kBfloat16 : Payload::kFloat32;
     rows_ = matrix.rows;
     columns_ = matrix.columns;
     width_ = block_width(matrix);
     blocks_ = ceil_div(columns_, width_);
     strips_ = ceil_div(rows_, kStripRows);
-    if (matrix.quantised()) row_scales_N_ = row_scales(matrix);
+    row_scales_N_ = matrix.row_scales();
     fill(matrix);
   }
 
@@ -78,18 +76,6 @@ class CsrPacking : public Packing {
   }
 
  private:
-  // Group scales are part of the weights here; what is left to the end is each token's scale.
-  static std::vector<float> row_scales(const SparseMatrix& matrix) {
-    return matrix.values == ValueType::kInt8 ? matrix.scales_NG
-                                             : std::vector<float>(static_cast<size_t>(matrix.rows), 1.0F);
-  }
-
-  static float weight(const SparseMatrix& matrix, int64_t n, int64_t z) {
-    if (matrix.values != ValueType::kInt4) return matrix.weights_Z[z];
-    const int64_t group = matrix.columns_Z[z] / matrix.group_width;
-    return matrix.weights_Z[z] * matrix.scales_NG[n * matrix.groups + group];
-  }
-
   const float* matrix_scales() const { return row_scales_N_.empty() ? nullptr : row_scales_N_.data(); }
 
   CsrView view() const {
@@ -130,7 +116,7 @@ class CsrPacking : public Packing {
     const int64_t first = next, start = block * width_;
     for (; next < matrix.row_offsets[n + 1] && matrix.columns_Z[next] < start + width_; ++next, ++place) {
       places_Z_.as<uint16_t>()[place] = static_cast<uint16_t>(matrix.columns_Z[next] - start);
-      const float value = weight(matrix, n, next);
+      const float value = matrix.float_weight(n, next);
       if (payload_ == Payload::kFloat32) payload_Z_.as<float>()[place] = value;
       if (payload_ == Payload::kBfloat16) {
         payload_Z_.as<uint16_t>()[place] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);

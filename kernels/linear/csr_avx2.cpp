@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "linear/csr.h"
 
 namespace hebbline::avx2 {

@@ -251,6 +251,16 @@ double SparseMatrix::density() const {
   return cells > 0 ? static_cast<double>(links()) / cells : 0;
 }
 
+float SparseMatrix::float_weight(int64_t n, int64_t z) const {
+  if (groups == 1) return weights_Z[z];
+  return weights_Z[z] * scales_NG[n * groups + columns_Z[z] / group_width];
+}
+
+std::vector<float> SparseMatrix::row_scales() const {
+  if (!quantised()) return {};
+  return groups == 1 ? scales_NG : std::vector<float>(static_cast<size_t>(rows), 1.0F);
+}
+
 SparseMatrix decode_bitmask(const LinearTensors& t) {
   check_type(t, "mask", *t.mask, ElementType::kUint8);
   if (t.mask->shape.size() != 2) refuse(t, "mask has shape " + shape_text(*t.mask) + ", not [out_features, bytes]");

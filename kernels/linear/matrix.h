@@ -31,6 +31,12 @@ struct SparseMatrix {
   int64_t links() const { return static_cast<int64_t>(columns_Z.size()); }
   bool quantised() const { return values == ValueType::kInt8 || values == ValueType::kInt4; }
   double density() const;
+
+  // For kernels that compute in float32: the weight of link z of row n, which is in group scales but not in row scales;
+  // the row scales [N] that are left for the end (empty: none); and whether all weights are exact in bfloat16.
+  float float_weight(int64_t n, int64_t z) const;
+  std::vector<float> row_scales() const;
+  bool fits_bfloat16() const { return values == ValueType::kBfloat16 || (quantised() && groups == 1); }
 };
 
 // The tensors of a node, as the canonical forms in hebbline.export.layouts define them.

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "linear/packing.h"
+#include "linear/plan.h"
 #include "ops.h"
 #include "platform/memory.h"
 
@@ -17,6 +17,9 @@ using ort::ElementType;
 using ort::KernelContext;
 using ort::KernelInfo;
 using ort::TensorView;
+
+// Products that take less time than it takes to wake a thread.
+constexpr int64_t kSerialWork = 30'000;
 
 // What an op's name promises of its values.
 enum class Values { kFloat, kInt8, kInt4 };
@@ -62,6 +65,7 @@ class NodeReader {
 // The tensors of a form, which decode() turns into a matrix. `count` inputs follow X.
 struct BitmaskForm {
   static constexpr size_t kInputs = 2;
+  static constexpr bool kBlocks = false;
   static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
     const TensorView mask = node.constant(2, "mask");
     tensors.mask = &mask;
@@ -71,6 +75,7 @@ struct BitmaskForm {
 
 struct CsrForm {
   static constexpr size_t kInputs = 3;
+  static constexpr bool kBlocks = false;
   static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
     const TensorView offsets = node.constant(2, "row_offsets"), columns = node.constant(3, "columns");
     tensors.row_offsets = &offsets;
@@ -81,6 +86,7 @@ struct CsrForm {
 
 struct BlockForm {
   static constexpr size_t kInputs = 4;
+  static constexpr bool kBlocks = true;
   static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
     const TensorView offsets = node.constant(2, "row_offsets"), columns = node.constant(3, "columns"),
                      out_features = node.constant(4, "out_features");
@@ -112,7 +118,8 @@ class Linear {
     rows_ = matrix.rows;
     columns_ = matrix.columns;
     if (matrix.quantised()) activation_scale_ = node.activation_scale(kScales + 1);
-    packing_ = pack_csr(matrix, select_isa());
+    packing_ = pack(matrix, select_isa(), Form::kBlocks);
+    work_ = matrix.links();
   }
 
   void compute(KernelContext& context) const {
@@ -128,9 +135,10 @@ class Linear {
     if (bias && bias->shape != std::vector<int64_t>{rows_}) refuse("bias has not the shape [out_features]");
     const Call call{static_cast<const float*>(x->data), tokens, bias ? static_cast<const float*>(bias->data) : nullptr,
                     activation_scale_, context.float_output(0, shape)};
-    packing_->multiply(call, [&context](size_t count, const std::function<void(size_t)>& task) {
-      if (count == 1) return task(0);
-      context.parallel_for(count, task);
+    const bool serial = work_ * tokens < kSerialWork;
+    packing_->multiply(call, [&](size_t count, const std::function<void(size_t)>& task) {
+      if (count > 1 && !serial) return context.parallel_for(count, task);
+      for (size_t i = 0; i < count; ++i) task(i);
     });
   }
 
@@ -151,7 +159,7 @@ class Linear {
 
   std::string node_;
   std::unique_ptr<Packing> packing_;
-  int64_t rows_ = 0, columns_ = 0;
+  int64_t rows_ = 0, columns_ = 0, work_ = 0;
   std::optional<float> activation_scale_;
 };
 

@@ -45,5 +45,9 @@ class Packing {
 };
 
 std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa);
+std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);            // AVX-512; up to 65536 columns
+std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);   // AVX-512 or AMX
+std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);  // AVX-512
+std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix);            // AVX-512; integers with one scale a row
 
 }  // namespace hebbline

@@ -34,7 +34,7 @@ class Buffer {
 
 // Memory that a thread keeps for its next call: at least `bytes`, aligned to 64, contents undefined. `slot` keeps
 // the uses of one call apart.
-enum class Scratch { kActivations, kTransposed, kExpanded, kSums, kCount };
+enum class Scratch { kActivations, kTransposed, kToken, kCount };
 char* scratch(Scratch slot, size_t bytes);
 
 // Lets the kernel drop the whole pages of `data` where they are clean pages of a private file mapping: they read the

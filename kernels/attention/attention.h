@@ -1,0 +1,116 @@
+// Causal grouped-query attention over the flattened tokens of a step, with rotary embedding and a cache of keys and
+// values that is written in place.
+//
+// A step takes any number of sequences, each with any number of new tokens. Keys are attended to in chunks with a
+// running maximum and sum (the online softmax of Milakov and Gimelshein, 2018); the keys of a sequence with few new
+// tokens are cut into spans that are worked on at the same time and merged. Chunks and spans begin at multiples of a
+// fixed number of keys, and how a sequence is cut depends on its own lengths only: its result is the same bit for bit
+// whatever its neighbours and however many threads there are.
+//
+// Legend: T tokens of the step, S sequences in it, D head size, R rows (one query head of one token), P places (16
+// tokens) of a block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+
+namespace hebbline {
+
+// Runs task(0) ... task(count - 1), at the same time where it can.
+using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+
+// How keys and values are kept. kInt8: a scale for each token and head, the largest magnitude / 127.
+enum class CacheFormat { kFloat32, kBfloat16, kInt8 };
+
+inline constexpr int64_t kPlaces = 16;         // tokens of a block of the cache
+inline constexpr int64_t kChunkKeys = 128;     // keys that a softmax update takes
+inline constexpr int64_t kSpanKeys = 256;      // keys of a span, a multiple of the above
+inline constexpr int64_t kTileRows = 6;        // most rows that are worked on together
+inline constexpr int64_t kTaskRows = 48;       // most rows of a task
+inline constexpr int64_t kFewRows = 12;        // up to this many rows of a head, keys are cut into spans
+inline constexpr float kSmallestScaled = 1e-30F;  // a token of zeros has a finite inverse scale
+
+// Bytes of a block: the keys [D, 16] and values [16, D] of 16 tokens and one head, and for int8 the float32 scales of
+// the keys [16] and of the values [16]. The three formats differ in it for every head size.
+int64_t block_bytes(CacheFormat format, int64_t head_dim);
+
+// Sizes of the cache, which is bytes [slots, kv_heads, blocks, block_bytes].
+struct CacheShape {
+  CacheFormat format;
+  int64_t slots, kv_heads, blocks, head_dim;
+
+  int64_t capacity() const { return blocks * kPlaces; }
+  // Where the blocks of one head of one slot begin.
+  size_t head_offset(int64_t slot, int64_t head) const {
+    return static_cast<size_t>((slot * kv_heads + head) * blocks * block_bytes(format, head_dim));
+  }
+};
+
+// A step, checked: every index is within the cache and the tables.
+struct AttentionStep {
+  CacheShape cache;
+  int64_t heads;                   // query heads, a multiple of cache.kv_heads
+  const float *queries, *keys, *values;  // [T, heads * D], [T, kv_heads * D] twice
+  std::span<const int32_t> cu_seqlens;   // [S + 1]: tokens of sequence s are [cu_seqlens[s], cu_seqlens[s + 1])
+  std::span<const int32_t> slots;        // [S]
+  std::span<const int32_t> past;         // [S]: tokens that the slot holds already
+  const float *cos, *sin;                // [positions, D / 2]
+  char* blocks;
+  float* attended;  // [T, heads * D]
+};
+
+// Computes the step; scores are scaled by D^-0.5.
+void attend(const AttentionStep& step, const Parallel& parallel);
+
+// One token of one sequence.
+struct TokenWrite {
+  const CacheShape* cache;
+  int64_t heads;
+  const float *queries, *keys, *values;  // of this token
+  const float *cos_D2, *sin_D2;
+  char* slot_blocks;  // of the slot's head 0
+  int64_t position;
+  float* rotated;  // [heads * D]: queries after rotary embedding, scaled
+};
+
+// Some rows of one key head against some of its keys.
+struct AttentionTask {
+  CacheFormat format;
+  int64_t head_dim;
+  const char* blocks;  // of the slot and head
+  const float* rotated;  // queries of the sequence's token 0 and the group's head 0
+  int64_t group, token_stride;  // query heads of the key head; floats from a token to the next
+  int64_t past;
+  int64_t first_row, rows;      // row r is head r % group of token r / group
+  int64_t first_key, last_key;
+  float* attended;  // like `rotated`; null where `partial` is given
+  float* partial;   // [rows, D + 2]: sums, running maximum, running sum of the weights
+  float* workspace;
+};
+
+// Floats of a task's workspace.
+int64_t workspace_floats(int64_t head_dim);
+
+// One instruction set's kernels.
+struct AttentionKernels {
+  void (*write)(const TokenWrite& token);
+  void (*attend)(const AttentionTask& task);
+  // Merges the spans' partial results [spans, rows, D + 2] of rows [0, rows) into attended rows.
+  void (*merge)(const AttentionTask& task, const float* partial, int64_t spans);
+};
+
+namespace scalar {
+extern const AttentionKernels kAttentionKernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const AttentionKernels kAttentionKernels;
+}
+namespace avx512 {
+extern const AttentionKernels kAttentionKernels;
+}
+#endif
+
+}  // namespace hebbline

@@ -1,0 +1,5 @@
+#include "attention/attention.h"
+
+namespace hebbline::avx2 {
+#include "attention/attention_kernels.inc"
+}  // namespace hebbline::avx2

@@ -1,0 +1,27 @@
+// Which packings a weight gets, and which of them multiplies how many tokens.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "linear/packing.h"
+
+namespace hebbline {
+
+// Calls of fewer than `many_from` tokens go to `few`, others to `many`; where the two are the same family, one packed
+// copy serves both.
+struct Plan {
+  Family few;
+  Family many;
+  int64_t many_from;
+};
+
+// The plan for a weight; `blocks`: its links are whole blocks. Throws std::runtime_error where the environment variable
+// HEBBLINE_FAMILY (csr, sell, tile, panel, quad: for tests and benchmarks) names a family that cannot hold the weight
+// on this instruction set.
+Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks);
+
+// The weight, packed by its plan.
+std::unique_ptr<Packing> pack(const SparseMatrix& matrix, Isa isa, bool blocks);
+
+}  // namespace hebbline

@@ -1,0 +1,11 @@
+#include <immintrin.h>
+
+#include "linear/quantisation.h"
+#include "linear/strips.h"
+
+namespace hebbline::avx512 {
+#include "linear/strips_kernels.inc"
+
+const StripKernels kStripKernels{pack_token, strip};
+
+}  // namespace hebbline::avx512
