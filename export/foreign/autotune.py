@@ -19,7 +19,7 @@ from ...kernels import library_path
 from ..layouts import Layout
 from .choosing import Times
 from .layer_check import dense_model, layer_model, open_session
-from .rewriting import pack_weight
+from .rewriting import Target, pack_weight
 
 TOKENS = {"latency": 1, "throughput": 64, "size": 1}
 """Tokens at a time that an objective stands for."""
@@ -72,7 +72,7 @@ class Autotuner:
         out_features, in_features = weight_NK.shape
         sessions = {"dense": open_session(dense_model(weight_NK, self._opset))}
         for layout in layouts:
-            packed = pack_weight(layout.name, layout.name, layout, weight_NK, mask_NK, self._opset)
+            packed = pack_weight(layout.name, layout.name, layout, weight_NK, mask_NK, Target(self._opset))
             model = layer_model(packed, packed.encode(), out_features, self._opset)
             sessions[layout.name] = open_session(model, [self._library])
         x_TK = np.random.default_rng(0).standard_normal((self._tokens, in_features)).astype(np.float32)

@@ -36,7 +36,7 @@ def read_model_bytes(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise InputError(f"{path} is not an ordinary file")
@@ -45,7 +45,10 @@ def read_model_bytes(path: Path) -> bytes:
                 f"{path} has {facts.st_size / 1e9:.2f} GB; protobuf holds at most 2 GB: save its weights as external "
                 "data"
             )
-        return stream.read(MAX_PROTO_BYTES)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return stream.read(MAX_PROTO_BYTES)
+    finally:
+        os.close(descriptor)
 
 
 class DataDirectory:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from onnx import inliner
 
+from ...artifacts import InputError
 from .bodies import Body, FunctionKey, all_bodies, function_key
 from .document import Document
+from .files import quoted
 from .linears import rank_of
 from .weights import NotConstant, chain_input, trace
 
@@ -21,7 +23,11 @@ def inline_weight_functions(document: Document) -> Document:
     Each round inlines at least one function; a call that comes to light in a body is found in the next.
     """
     while selected := _selected(document):
-        inlined = inliner.inline_selected_functions(document.proto, sorted(selected))
+        try:
+            inlined = inliner.inline_selected_functions(document.proto, sorted(selected))
+        except Exception as error:  # the inliner has no exception class of its own
+            names = ", ".join(f"{domain}.{name}" for domain, name in sorted(selected))
+            raise InputError(f"{document.path}: functions {quoted(names)} cannot be inlined: {error}") from error
         document = replace(document, proto=inlined)
     return document
 

@@ -12,7 +12,7 @@ from onnx import NodeProto, helper
 
 from .bodies import Body, Readers, ValueTypes, node_title
 from .document import Document
-from .weights import Constant, NotConstant, Stored, load, parts_of, source_of, trace
+from .weights import Constant, NotConstant, Stored, has_references, load, parts_of, source_of, trace
 
 SWAP = (1, 0)
 """Permutation that transposes a matrix."""
@@ -109,7 +109,10 @@ class _Finder:
             return Left(body, place, right, "both sides are constant: the runtime multiplies them once, at load")
         for side, weight in ((1, right), (0, left)):
             if not isinstance(weight, NotConstant):
-                outcome = match(body, place, side, weight)
+                try:
+                    outcome = match(body, place, side, weight)
+                except (ValueError, TypeError) as error:
+                    outcome = f"its attributes cannot be read: {error}"
                 return Left(body, place, weight, outcome) if isinstance(outcome, str) else outcome
             if weight.is_weight:
                 return Left(body, place, None, weight.reason)
@@ -135,6 +138,8 @@ class _Finder:
         node = body.nodes[place]
         if rank_of(weight) != 2:
             return f"the weight of a Gemm has {rank_of(weight)} dimensions"
+        if has_references(node):
+            return "its attributes are those of the enclosing function, so that each caller may give others"
         attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         swapped = [bool(attributes.get(name, 0)) for name in ("transA", "transB")]
         alpha, beta = float(attributes.get("alpha", 1.0)), float(attributes.get("beta", 1.0))

@@ -48,6 +48,24 @@ def function_for_opset(function: FunctionProto, opset: int, value_types: Mapping
     return result
 
 
+def shielded(function: FunctionProto) -> FunctionProto:
+    """The same function, whose input X goes through a Sum of one term first.
+
+    In a file with quantised activations ONNX Runtime would otherwise move their DequantizeLinear into the inlined body
+    and quantise the decoded float32 weights to int8; with some type combinations the moved nodes are not even valid.
+    It leaves a Sum alone.
+    """
+    result = FunctionProto()
+    result.CopyFrom(function)
+    x, inner = function.input[0], f"{function.input[0]}_shielded"
+    for node in result.node:
+        for place, name in enumerate(node.input):
+            if name == x:
+                node.input[place] = inner
+    result.node.insert(0, helper.make_node("Sum", [x], [inner]))
+    return result
+
+
 class _Lowering:
     """Rewrites node by node; names of added values are unique within the function."""
 

@@ -28,7 +28,7 @@ from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OpsetError
 from .options import PackOptions
 from .report import PackedLayer, PackReport
-from .rewriting import PackedWeight, Rewriter, pack_weight
+from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .weights import chain_words, parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
@@ -57,6 +57,7 @@ class Packing:
         self._document, self._options = document, options
         self._out, self._scratch, self._progress = out, scratch, progress
         self._notes: list[str] = []
+        self._target = Target(document.opset)
         self._measure = Autotuner(options.objective, document.opset).fastest if options.autotune else None
         self._packed: dict[str, tuple[Decision, PackedLayer]] = {}
         self.pictures: dict[str, NDArray[np.float64]] = {}
@@ -65,6 +66,7 @@ class Packing:
         """Pack and verify; see `hebbline.export.pack` for what is raised."""
         original = self._copy_original()
         operators = frozenset(node.op_type for body in all_bodies(self._document.proto) for node in body.nodes)
+        self._target = Target(self._document.opset, quantised="DequantizeLinear" in operators)
         self._check_domain()
         self._inline()
         packed = self._out / MODEL_FILE
@@ -194,7 +196,7 @@ class Packing:
     def _packed_weight(
         self, key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_]
     ) -> PackedWeight:
-        packed = pack_weight(key, name, layout, weight_NK, mask_NK, self._document.opset)
+        packed = pack_weight(key, name, layout, weight_NK, mask_NK, self._target)
         self._check_conflict(packed.function)
         return packed
 

@@ -15,7 +15,7 @@ from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from .bodies import Body, Readers, all_bodies
 from .document import Document
 from .linears import Linear, constants_of
-from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, tensor_type
+from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, shielded, tensor_type
 from .weights import Stored
 from .writing import ModelWriter
 
@@ -35,13 +35,22 @@ class PackedWeight:
     encode: Callable[[], dict[str, NDArray]]
 
 
+@dataclass(frozen=True)
+class Target:
+    """What functions must fit in a file: its opset, and whether its activations are quantised (see `shielded`)."""
+
+    opset: int
+    quantised: bool = False
+
+
 def pack_weight(
-    key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], opset: int
+    key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], target: Target
 ) -> PackedWeight:
-    """A weight in a layout, with the op's function for an opset; raises OpsetError where there is none."""
+    """A weight in a layout, with the op's function for a file; raises OpsetError where there is none."""
     empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
     types = {part: tensor_type(array) for part, array in empty.items()}
-    function = function_for_opset(layout.function(), opset, types)
+    function = shielded(layout.function()) if target.quantised else layout.function()
+    function = function_for_opset(function, target.opset, types)
     return PackedWeight(
         key, name, layout.op_type, weight_NK.shape[1], function, partial(layout.encode, weight_NK, mask_NK)
     )

@@ -69,20 +69,28 @@ def trace(body: Body, name: str, depth: int = 0) -> Constant | NotConstant:
     node = owner.nodes[place]
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
         return _constant_node(owner, name, node)
-    if function_key(node) not in _STEPS or depth >= MAX_CHAIN or node.output[0] != name:
+    if function_key(node) not in _STEPS or depth >= MAX_CHAIN or node.output[0] != name or has_references(node):
         return NotConstant(f"{quoted(node_title(node))} ({node.op_type}) computes it", False)
+    if not node.input or not node.input[0]:
+        return NotConstant(f"{quoted(node_title(node))} ({node.op_type}) has no input", False)
     inputs: list[Constant | None] = []
-    for source in node.input:
-        traced = trace(owner, source, depth + 1) if source else None
+    for index, source in enumerate(node.input):
+        # Scales and zero points must be stored as they are: a chain on each input could be walked in endless ways.
+        traced = trace(owner, source, depth + 1 if index == 0 else MAX_CHAIN) if source else None
         if isinstance(traced, NotConstant):
             return traced
         inputs.append(traced)
     return Derived(owner, name, place, tuple(inputs))
 
 
+def has_references(node: NodeProto) -> bool:
+    """Whether an attribute is one of the enclosing function's, so that each caller may give another value."""
+    return any(item.ref_attr_name for item in node.attribute)
+
+
 def _constant_node(owner: Body, name: str, node: NodeProto) -> Constant | NotConstant:
     tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-    if tensor is None:
+    if tensor is None or has_references(node):
         return NotConstant("the weight is a Constant without a dense tensor", False)
     return Stored(owner, name, tensor)
 
@@ -103,7 +111,7 @@ def chain_input(body: Body, name: str) -> str | None:
         if owner is None or name in owner.inputs:
             return name if owner is not None else None
         place = owner.producers.get(name)
-        if place is None or function_key(owner.nodes[place]) not in _STEPS:
+        if place is None or function_key(owner.nodes[place]) not in _STEPS or not owner.nodes[place].input:
             return None
         body, name = owner, owner.nodes[place].input[0]
     return None
@@ -208,6 +216,7 @@ def _spreader(node: NodeProto, data: NDArray, scale: NDArray) -> Callable[[NDArr
         expected = (*data.shape[:axis], -(-size // block), *data.shape[axis + 1 :])
         if block < 0 or scale.shape != expected:
             raise ValueError(f"scales {scale.shape} do not fit blocks of {block} of {data.shape}")
+        block = min(block, max(1, size))  # a block may be larger than the axis, and claim to be endless
         return lambda values: np.repeat(values, block, axis).take(range(size), axis)
     if scale.shape != (size,):
         raise ValueError(f"scales {scale.shape} do not fit axis {axis} of {data.shape}")

@@ -1,5 +1,6 @@
 """Attempts to make `pack` read outside the model's directory, crash, hang, or trust what a file says of itself."""
 
+import contextlib
 import itertools
 import os
 import resource
@@ -10,12 +11,17 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from pack_models import FLOAT, INT64, make_model, node, save, sparse, value
 
 from hebbline.artifacts import InputError
 from hebbline.export import pack
 from hebbline.export.foreign import comparison, files, open_document
+from hebbline.export.foreign.bodies import Readers, ValueTypes, all_bodies
+from hebbline.export.foreign.inlining import inline_weight_functions
+from hebbline.export.foreign.linears import Linear, find_linears
 
 K, N = 24, 16
 SIZE = 4 * K * N
@@ -386,3 +392,73 @@ def test_report_escapes_names(tmp_path):
     pack(save(model, tmp_path), tmp_path / "out")
     page = (tmp_path / "out/report.html").read_text()
     assert "<script>" not in page and "<img src=x" not in page and "&lt;script&gt;W" in page
+
+
+def fuzzed_models():
+    """Sound models that between them have everything that the reader looks at."""
+    weight = sparse(K, N)
+    yield one_layer(weight).SerializeToString()
+    yield with_functions(function("F", "G"), function("G")).SerializeToString()
+    body = helper.make_graph([node("MatMul", ["X", "W"], ["y"])], "then", [], [value("y", "n", N)])
+    other = helper.make_graph([node("Gemm", ["X", "W"], ["z"], alpha=2.0)], "else", [], [value("z", "n", N)])
+    nodes = [
+        node("DequantizeLinear", ["Q", "s"], ["d"], axis=0),
+        node("Transpose", ["d"], ["W"], perm=[1, 0]),
+        node("If", ["c"], ["Y"], then_branch=body, else_branch=other),
+    ]
+    constants = {"Q": (weight.T * 10).astype(np.int8), "s": np.full(N, 0.1, np.float32), "c": np.array(True)}
+    yield make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], constants, 19).SerializeToString()
+    external = [node("Gemm", ["X", "W", "C"], ["Y"], transA=0)]
+    model = make_model(
+        external, [value("X", "n", K)], [value("Y", "n", N)], {"W": external_tensor("weights.bin", 0, SIZE)}
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(N, np.float32), "C"))
+    yield model.SerializeToString()
+
+
+SOUND = list(fuzzed_models())
+
+
+@settings(deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(SOUND), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_mutated_files_are_refused_or_read(model_directory, content, changes):
+    """Whatever the bytes say: an error of ours, or a model whose layers are found and whose weights are read."""
+    changed = bytearray(content)
+    for place, byte in changes:
+        changed[int(place * (len(changed) - 1))] = byte
+    path = model_directory / "model.onnx"
+    path.write_bytes(changed)
+    try:
+        with open_document(path) as document:
+            document = inline_weight_functions(document)
+            bodies = all_bodies(document.proto)
+            layers = find_linears(document, bodies, Readers(bodies), ValueTypes(document.proto, bodies))
+            for layer in layers:
+                if isinstance(layer, Linear):
+                    with contextlib.suppress(ValueError):  # becomes the reason in the report
+                        assert layer.weight_matrix(document).ndim == 2
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_dequantization_trees_are_not_walked(tmp_path):
+    """Each node reads the one before three times: 3^30 ways to the weight."""
+    nodes = [node("DequantizeLinear", ["W", "W", "W"], ["d0"])]
+    nodes += [node("DequantizeLinear", [f"d{i}"] * 3, [f"d{i + 1}"]) for i in range(30)]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(one_layer(sparse(K, N), [*nodes, node("MatMul", ["X", "d30"], ["Y"])]).SerializeToString())
+    with open_document(path) as document:
+        bodies = all_bodies(document.proto)
+        assert find_linears(document, bodies, Readers(bodies), ValueTypes(document.proto, bodies)) == []
+
+
+def test_a_block_that_claims_to_be_endless(tmp_path):
+    tensor = numpy_helper.from_array((sparse(K, N) * 20).astype(np.int8), "Q")
+    dequantize = node("DequantizeLinear", ["Q", "s"], ["W"], axis=1, block_size=2**40)
+    constants = {"Q": tensor, "s": np.ones((K, 1), np.float32)}
+    nodes = [dequantize, node("MatMul", ["X", "W"], ["Y"])]
+    path = save(make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], constants, 21), tmp_path)
+    with open_document(path) as document:
+        bodies = all_bodies(document.proto)
+        (layer,) = find_linears(document, bodies, Readers(bodies), ValueTypes(document.proto, bodies))
+        np.testing.assert_array_equal(layer.weight_matrix(document).T, (sparse(K, N) * 20).astype(np.int8))
