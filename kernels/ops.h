@@ -10,4 +10,7 @@ namespace hebbline {
 // BitmaskLinear, CsrLinear, BlockLinear, and each with the endings Int8 and Int4.
 std::vector<const ort::CustomOp*> linear_ops();
 
+// VarlenAttention.
+std::vector<const ort::CustomOp*> attention_ops();
+
 }  // namespace hebbline

@@ -24,12 +24,12 @@ using Parallel = std::function<void(size_t count, const std::function<void(size_
 // How keys and values are kept. kInt8: a scale for each token and head, the largest magnitude / 127.
 enum class CacheFormat { kFloat32, kBfloat16, kInt8 };
 
-inline constexpr int64_t kPlaces = 16;         // tokens of a block of the cache
-inline constexpr int64_t kChunkKeys = 128;     // keys that a softmax update takes
-inline constexpr int64_t kSpanKeys = 256;      // keys of a span, a multiple of the above
-inline constexpr int64_t kTileRows = 6;        // most rows that are worked on together
-inline constexpr int64_t kTaskRows = 48;       // most rows of a task
-inline constexpr int64_t kFewRows = 12;        // up to this many rows of a head, keys are cut into spans
+inline constexpr int64_t kPlaces = 16;            // tokens of a block of the cache
+inline constexpr int64_t kChunkKeys = 128;        // keys that a softmax update takes
+inline constexpr int64_t kSpanKeys = 256;         // keys of a span, a multiple of the above
+inline constexpr int64_t kTileRows = 6;           // most rows that are worked on together
+inline constexpr int64_t kTaskRows = 48;          // most rows of a task
+inline constexpr int64_t kFewRows = 12;           // up to this many rows of a head, keys are cut into spans
 inline constexpr float kSmallestScaled = 1e-30F;  // a token of zeros has a finite inverse scale
 
 // Bytes of a block: the keys [D, 16] and values [16, D] of 16 tokens and one head, and for int8 the float32 scales of
@@ -51,7 +51,7 @@ struct CacheShape {
 // A step, checked: every index is within the cache and the tables.
 struct AttentionStep {
   CacheShape cache;
-  int64_t heads;                   // query heads, a multiple of cache.kv_heads
+  int64_t heads;                         // query heads, a multiple of cache.kv_heads
   const float *queries, *keys, *values;  // [T, heads * D], [T, kv_heads * D] twice
   std::span<const int32_t> cu_seqlens;   // [S + 1]: tokens of sequence s are [cu_seqlens[s], cu_seqlens[s + 1])
   std::span<const int32_t> slots;        // [S]
@@ -60,9 +60,6 @@ struct AttentionStep {
   char* blocks;
   float* attended;  // [T, heads * D]
 };
-
-// Computes the step; scores are scaled by D^-0.5.
-void attend(const AttentionStep& step, const Parallel& parallel);
 
 // One token of one sequence.
 struct TokenWrite {
@@ -79,11 +76,11 @@ struct TokenWrite {
 struct AttentionTask {
   CacheFormat format;
   int64_t head_dim;
-  const char* blocks;  // of the slot and head
-  const float* rotated;  // queries of the sequence's token 0 and the group's head 0
+  const char* blocks;           // of the slot and head
+  const float* rotated;         // queries of the sequence's token 0 and the group's head 0
   int64_t group, token_stride;  // query heads of the key head; floats from a token to the next
   int64_t past;
-  int64_t first_row, rows;      // row r is head r % group of token r / group
+  int64_t first_row, rows;  // row r is head r % group of token r / group
   int64_t first_key, last_key;
   float* attended;  // like `rotated`; null where `partial` is given
   float* partial;   // [rows, D + 2]: sums, running maximum, running sum of the weights
@@ -100,6 +97,12 @@ struct AttentionKernels {
   // Merges the spans' partial results [spans, rows, D + 2] of rows [0, rows) into attended rows.
   void (*merge)(const AttentionTask& task, const float* partial, int64_t spans);
 };
+
+// Those of the instruction set that platform/cpu.h selects.
+const AttentionKernels& attention_kernels();
+
+// Computes the step; scores are scaled by D^-0.5.
+void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& parallel);
 
 namespace scalar {
 extern const AttentionKernels kAttentionKernels;

@@ -9,7 +9,13 @@ namespace {
 
 constexpr const char* kDomain = "ai.hebbline";
 
-std::vector<const hebbline::ort::CustomOp*> all_ops() { return hebbline::linear_ops(); }
+std::vector<const hebbline::ort::CustomOp*> all_ops() {
+  std::vector<const hebbline::ort::CustomOp*> ops;
+  for (const auto& family : {hebbline::linear_ops(), hebbline::attention_ops()}) {
+    ops.insert(ops.end(), family.begin(), family.end());
+  }
+  return ops;
+}
 
 // A status made through the table of an ONNX Runtime that was refused. CreateStatus is the table's first entry in every
 // version there has been; where there is no table, nothing but the process's error stream is left to say so.

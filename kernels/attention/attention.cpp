@@ -1,0 +1,180 @@
+#include "attention/attention.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "platform/cpu.h"
+#include "platform/memory.h"
+
+namespace hebbline {
+namespace {
+
+constexpr int64_t kTokensPerTask = 8;
+
+// Rows of one key head of one sequence, and the spans that their keys are cut into.
+struct Group {
+  int64_t sequence, head;
+  int64_t first_row, rows;
+  int64_t keys;     // that the last row may see
+  int64_t spans;    // 1: the result is written where it belongs
+  int64_t partial;  // place of the first span's partial results, in floats
+};
+
+// One span of one group.
+struct Piece {
+  size_t group;
+  int64_t span;
+};
+
+// How a step is cut; see attention.h on why it looks at one sequence at a time.
+class Plan {
+ public:
+  explicit Plan(const AttentionStep& step) {
+    const int64_t sequences = static_cast<int64_t>(step.slots.size());
+    const int64_t group = step.heads / step.cache.kv_heads;
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int64_t rows = group * (step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
+      for (int64_t head = 0; head < step.cache.kv_heads; ++head) {
+        for (int64_t first = 0; first < rows; first += kTaskRows) {
+          const int64_t count = std::min(kTaskRows, rows - first);
+          const int64_t keys = step.past[s] + (first + count - 1) / group + 1;
+          const int64_t spans = rows <= kFewRows ? (keys + kSpanKeys - 1) / kSpanKeys : 1;
+          add({s, head, first, count, keys, spans, 0}, step.cache.head_dim);
+        }
+      }
+    }
+  }
+
+  const std::vector<Group>& groups() const { return groups_; }
+  const std::vector<Piece>& pieces() const { return pieces_; }
+  int64_t partial_floats() const { return partial_floats_; }
+
+ private:
+  void add(Group group, int64_t head_dim) {
+    group.partial = partial_floats_;
+    if (group.spans > 1) partial_floats_ += group.spans * group.rows * (head_dim + 2);
+    for (int64_t span = 0; span < group.spans; ++span) pieces_.push_back({groups_.size(), span});
+    groups_.push_back(group);
+  }
+
+  std::vector<Group> groups_;
+  std::vector<Piece> pieces_;
+  int64_t partial_floats_ = 0;
+};
+
+// Memory that a thread keeps for its next step.
+float* grown(Buffer& buffer, int64_t floats) {
+  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+  if (buffer.bytes() < bytes) buffer = Buffer(bytes + bytes / 4);
+  return buffer.as<float>();
+}
+
+float* rotated_memory(int64_t floats) {
+  thread_local Buffer buffer;
+  return grown(buffer, floats);
+}
+
+float* partial_memory(int64_t floats) {
+  thread_local Buffer buffer;
+  return grown(buffer, floats);
+}
+
+float* workspace_memory(int64_t floats) {
+  thread_local Buffer buffer;
+  return grown(buffer, floats);
+}
+
+void write_token(const AttentionStep& step, const AttentionKernels& kernels, int64_t token, float* rotated) {
+  const auto after = std::upper_bound(step.cu_seqlens.begin(), step.cu_seqlens.end(), token);
+  const auto sequence = static_cast<size_t>(after - step.cu_seqlens.begin()) - 1;
+  const int64_t position = step.past[sequence] + token - step.cu_seqlens[sequence];
+  const int64_t head_dim = step.cache.head_dim, width = step.heads * head_dim;
+  const int64_t kv_width = step.cache.kv_heads * head_dim;
+  kernels.write({.cache = &step.cache,
+                 .heads = step.heads,
+                 .queries = step.queries + token * width,
+                 .keys = step.keys + token * kv_width,
+                 .values = step.values + token * kv_width,
+                 .cos_D2 = step.cos + position * head_dim / 2,
+                 .sin_D2 = step.sin + position * head_dim / 2,
+                 .slot_blocks = step.blocks + step.cache.head_offset(step.slots[sequence], 0),
+                 .position = position,
+                 .rotated = rotated + token * width});
+}
+
+AttentionTask make_task(const AttentionStep& step, const Group& group, const float* rotated) {
+  const int64_t members = step.heads / step.cache.kv_heads, width = step.heads * step.cache.head_dim;
+  const int64_t offset = step.cu_seqlens[group.sequence] * width + group.head * members * step.cache.head_dim;
+  return {.format = step.cache.format,
+          .head_dim = step.cache.head_dim,
+          .blocks = step.blocks + step.cache.head_offset(step.slots[group.sequence], group.head),
+          .rotated = rotated + offset,
+          .group = members,
+          .token_stride = width,
+          .past = step.past[group.sequence],
+          .first_row = group.first_row,
+          .rows = group.rows,
+          .first_key = 0,
+          .last_key = group.keys,
+          .attended = step.attended + offset,
+          .partial = nullptr,
+          .workspace = nullptr};
+}
+
+}  // namespace
+
+const AttentionKernels& attention_kernels() {
+#if defined(__x86_64__)
+  switch (select_isa()) {
+    case Isa::kAmx:
+    case Isa::kAvx512:
+      return avx512::kAttentionKernels;
+    case Isa::kAvx2:
+      return avx2::kAttentionKernels;
+    case Isa::kScalar:
+    case Isa::kAmxEmulated:
+      break;
+  }
+#endif
+  return scalar::kAttentionKernels;
+}
+
+int64_t block_bytes(CacheFormat format, int64_t head_dim) {
+  const int64_t numbers = 2 * kPlaces * head_dim;
+  if (format == CacheFormat::kInt8) return numbers + 2 * kPlaces * static_cast<int64_t>(sizeof(float));
+  return numbers * (format == CacheFormat::kBfloat16 ? 2 : 4);
+}
+
+int64_t workspace_floats(int64_t head_dim) {
+  const int64_t rows = kTaskRows * (2 * head_dim + 2), chunk = 2 * kChunkKeys * head_dim;
+  return rows + kTileRows * kChunkKeys + chunk;
+}
+
+void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& parallel) {
+  const int64_t tokens = step.cu_seqlens.back();
+  const Plan plan(step);
+  float* rotated = rotated_memory(tokens * step.heads * step.cache.head_dim);
+  float* partial = partial_memory(plan.partial_floats());
+  parallel(static_cast<size_t>((tokens + kTokensPerTask - 1) / kTokensPerTask), [&](size_t task) {
+    const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
+    for (int64_t t = first; t < std::min(tokens, first + kTokensPerTask); ++t) write_token(step, kernels, t, rotated);
+  });
+  parallel(plan.pieces().size(), [&](size_t index) {
+    const auto& [g, span] = plan.pieces()[index];
+    const Group& group = plan.groups()[g];
+    AttentionTask task = make_task(step, group, rotated);
+    task.workspace = workspace_memory(workspace_floats(step.cache.head_dim));
+    if (group.spans > 1) {
+      task.partial = partial + group.partial + span * group.rows * (step.cache.head_dim + 2);
+      task.first_key = span * kSpanKeys;
+      task.last_key = std::min(group.keys, task.first_key + kSpanKeys);
+    }
+    kernels.attend(task);
+  });
+  for (const Group& group : plan.groups()) {
+    if (group.spans == 1) continue;
+    kernels.merge(make_task(step, group, rotated), partial + group.partial, group.spans);
+  }
+}
+
+}  // namespace hebbline

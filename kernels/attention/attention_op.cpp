@@ -1,0 +1,156 @@
+// The op `VarlenAttention`: a node's tensors, checked, to a step of attention.
+//
+// Inputs: queries [T, heads * D], keys and values [T, kv_heads * D], float32; cu_seqlens [S + 1], slots [S], past [S],
+// int32: sequence s has tokens [cu_seqlens[s], cu_seqlens[s + 1]), which are appended to slot slots[s] after the
+// past[s] tokens that it holds; cos and sin [positions, D / 2], float32; cache, uint8 [slots, kv_heads, blocks, bytes],
+// where `bytes` of a block tells its format: see attention.h.
+// Outputs: attended [T, heads * D]; the cache, which is written in place where it is bound to the input's memory and
+// copied else.
+// Attributes: num_heads, kv_num_heads.
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+#include "ops.h"
+
+namespace hebbline {
+namespace {
+
+using ort::ElementType;
+using ort::KernelContext;
+using ort::KernelInfo;
+using ort::TensorView;
+
+enum Input : size_t { kQueries, kKeys, kValues, kCuSeqlens, kSlots, kPast, kCos, kSin, kCache };
+constexpr const char* kInputNames[] = {"queries", "keys", "values", "cu_seqlens", "slots",
+                                       "past",    "cos",  "sin",    "cache"};
+constexpr int64_t kMostHeads = 1 << 16;
+constexpr int64_t kMostHeadDim = 1 << 12;
+
+class VarlenAttention {
+ public:
+  explicit VarlenAttention(const KernelInfo& info) : node_(info.node_name()) {
+    heads_ = attribute(info, "num_heads");
+    kv_heads_ = attribute(info, "kv_num_heads");
+    if (heads_ % kv_heads_ != 0) refuse("num_heads is not a multiple of kv_num_heads");
+  }
+
+  void compute(KernelContext& context) const {
+    std::vector<TensorView> inputs;
+    for (size_t i = 0; i <= kCache; ++i) inputs.push_back(*context.input(i));
+    AttentionStep step = read_sizes(inputs);
+    check_sequences(step, inputs);
+    const TensorView& cache = inputs[kCache];
+    step.attended = context.float_output(0, inputs[kQueries].shape);
+    step.blocks = static_cast<char*>(context.output(1, cache.shape));
+    if (step.blocks != cache.data && cache.size() > 0) std::memcpy(step.blocks, cache.data, cache.size());
+    if (step.cu_seqlens.back() == 0) return;
+    attend(step, kernels_, [&context](size_t count, const std::function<void(size_t)>& task) {
+      if (count == 1) return task(0);
+      context.parallel_for(count, task);
+    });
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + node_ + "': " + what); }
+
+  int64_t attribute(const KernelInfo& info, const char* name) const {
+    const auto value = info.integer(name);
+    if (!value || *value < 1 || *value > kMostHeads) refuse(std::string(name) + " is missing or out of range");
+    return *value;
+  }
+
+  void check_shape(const TensorView& tensor, Input input, const std::vector<int64_t>& shape) const {
+    if (tensor.shape == shape) return;
+    const auto text = [](const std::vector<int64_t>& extents) {
+      std::string result;
+      for (const int64_t extent : extents) result += (result.empty() ? "" : ", ") + std::to_string(extent);
+      return "[" + result + "]";
+    };
+    refuse(std::string(kInputNames[input]) + " has shape " + text(tensor.shape) + ", not " + text(shape));
+  }
+
+  AttentionStep read_sizes(const std::vector<TensorView>& inputs) const {
+    const TensorView& cache = inputs[kCache];
+    if (cache.shape.size() != 4 || cache.shape[1] != kv_heads_)
+      refuse("cache is not [slots, kv_num_heads, blocks, bytes]");
+    const TensorView& queries = inputs[kQueries];
+    if (queries.shape.size() != 2) refuse("queries is not [tokens, num_heads * head size]");
+    const int64_t tokens = queries.shape[0], width = queries.shape[1], head_dim = width / heads_;
+    if (width % heads_ != 0 || head_dim % kPlaces != 0 || head_dim < kPlaces || head_dim > kMostHeadDim) {
+      refuse("the head size is not a multiple of 16 up to " + std::to_string(kMostHeadDim));
+    }
+    check_shape(inputs[kKeys], kKeys, {tokens, kv_heads_ * head_dim});
+    check_shape(inputs[kValues], kValues, {tokens, kv_heads_ * head_dim});
+    check_shape(inputs[kCos], kCos, {inputs[kCos].shape.empty() ? 0 : inputs[kCos].shape[0], head_dim / 2});
+    check_shape(inputs[kSin], kSin, inputs[kCos].shape);
+    AttentionStep step{};
+    step.cache = {format_of(cache.shape[3], head_dim), cache.shape[0], kv_heads_, cache.shape[2], head_dim};
+    step.heads = heads_;
+    step.queries = static_cast<const float*>(queries.data);
+    step.keys = static_cast<const float*>(inputs[kKeys].data);
+    step.values = static_cast<const float*>(inputs[kValues].data);
+    step.cos = static_cast<const float*>(inputs[kCos].data);
+    step.sin = static_cast<const float*>(inputs[kSin].data);
+    return step;
+  }
+
+  CacheFormat format_of(int64_t bytes, int64_t head_dim) const {
+    for (const CacheFormat format : {CacheFormat::kFloat32, CacheFormat::kBfloat16, CacheFormat::kInt8}) {
+      if (block_bytes(format, head_dim) == bytes) return format;
+    }
+    refuse("cache has blocks of " + std::to_string(bytes) + " bytes, which no format has");
+  }
+
+  // Every index is checked at every step: an index from a file or a caller must not reach memory outside.
+  void check_sequences(AttentionStep& step, const std::vector<TensorView>& inputs) const {
+    const int64_t sequences = inputs[kSlots].shape.size() == 1 ? inputs[kSlots].shape[0] : 0;
+    check_shape(inputs[kSlots], kSlots, {sequences});
+    check_shape(inputs[kPast], kPast, {sequences});
+    check_shape(inputs[kCuSeqlens], kCuSeqlens, {sequences + 1});
+    step.cu_seqlens = inputs[kCuSeqlens].as<int32_t>();
+    step.slots = inputs[kSlots].as<int32_t>();
+    step.past = inputs[kPast].as<int32_t>();
+    const int64_t tokens = inputs[kQueries].shape[0], positions = inputs[kCos].shape[0];
+    if (step.cu_seqlens.front() != 0 || step.cu_seqlens.back() != tokens) {
+      refuse("cu_seqlens does not go from 0 to the number of tokens, " + std::to_string(tokens));
+    }
+    std::vector<bool> used(static_cast<size_t>(step.cache.slots));
+    for (int64_t s = 0; s < sequences; ++s) check_sequence(step, s, positions, used);
+  }
+
+  void check_sequence(const AttentionStep& step, int64_t s, int64_t positions, std::vector<bool>& used) const {
+    const int64_t length = int64_t{step.cu_seqlens[s + 1]} - step.cu_seqlens[s], past = step.past[s];
+    const int64_t slot = step.slots[s];
+    const std::string sequence = "sequence " + std::to_string(s) + " of the step: ";
+    if (length < 0) refuse("cu_seqlens descends at " + sequence.substr(0, sequence.size() - 2));
+    if (slot < 0 || slot >= step.cache.slots) {
+      refuse(sequence + "slot " + std::to_string(slot) + " is not among " + std::to_string(step.cache.slots));
+    }
+    if (used[static_cast<size_t>(slot)]) refuse(sequence + "slot " + std::to_string(slot) + " is in use by another");
+    used[static_cast<size_t>(slot)] = true;
+    const int64_t most = std::min(step.cache.capacity(), positions);
+    if (past < 0 || past + length > most) {
+      refuse(sequence + std::to_string(length) + " tokens after " + std::to_string(past) + " exceed the " +
+             std::to_string(most) + " that the cache and the rotary tables hold");
+    }
+  }
+
+  std::string node_;
+  int64_t heads_ = 0, kv_heads_ = 0;
+  const AttentionKernels& kernels_ = attention_kernels();
+};
+
+}  // namespace
+
+std::vector<const ort::CustomOp*> attention_ops() {
+  const ort::InputSpec floats{ElementType::kFloat}, integers{ElementType::kInt32}, bytes{ElementType::kUint8};
+  static const ort::Op<VarlenAttention> op(
+      "VarlenAttention", {floats, floats, floats, integers, integers, integers, floats, floats, bytes},
+      {ElementType::kFloat, ElementType::kUint8});
+  return {&op};
+}
+
+}  // namespace hebbline
