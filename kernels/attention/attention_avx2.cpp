@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "attention/attention.h"
 
 namespace hebbline::avx2 {
