@@ -44,12 +44,33 @@ def test_matmul_of_a_vector(tmp_path):
     check_packed(model, tmp_path, {"X": dense(K)})
 
 
-@pytest.mark.parametrize("shape", [(K,), (K, 5), (2, K, 5), (2, 3, K, 5)])
-def test_weight_on_the_left(shape, tmp_path):
-    y_shape = (*shape[:-2], N, *shape[1:][-1:])
-    model = layer_model([node("MatMul", ["W", "X"], ["Y"])], sparse(N, K), shape, y_shape)
-    _, packed = check_packed(model, tmp_path, {"X": dense(*shape)})
-    assert "BitmaskLinear" in op_types(packed)
+def gallery(cases, tmp_path):
+    """Many small layers in one model, packed at once. A case: its nodes from X to Y, the shape of X, its constants."""
+    nodes, inputs, outputs, constants, feeds = [], [], [], {}, {}
+    for place, (parts, x_shape, own) in enumerate(cases):
+        for part in parts:
+            number(part.input, place)
+            number(part.output, place)
+            nodes.append(part)
+        inputs.append(value(f"X{place}", *x_shape))
+        outputs.append(helper.make_tensor_value_info(f"Y{place}", FLOAT, None))
+        constants |= {f"{name}{place}": array for name, array in own.items()}
+        feeds[f"X{place}"] = dense(*x_shape, seed=place)
+    model = onnx.shape_inference.infer_shapes(make_model(nodes, inputs, outputs, constants, 21))
+    del model.graph.value_info[:]
+    return check_packed(model, tmp_path, feeds)
+
+
+def number(names, place):
+    names[:] = [f"{name}{place}" for name in names]
+
+
+def test_weight_on_the_left(tmp_path):
+    shapes = [(K,), (K, 5), (2, K, 5), (2, 3, K, 5)]
+    cases = [([node("MatMul", ["W", "X"], ["Y"])], shape, {"W": sparse(N, K)}) for shape in shapes]
+    report, packed = gallery(cases, tmp_path)
+    assert len(report.packed_layers) == 4
+    assert op_types(packed) == ["BitmaskLinear"] + ["Transpose", "BitmaskLinear", "Transpose"] * 3
 
 
 def test_weight_with_a_leading_one(tmp_path):
@@ -70,24 +91,28 @@ GEMMS = {
 ADDENDS = {"none": None, "row": (N,), "1 x row": (1, N), "scalar": (), "column": (5, 1), "matrix": (5, N)}
 
 
-@pytest.mark.parametrize("attributes", GEMMS.values(), ids=list(GEMMS))
-@pytest.mark.parametrize("addend", ["row", "matrix"])
-def test_gemm(attributes, addend, tmp_path):
-    x_shape = (K, 5) if attributes.get("transA") else (5, K)
-    weight = sparse(N, K) if attributes.get("transB") else sparse(K, N)
-    gemm = node("Gemm", ["X", "W", "C"], ["Y"], **attributes)
-    model = layer_model([gemm], weight, x_shape, (5, N), C=dense(*ADDENDS[addend]))
-    _, packed = check_packed(model, tmp_path, {"X": dense(*x_shape)})
-    folded = addend == "row" and "alpha" not in attributes
-    assert ("Add" in op_types(packed)) != folded and "BitmaskLinear" in op_types(packed)
+def test_gemm(tmp_path):
+    cases = []
+    for attributes in GEMMS.values():
+        for addend in ("row", "matrix"):
+            x_shape = (K, 5) if attributes.get("transA") else (5, K)
+            weight = sparse(N, K) if attributes.get("transB") else sparse(K, N)
+            gemm = node("Gemm", ["X", "W", "C"], ["Y"], **attributes)
+            cases.append(([gemm], x_shape, {"W": weight, "C": dense(*ADDENDS[addend])}))
+    report, packed = gallery(cases, tmp_path)
+    assert len(report.packed_layers) == len(cases) and "Gemm" not in op_types(packed)
+    # Every matrix is added; of the rows, only those that follow a product times alpha are.
+    assert op_types(packed).count("Add") == len(GEMMS) + 2
 
 
-@pytest.mark.parametrize("addend", ADDENDS.values(), ids=list(ADDENDS))
-def test_gemm_with_the_weight_on_the_left(addend, tmp_path):
-    inputs = ["W", "X"] + ([] if addend is None else ["C"])
-    extra = {} if addend is None else {"C": dense(*addend)}
-    model = layer_model([node("Gemm", inputs, ["Y"], transB=1, beta=2.0)], sparse(5, K), (N, K), (5, N), **extra)
-    check_packed(model, tmp_path, {"X": dense(N, K)})
+def test_gemm_with_the_weight_on_the_left(tmp_path):
+    cases = []
+    for addend in ADDENDS.values():
+        inputs = ["W", "X"] + ([] if addend is None else ["C"])
+        constants = {"W": sparse(5, K)} | ({} if addend is None else {"C": dense(*addend)})
+        cases.append(([node("Gemm", inputs, ["Y"], transB=1, beta=2.0)], (N, K), constants))
+    report, _ = gallery(cases, tmp_path)
+    assert len(report.packed_layers) == len(cases)
 
 
 def test_gemm_with_a_computed_addend(tmp_path):
@@ -105,14 +130,17 @@ BIASES = {
 }
 
 
-@pytest.mark.parametrize(("shape", "folded"), BIASES.values(), ids=list(BIASES))
-@pytest.mark.parametrize("order", [("p", "B"), ("B", "p")])
-def test_bias_is_folded_only_where_it_is_one(shape, folded, order, tmp_path):
-    nodes = [node("MatMul", ["X", "W"], ["p"]), node("Add", list(order), ["Y"])]
-    y_shape = (1,) * (len(shape) - 3) + (2, 3, N)
-    model = layer_model(nodes, sparse(K, N), (2, 3, K), y_shape, B=dense(*shape))
-    _, packed = check_packed(model, tmp_path, {"X": dense(2, 3, K)})
-    assert op_types(packed) == (["BitmaskLinear"] if folded else ["BitmaskLinear", "Add"])
+def test_bias_is_folded_only_where_it_is_one(tmp_path):
+    cases = []
+    for shape, _ in BIASES.values():
+        for order in (["p", "B"], ["B", "p"]):
+            nodes = [node("MatMul", ["X", "W"], ["p"]), node("Add", order, ["Y"])]
+            cases.append((nodes, (2, 3, K), {"W": sparse(K, N), "B": dense(*shape)}))
+    _, packed = gallery(cases, tmp_path)
+    expected = []
+    for _, folded in BIASES.values():
+        expected += 2 * (["BitmaskLinear"] if folded else ["BitmaskLinear", "Add"])
+    assert op_types(packed) == expected
 
 
 def test_a_product_that_is_read_twice_keeps_its_add(tmp_path):
@@ -130,36 +158,35 @@ def test_a_product_that_is_an_output_keeps_its_add(tmp_path):
 
 
 def chain_cases():
-    """Name, the nodes from the stored tensors to "w" [K, N], the stored tensors, opset."""
+    """The steps, the nodes from the stored tensors to "w" [K, N], and the stored tensors."""
     weight = sparse(N, K, density=0.1)
     scales = np.linspace(0.01, 0.03, N).astype(np.float32)
     integers = np.clip(np.round(weight / scales[:, None]), -127, 127).astype(np.int8)
-    nibbles = np.clip(np.round(weight * 3), -7, 7).astype(int)
-    int4 = helper.make_tensor("W", TensorProto.INT4, (N, K), nibbles.reshape(-1).tolist())
-    transpose = node("Transpose", ["d"], ["w"], perm=[1, 0])
-    yield "Identity, Transpose", [node("Identity", ["W"], ["d"]), transpose], {"W": weight}, 18
-    yield "Constant", [node("Constant", [], ["w"], value=numpy_helper.from_array(weight.T.copy()))], {}, 18
-    half = {"W": weight.astype(np.float16)}
-    yield "Cast, Transpose", [node("Cast", ["W"], ["d"], to=FLOAT), transpose], half, 18
+    nibbles = np.clip(np.round(weight * 3), -7, 7).astype(int).reshape(-1).tolist()
     shifted = np.clip(np.round(weight.T / 0.02) + 128, 0, 255).astype(np.uint8)
-    stored = {"W": shifted, "s": np.float32(0.02), "z": np.uint8(128)}
-    yield "DequantizeLinear", [node("DequantizeLinear", ["W", "s", "z"], ["w"])], stored, 19
-    stored = {"W": integers, "s": scales}
-    yield "a scale a row", [node("DequantizeLinear", ["W", "s"], ["d"], axis=0), transpose], stored, 19
-    steps = [node("DequantizeLinear", ["W", "s"], ["d"], axis=1, block_size=8), transpose]
-    yield "4 bits in blocks", steps, {"W": int4, "s": np.repeat(scales[:, None], 3, 1)}, 21
+
+    def transpose():
+        return node("Transpose", ["d"], ["w"], perm=[1, 0])
+
+    yield "Identity, Transpose", [node("Identity", ["W"], ["d"]), transpose()], {"W": weight}
+    yield "", [node("Constant", [], ["w"], value=numpy_helper.from_array(weight.T.copy()))], {}
+    yield "Cast, Transpose", [node("Cast", ["W"], ["d"], to=FLOAT), transpose()], {"W": weight.astype(np.float16)}
+    whole = [node("DequantizeLinear", ["W", "s", "z"], ["w"])]
+    yield "DequantizeLinear", whole, {"W": shifted, "s": np.float32(0.02), "z": np.uint8(128)}
+    by_row = [node("DequantizeLinear", ["W", "s"], ["d"], axis=0), transpose()]
+    yield "DequantizeLinear, Transpose", by_row, {"W": integers, "s": scales}
+    by_block = [node("DequantizeLinear", ["W", "s"], ["d"], axis=1, block_size=8), transpose()]
+    int4 = helper.make_tensor("W5", TensorProto.INT4, (N, K), nibbles)
+    yield "DequantizeLinear, Transpose", by_block, {"W": int4, "s": np.repeat(scales[:, None], 3, 1)}
 
 
-CHAINS = {name: rest for name, *rest in chain_cases()}
-
-
-@pytest.mark.parametrize(("steps", "initializers", "opset"), CHAINS.values(), ids=list(CHAINS))
-def test_weights_behind_chains(steps, initializers, opset, tmp_path):
-    nodes = [*steps, node("MatMul", ["X", "w"], ["Y"])]
-    model = make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], initializers, opset)
-    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
-    assert report.layers[0].packed and len(packed.graph.node) == 1
-    assert not initializer_names(packed) & set(initializers)
+def test_weights_behind_chains(tmp_path):
+    cases = [([*nodes, node("MatMul", ["X", "w"], ["Y"])], (3, K), constants) for _, nodes, constants in chain_cases()]
+    report, packed = gallery(cases, tmp_path)
+    assert op_types(packed) == ["BitmaskLinear"] * len(cases) and len(report.packed_layers) == len(cases)
+    assert not any(name[0] in "Wsz" and name[1:].isdigit() for name in initializer_names(packed))
+    for layer, (steps, _, _) in zip(report.layers, chain_cases(), strict=True):
+        assert f"the result of {steps}" in layer.reason or not steps
 
 
 def test_a_weight_that_is_smaller_as_stored_is_left(tmp_path):

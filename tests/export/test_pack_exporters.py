@@ -15,13 +15,13 @@ WIDTH = 64
 
 
 class Tokens(torch.nn.Module):
-    """Embedding, two encoder layers with attention, and a head."""
+    """Embedding, an encoder layer with attention, and a head."""
 
     def __init__(self):
         super().__init__()
         self.embedding = torch.nn.Embedding(50, WIDTH)
         layer = torch.nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, batch_first=True)
-        self.encoder = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = torch.nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.head = torch.nn.Linear(WIDTH, 50, bias=False)
 
     def forward(self, ids):
@@ -94,9 +94,9 @@ def test_a_transformer_from_torch_dynamo(tokens_model, tmp_path):
 
 def check_transformer(path, tmp_path, ids):
     report, _ = check_packed(path, tmp_path, {"ids": ids.numpy()})
-    assert len(report.packed_layers) == 9 and report.end_to_end.difference < 1e-5
+    assert len(report.packed_layers) == 5 and report.end_to_end.difference < 1e-5
     assert all("weights of -0" in layer.reason for layer in report.packed_layers)
-    assert report.file_bytes < 0.6 * report.original_bytes
+    assert report.file_bytes < 0.65 * report.original_bytes
 
 
 class Calibration(CalibrationDataReader):
