@@ -1,17 +1,18 @@
 """Opening an ONNX file that nobody vouches for, and refusing what is unsound before anything is built on it.
 
-Refused, with one line that names the file and the tensor, node or function: what protobuf cannot parse; tensors whose
-dimensions, type and data disagree; external data outside the model's directory or behind links; nodes that read what
-no earlier node wrote (cycles); values written twice; functions that call themselves, nest too deep, or would expand
-without bound; opsets that are too old.
+Refused, with one line that names the file and the tensor, node or function: what protobuf cannot parse; text that is
+none; tensors whose dimensions, type and data disagree; external data outside the model's directory or behind links;
+nodes that read what no earlier node wrote (cycles); values written twice; functions that call themselves, nest too
+deep, or would expand without bound; opsets that are too old.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import GraphProto, ModelProto, NodeProto
 
 from ...artifacts import InputError
@@ -54,6 +55,7 @@ def open_document(path: Path) -> Iterator[Document]:
     except DecodeError as error:
         raise InputError(f"{path} is not an ONNX model: protobuf cannot parse it") from error
     del content
+    _check_text(path, proto)
     _check_header(path, proto)
     with DataDirectory(path) as files:
         bodies = all_bodies(proto)
@@ -62,6 +64,20 @@ def open_document(path: Path) -> Iterator[Document]:
         _check_calls(path, proto, bodies)
         _check_order(path, proto)
         yield Document(path, proto, files)
+
+
+def _check_text(path: Path, message: Message) -> None:
+    """Every string must be text: protobuf hands out strings that are not UTF-8 as bytes, in place of a str."""
+    pending: list[Message] = [message]
+    while pending:
+        for descriptor, content in pending.pop().ListFields():
+            if descriptor.type not in (descriptor.TYPE_MESSAGE, descriptor.TYPE_STRING):
+                continue
+            items: Any = [content] if isinstance(content, str | bytes | Message) else content
+            if descriptor.type == descriptor.TYPE_MESSAGE:
+                pending.extend(items)
+            elif not all(isinstance(item, str) for item in items):
+                raise InputError(f"{path} is damaged: its field '{descriptor.full_name}' is not UTF-8 text")
 
 
 def standard_opset(proto: ModelProto) -> int:

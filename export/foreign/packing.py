@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import FunctionProto, ModelProto
 
 from ...artifacts import CheckError, InputError
-from ...kernels import library_path
+from ...kernels import library_path, register
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from ..page import local_density
 from .autotune import Autotuner
@@ -29,6 +30,7 @@ from .opsets import OpsetError
 from .options import PackOptions
 from .report import PackedLayer, PackReport
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
+from .tensors import byte_count
 from .weights import chain_words, parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
@@ -58,7 +60,7 @@ class Packing:
         self._out, self._scratch, self._progress = out, scratch, progress
         self._notes: list[str] = []
         self._target = Target(document.opset)
-        self._measure = Autotuner(options.objective, document.opset).fastest if options.autotune else None
+        self._measure = self._autotuner().fastest if options.autotune else None
         self._packed: dict[str, tuple[Decision, PackedLayer]] = {}
         self.pictures: dict[str, NDArray[np.float64]] = {}
 
@@ -84,6 +86,10 @@ class Packing:
             original_bytes=_model_bytes(original),
             notes=self._notes,
         )
+
+    def _autotuner(self) -> Autotuner:
+        tensors = (tensor for body in all_bodies(self._document.proto) for tensor in body.initializers.values())
+        return Autotuner(self._options.objective, self._document.opset, sum(map(byte_count, tensors)))
 
     def _copy_original(self) -> Path:
         """The original with all it refers to, as it was read and checked: what is compared with is what was packed."""
@@ -262,8 +268,17 @@ class Packing:
             self._scratch,
             exact=self._options.values == "float32",
             operators=operators,
-            library=_library(),
+            library=self._library(),
         )
+
+    def _library(self) -> str | None:
+        """The op library, where it is installed and loads: the packed model is run with it as well."""
+        try:
+            register(onnxruntime.SessionOptions())
+            return str(library_path())
+        except InputError as error:
+            self._notes.append(f"only the portable form was verified, since the op library is not there: {error}")
+            return None
 
 
 def _named(row: PackedLayer, layer: Linear) -> PackedLayer:
@@ -323,14 +338,6 @@ def _other_reader(layer: Linear, linears: Sequence[Linear], readers: Readers) ->
 def _model_bytes(path: Path) -> int:
     data = path.with_name(path.name + DATA_SUFFIX)
     return path.stat().st_size + data.stat().st_size
-
-
-def _library() -> str | None:
-    """The op library where it is installed: the packed model is run with it as well."""
-    try:
-        return str(library_path())
-    except InputError:
-        return None  # the portable form alone is verified; the report then has no figure for the library
 
 
 def _onnx_fault(path: Path) -> str | None:
