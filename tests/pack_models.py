@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -12,6 +13,10 @@ from hebbline.kernels import library_path
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 node = helper.make_node
+K, N = 24, 16
+"""In and out features of the one layer of most models."""
+SIZE = 4 * K * N
+SECRET = b"not for the model"
 
 
 def sparse(*shape, density=0.2, seed=0):
@@ -96,3 +101,38 @@ def op_types(model):
 
 def initializer_names(model):
     return {tensor.name for tensor in model.graph.initializer}
+
+
+def external_tensor(location, offset=None, length=None, dims=(K, N), **more):
+    tensor = TensorProto(name="W", data_type=FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    entries = {"location": location, "offset": offset, "length": length} | more
+    for key, entry in entries.items():
+        if entry is not None:
+            tensor.external_data.add(key=key, value=str(entry))
+    return tensor
+
+
+def one_layer(weight, nodes=None):
+    nodes = nodes or [node("MatMul", ["X", "W"], ["Y"])]
+    return make_model(nodes, [value("X", "n", K)], [value("Y", "n", N)], {} if weight is None else {"W": weight})
+
+
+def hostile_directory(tmp_path):
+    """A directory with sound weights, and a secret of the right size beside it."""
+    directory = tmp_path / "models"
+    directory.mkdir()
+    (directory / "weights.bin").write_bytes(sparse(K, N).tobytes())
+    (tmp_path / "secret.bin").write_bytes(SECRET.ljust(SIZE, b"!"))
+    return directory
+
+
+def refused(directory, model, match):
+    """Exit code 2 with one line that names the file; nothing is published; the secret is nowhere."""
+    path = directory / "model.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    with pytest.raises(InputError, match=match) as caught:
+        pack(path, directory / "out")
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message and len(message) < 1000
+    assert not (directory / "out").exists()
+    assert [item.name for item in directory.iterdir() if item.name.startswith(".")] == []
