@@ -1,6 +1,17 @@
 """From a model directory to an ONNX graph."""
 
+from .attention import AttentionForm, StockAttention, VarlenAttention
 from .llama import build_llama
 from .source import SourceModel, load_source
+from .weights import WeightFile, save_graph
 
-__all__ = ["SourceModel", "build_llama", "load_source"]
+__all__ = [
+    "AttentionForm",
+    "SourceModel",
+    "StockAttention",
+    "VarlenAttention",
+    "WeightFile",
+    "build_llama",
+    "load_source",
+    "save_graph",
+]

@@ -1,28 +1,33 @@
 """A small builder of ONNX graphs: nodes and initializers by name, and linear layers in the layout chosen for each."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from ..layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, OPSET, Choice, choose_layout
+from ..layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, OPSET, choose_layout
+from .weights import WeightFile
 
 MICROSOFT = "com.microsoft"
-EXTERNAL_DATA_SUFFIX = ".data"
 
 
 class GraphBuilder:
-    """Collects nodes, initializers, inputs and outputs; `save` writes the model with external data."""
+    """Collects the nodes, inputs and outputs of one graph; its initializers lie in a weight file, which other graphs
+    may share.
 
-    def __init__(self) -> None:
+    Args:
+        weights: where initializers are stored, and where those of an earlier graph are found again.
+    """
+
+    def __init__(self, weights: WeightFile) -> None:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
-        self.choices: dict[str, Choice] = {}
+        self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
-        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._initializers: dict[str, None] = {}
+        self._layouts: set[str] = set()
 
     def node(
         self, op_type: str, inputs: list[str], outputs: list[str] | str, domain: str = "", **attributes: Any
@@ -34,8 +39,8 @@ class GraphBuilder:
 
     def initializer(self, name: str, value: NDArray) -> str:
         """Add a constant once and return its name."""
-        if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self._weights.add(name, lambda: value)
+        self._initializers[name] = None
         return name
 
     def input(self, name: str, element_type: int, shape: list[int | str]) -> str:
@@ -53,34 +58,33 @@ class GraphBuilder:
     ) -> str:
         """Y = X W^T (+ bias) for layer `name`, packed in the layout with the fewest bytes, or dense."""
         out_features, in_features = weight_NK.shape
-        choice = choose_layout(out_features, in_features, int(np.count_nonzero(mask_NK)))
-        self.choices[name] = choice
+        choices = self._weights.choices
+        if name not in choices:
+            choices[name] = choose_layout(out_features, in_features, int(np.count_nonzero(mask_NK)))
+        layout = choices[name].layout
         bias = None if bias_N is None else self.initializer(f"{name}.bias", bias_N)
-        if choice.layout is None:
+        if layout is None:
             product = output if bias is None else f"{output}.product"
             self.node("MatMul", [x, self.initializer(f"{name}.weight", weight_NK.T)], product)
             return product if bias is None else self.node("Add", [product, bias], output)
-        tensors = choice.layout.encode(weight_NK, mask_NK)
-        names = [self.initializer(f"{name}.{part}", tensors[part]) for part in choice.layout.tensor_names]
-        inputs = [x, *names, bias or ""]
-        return self.node(choice.layout.op_type, inputs, output, DOMAIN, in_features=in_features)
+        names = [f"{name}.{part}" for part in layout.tensor_names]
+        if names[0] not in self._weights:
+            tensors = layout.encode(weight_NK, mask_NK)
+            for part in layout.tensor_names:
+                self.initializer(f"{name}.{part}", tensors[part])
+        self._initializers.update(dict.fromkeys(names))
+        self._layouts.add(layout.name)
+        return self.node(layout.op_type, [x, *names, bias or ""], output, DOMAIN, in_features=in_features)
 
-    def model(self, name: str) -> onnx.ModelProto:
-        """The model, with the function of every layout that it uses."""
-        used = {choice.layout.name for choice in self.choices.values() if choice.layout is not None}
-        graph = helper.make_graph(self._nodes, name, self.inputs, self.outputs, list(self._initializers.values()))
+    def model(self, name: str, *, portable: bool) -> onnx.ModelProto:
+        """The model. A portable one carries the function of every layout that it uses, for runtimes without the ops."""
+        initializers = [self._weights.tensor(tensor) for tensor in self._initializers]
+        graph = helper.make_graph(self._nodes, name, self.inputs, self.outputs, initializers)
         opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, DOMAIN_VERSION)]
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(*opset) for opset in opsets],
             ir_version=IR_VERSION,
-            functions=[LAYOUTS[layout].function() for layout in sorted(used)],
+            functions=[LAYOUTS[layout].function() for layout in sorted(self._layouts)] if portable else [],
             producer_name="hebbline",
         )
-
-
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model with all large tensors in one external file beside it, after the ONNX checker has seen it."""
-    location = path.name + EXTERNAL_DATA_SUFFIX
-    onnx.save_model(model, path, save_as_external_data=True, location=location, size_threshold=1024)
-    onnx.checker.check_model(path)

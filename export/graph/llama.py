@@ -1,34 +1,27 @@
-"""A Llama as one ONNX graph for prefill and decode, with a static KV cache that is updated in place.
+"""A Llama as one ONNX graph for prefill and decode, with a KV cache that is updated in place.
 
-Legend: B batch (slots), S tokens a slot in this step, E hidden size, C context (cache length), H query heads, G
-key/value heads, D head size, R rows of the flattened [B * S] tokens whose logits are wanted, V vocabulary.
+Legend: R rows of the flattened tokens of a step whose logits are wanted, E hidden size, V vocabulary; see `attention`
+for the rest.
 
-Inputs:
-    input_ids [B, S] int64; seqlens_k [B] int32, the number of valid cache entries after this step minus 1;
-    total_sequence_length [] int32, the largest such number over the batch, without the minus 1; logit_rows [R] int64;
-    past_key_values.<layer>.key and .value [B, G, C, D] float32.
-Outputs: logits [R, V] float32; present.<layer>.key and .value, to be bound to the buffers of the past.
-
-The attention is ONNX Runtime's GroupQueryAttention, the only stock form whose cost follows the real length. B > 1 with
-S > 1 is allowed at an empty past only: prefill slot by slot, then decode slots together. The wanted rows are gathered
-before the final norm and lm_head. C is a symbolic dimension: a runner may bind any cache up to the rotary table's
-length.
+Inputs are those of the attention's form (see `attention`) and logit_rows [R] int64, indices into the flattened tokens.
+Outputs are logits [R, V] float32, and the caches. The wanted rows are gathered before the final norm and lm_head.
 """
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from .attention import AttentionForm
 from .builder import MICROSOFT, GraphBuilder
 from .source import SourceModel
+from .weights import WeightFile
 
-FLOAT = TensorProto.FLOAT
 
-
-def build_llama(source: SourceModel) -> tuple[onnx.ModelProto, GraphBuilder]:
-    """The ONNX model, and its builder, whose `choices` say which layout each projection got."""
-    builder = GraphBuilder()
-    _declare_step_inputs(builder)
+def build_llama(source: SourceModel, weights: WeightFile, attention: AttentionForm) -> onnx.ModelProto:
+    """The ONNX model, with its initializers in `weights`, whose `choices` say which layout each projection got."""
+    builder = GraphBuilder(weights)
+    attention.declare_inputs(builder)
+    builder.input("logit_rows", TensorProto.INT64, ["rows"])
     cos, sin = source.rotary_tables()
     builder.initializer("rotary.cos", cos)
     builder.initializer("rotary.sin", sin)
@@ -36,26 +29,20 @@ def build_llama(source: SourceModel) -> tuple[onnx.ModelProto, GraphBuilder]:
     hidden = builder.node("Gather", [embedding, "input_ids"], "embedded")
     update: str | None = None
     for layer in range(source.config.num_hidden_layers):
-        hidden, update = _decoder_layer(builder, source, layer, hidden, update)
+        hidden, update = _decoder_layer(builder, source, attention, layer, hidden, update)
     assert update is not None
-    _head(builder, source, hidden, update)
-    return builder.model("llama"), builder
-
-
-def _declare_step_inputs(builder: GraphBuilder) -> None:
-    builder.input("input_ids", TensorProto.INT64, ["batch", "sequence"])
-    builder.input("seqlens_k", TensorProto.INT32, ["batch"])
-    builder.input("total_sequence_length", TensorProto.INT32, [])
-    builder.input("logit_rows", TensorProto.INT64, ["rows"])
+    _head(builder, source, attention.flat, hidden, update)
+    return builder.model("llama", portable=attention.portable)
 
 
 def _decoder_layer(
-    builder: GraphBuilder, source: SourceModel, layer: int, hidden: str, update: str | None
+    builder: GraphBuilder, source: SourceModel, attention: AttentionForm, layer: int, hidden: str, update: str | None
 ) -> tuple[str, str]:
     """One layer. The residual stream is carried as (hidden, update): the sum is fused into the next norm."""
     prefix = f"model.layers.{layer}"
     hidden, normed = _norm(builder, source, f"{prefix}.input_layernorm", hidden, update)
-    attended = _attention(builder, source, layer, normed)
+    q, k, v = (_projection(builder, source, f"{prefix}.self_attn.{part}_proj", normed) for part in "qkv")
+    attended = attention.attend(builder, source, layer, (q, k, v), f"{prefix}.self_attn.attended")
     update = _projection(builder, source, f"{prefix}.self_attn.o_proj", attended)
     hidden, normed = _norm(builder, source, f"{prefix}.post_attention_layernorm", hidden, update)
     return hidden, _mlp(builder, source, f"{prefix}.mlp", normed)
@@ -74,25 +61,6 @@ def _norm(builder: GraphBuilder, source: SourceModel, name: str, hidden: str, up
     return f"{name}.sum", normed
 
 
-def _attention(builder: GraphBuilder, source: SourceModel, layer: int, normed: str) -> str:
-    """Rotary embedding, cache write and causal attention over the real length, in one stock op."""
-    config, prefix = source.config, f"model.layers.{layer}.self_attn"
-    queries, keys, values = (_projection(builder, source, f"{prefix}.{part}_proj", normed) for part in "qkv")
-    cache_shape: list[int | str] = ["batch", source.num_kv_heads, "context", source.head_dim]
-    past = [builder.input(f"past_key_values.{layer}.{part}", FLOAT, cache_shape) for part in ("key", "value")]
-    present = [builder.output(f"present.{layer}.{part}", FLOAT, cache_shape) for part in ("key", "value")]
-    return builder.node(
-        "GroupQueryAttention",
-        [queries, keys, values, *past, "seqlens_k", "total_sequence_length", "rotary.cos", "rotary.sin"],
-        [f"{prefix}.attended", *present],
-        MICROSOFT,
-        num_heads=config.num_attention_heads,
-        kv_num_heads=source.num_kv_heads,
-        scale=source.head_dim**-0.5,
-        do_rotary=1,
-    )
-
-
 def _mlp(builder: GraphBuilder, source: SourceModel, prefix: str, normed: str) -> str:
     gate = _projection(builder, source, f"{prefix}.gate_proj", normed)
     up = _projection(builder, source, f"{prefix}.up_proj", normed)
@@ -103,15 +71,16 @@ def _mlp(builder: GraphBuilder, source: SourceModel, prefix: str, normed: str) -
     return _projection(builder, source, f"{prefix}.down_proj", product)
 
 
-def _head(builder: GraphBuilder, source: SourceModel, hidden: str, update: str) -> None:
+def _head(builder: GraphBuilder, source: SourceModel, flat: bool, hidden: str, update: str) -> None:
     """Gather the wanted rows of the residual stream, then the final norm and lm_head."""
-    flat = builder.initializer("flat_shape", np.array([-1, source.config.hidden_size], np.int64))
     rows = []
     for part, name in (("hidden", hidden), ("update", update)):
-        flattened = builder.node("Reshape", [name, flat], f"head.{part}.flat")
-        rows.append(builder.node("Gather", [flattened, "logit_rows"], f"head.{part}.rows", axis=0))
+        if not flat:
+            shape = builder.initializer("flat_shape", np.array([-1, source.config.hidden_size], np.int64))
+            name = builder.node("Reshape", [name, shape], f"head.{part}.flat")
+        rows.append(builder.node("Gather", [name, "logit_rows"], f"head.{part}.rows", axis=0))
     _, normed = _norm(builder, source, "model.norm", rows[0], rows[1])
-    builder.output("logits", FLOAT, ["rows", source.config.vocab_size])
+    builder.output("logits", TensorProto.FLOAT, ["rows", source.config.vocab_size])
     if source.config.tie_word_embeddings:
         builder.node("Gemm", [normed, "model.embed_tokens.weight"], "logits", transB=1)
     else:

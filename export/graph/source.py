@@ -17,7 +17,7 @@ from ...artifacts.model_directory import open_model_directory
 
 SUPPORTED_ROPE = ("default", "linear", "llama3")
 HEAD_SIZE_STEP = 16
-"""ONNX Runtime's GroupQueryAttention takes head sizes that are multiples of this."""
+"""Both forms of attention take head sizes that are multiples of this."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ namespace hebbline {
 namespace {
 
 constexpr int64_t kTokensPerTask = 8;
+constexpr int64_t kWorthThreads = int64_t{1} << 17;  // multiply-adds that take longer than to wake a thread
 
 // Rows of one key head of one sequence, and the spans that their keys are cut into.
 struct Group {
@@ -39,6 +40,7 @@ class Plan {
           const int64_t count = std::min(kTaskRows, rows - first);
           const int64_t keys = step.past[s] + (first + count - 1) / group + 1;
           const int64_t spans = rows <= kFewRows ? (keys + kSpanKeys - 1) / kSpanKeys : 1;
+          work_ += 2 * count * keys * step.cache.head_dim;
           add({s, head, first, count, keys, spans, 0}, step.cache.head_dim);
         }
       }
@@ -48,6 +50,7 @@ class Plan {
   const std::vector<Group>& groups() const { return groups_; }
   const std::vector<Piece>& pieces() const { return pieces_; }
   int64_t partial_floats() const { return partial_floats_; }
+  bool is_worth_threads() const { return work_ >= kWorthThreads; }
 
  private:
   void add(Group group, int64_t head_dim) {
@@ -60,6 +63,7 @@ class Plan {
   std::vector<Group> groups_;
   std::vector<Piece> pieces_;
   int64_t partial_floats_ = 0;
+  int64_t work_ = 0;  // multiply-adds, at most
 };
 
 // Memory that a thread keeps for its next step.
@@ -150,11 +154,15 @@ int64_t workspace_floats(int64_t head_dim) {
   return rows + kTileRows * kChunkKeys + chunk;
 }
 
-void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& parallel) {
+void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& threads) {
   const int64_t tokens = step.cu_seqlens.back();
   const Plan plan(step);
   float* rotated = rotated_memory(tokens * step.heads * step.cache.head_dim);
   float* partial = partial_memory(plan.partial_floats());
+  const Parallel serial = [](size_t count, const std::function<void(size_t)>& task) {
+    for (size_t i = 0; i < count; ++i) task(i);
+  };
+  const Parallel& parallel = plan.is_worth_threads() ? threads : serial;
   parallel(static_cast<size_t>((tokens + kTokensPerTask - 1) / kTokensPerTask), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
     for (int64_t t = first; t < std::min(tokens, first + kTokensPerTask); ++t) write_token(step, kernels, t, rotated);

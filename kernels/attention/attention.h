@@ -102,7 +102,7 @@ struct AttentionKernels {
 const AttentionKernels& attention_kernels();
 
 // Computes the step; scores are scaled by D^-0.5.
-void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& parallel);
+void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& threads);
 
 namespace scalar {
 extern const AttentionKernels kAttentionKernels;

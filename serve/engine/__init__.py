@@ -1,5 +1,5 @@
 """One runner per runtime, behind the `Runner` protocol."""
 
-from .runner import Runner
+from .runner import MixedRunner, Runner, Segment
 
-__all__ = ["Runner"]
+__all__ = ["MixedRunner", "Runner", "Segment"]

@@ -1,148 +1,115 @@
-"""The runner on ONNX Runtime: stock GroupQueryAttention over a static cache, written in place through IO binding.
+"""What the two runners on ONNX Runtime share, and the choice between them.
 
-Legend: B slots, S tokens a slot, N rows of logits, V vocabulary, H key-value heads, C context length, D head dimension.
+An artifact carries two graphs over one file of weights: `model.onnx` of stock ops, which any ONNX Runtime runs, and
+`model.hebbline.onnx` with the ops that only the op library has, which is faster and takes prompts and single tokens in
+one step. An artifact of before there was the second one has only the first.
 """
 
-from collections import OrderedDict
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from ...artifacts import InputError, LanguageModelFacts, read_manifest
 
+logger = logging.getLogger(__name__)
+
 MODEL_FILE = "model.onnx"
-BINDINGS_KEPT = 64
+KERNELS_MODEL_FILE = "model.hebbline.onnx"
+
+Graph = Literal["auto", "kernels", "portable"]
+KvFormat = Literal["float32", "bfloat16", "int8"]
+PLACES = 16
+"""Tokens of a block of the op library's cache."""
 
 
-@dataclass(frozen=True)
-class _Binding:
-    """An IO binding for one shape of step, and the arrays that it reads and writes."""
+class OnnxRunner(ABC):
+    """A published ONNX artifact on the CPU; see `Runner` for the contract, and `open` for the way to one.
 
-    io: onnxruntime.IOBinding
-    input_ids_BS: NDArray[np.int64]
-    seqlens_k_B: NDArray[np.int32]
-    total_sequence_length: NDArray[np.int32]
-    logit_rows_N: NDArray[np.int64]
-    logits_NV: NDArray[np.float32]
-
-
-class OnnxRunner:
-    """Runs a published ONNX artifact on the CPU; see `Runner` for the contract.
-
-    The cache takes `slots * cache_bytes_per_slot(facts)` bytes; pages are committed as they are first written.
-
-    `OnnxRunner.open` is the way to a published artifact; the constructor takes a graph that is not published yet.
+    The cache takes up to `slots * cache_bytes_per_slot(facts)` bytes, allocated once; pages are committed as they are
+    first written.
 
     Args:
-        model: the ONNX file.
         facts: sizes of the model's cache and vocabulary.
         slots: the number of sequences that can be held at a time.
-        threads: of ONNX Runtime within an operator; None takes one for each physical core.
 
     Raises:
-        InputError: ONNX Runtime cannot load the file.
+        InputError: there is no slot.
     """
 
-    def __init__(self, model: Path, facts: LanguageModelFacts, slots: int, threads: int | None = None) -> None:
+    def __init__(self, facts: LanguageModelFacts, slots: int) -> None:
         if slots < 1:
             raise InputError(f"slots must be at least 1, not {slots}")
         self.facts = facts
         self.slots = slots
-        self.context_length = self.facts.context_length
-        self.vocab_size = self.facts.vocab_size
-        self._session = _load(model, threads)
-        shape_BHCD = (slots, self.facts.num_kv_heads, self.facts.context_length, self.facts.head_dim)
-        self._caches = {
-            f"{layer}.{part}": np.zeros(shape_BHCD, np.float32)
-            for layer in range(self.facts.num_layers)
-            for part in ("key", "value")
-        }
-        self._bindings: OrderedDict[tuple[int, int, int, int], _Binding] = OrderedDict()
-        self._logits = np.empty(0, np.float32)
+        self.context_length = facts.context_length
+        self.vocab_size = facts.vocab_size
 
-    @classmethod
-    def open(cls, artifact: Path, slots: int, threads: int | None = None) -> "OnnxRunner":
+    @staticmethod
+    def open(
+        artifact: Path, slots: int, threads: int | None = None, *, graph: Graph = "auto", kv: KvFormat = "float32"
+    ) -> "OnnxRunner":
         """The runner of a published artifact; every file is verified before it is read.
 
-        Raises:
-            InputError: the directory is no artifact of a language model, is damaged, or ONNX Runtime cannot load it.
-        """
-        return cls(artifact / MODEL_FILE, language_model_facts(artifact), slots, threads)
+        Args:
+            artifact: the directory.
+            slots: the number of sequences that can be held at a time.
+            threads: of ONNX Runtime within an operator; None takes one for each physical core.
+            graph: "kernels" needs the op library; "portable" does without; "auto" takes the first where it can, with a
+                warning where it cannot.
+            kv: how keys and values are kept. "float32" is exact; "bfloat16" takes half of its memory and "int8" (a
+                scale for each token and head) about a quarter, in less time. Only the op library has these two.
 
+        Raises:
+            InputError: the directory is no artifact of a language model, is damaged, or ONNX Runtime cannot load it;
+                `kv` or `graph` ask for what there is not.
+        """
+        from .portable import PortableRunner
+        from .varlen import VarlenRunner
+
+        facts = language_model_facts(artifact)
+        fast = artifact / KERNELS_MODEL_FILE
+        if graph == "kernels" and not fast.is_file():
+            raise InputError(f"{artifact} has no {KERNELS_MODEL_FILE}: export the model again")
+        if graph != "portable" and fast.is_file():
+            try:
+                return VarlenRunner(fast, facts, slots, threads, kv)
+            except InputError as error:
+                if graph == "kernels" or kv != "float32":
+                    raise
+                logger.warning("%s is run without the op library, which is slower: %s", artifact, error)
+        if kv != "float32":
+            raise InputError(f"keys and values as {kv} need the op library; the portable graph keeps float32")
+        return PortableRunner(artifact / MODEL_FILE, facts, slots, threads)
+
+    @abstractmethod
     def prefill(self, slot: int, ids_S: Sequence[int], past: int, rows_N: Sequence[int]) -> NDArray[np.float32]:
         """See `Runner.prefill`."""
-        ids_BS = np.asarray(ids_S, np.int64).reshape(1, -1)
-        if rows_N and not 0 <= min(rows_N) <= max(rows_N) < ids_BS.shape[1]:
-            raise ValueError(f"rows {list(rows_N)} are not within the {ids_BS.shape[1]} tokens of the step")
-        return self._step(slot, ids_BS, np.array([past]), np.asarray(rows_N, np.int64))
 
+    @abstractmethod
     def decode(self, first_slot: int, ids_B: Sequence[int], past_B: Sequence[int]) -> NDArray[np.float32]:
         """See `Runner.decode`."""
-        ids_BS = np.asarray(ids_B, np.int64).reshape(-1, 1)
-        return self._step(first_slot, ids_BS, np.asarray(past_B), np.arange(len(ids_BS)))
 
-    def _step(self, first_slot: int, ids_BS: NDArray, past_B: NDArray, rows_N: NDArray) -> NDArray[np.float32]:
-        self._check(first_slot, ids_BS, past_B)
-        (batch, length), rows = ids_BS.shape, len(rows_N)
-        binding = self._binding(first_slot, batch, length, rows)
-        binding.input_ids_BS[:] = ids_BS
-        binding.seqlens_k_B[:] = past_B + length - 1
-        binding.total_sequence_length[...] = past_B.max() + length
-        binding.logit_rows_N[:] = rows_N
-        self._session.run_with_iobinding(binding.io)
-        return binding.logits_NV
-
-    def _check(self, first_slot: int, ids_BS: NDArray, past_B: NDArray) -> None:
-        """Refuse a step that would read or write outside a cache: the operator writes where it is told."""
-        batch, length = ids_BS.shape
-        if length < 1 or len(past_B) != batch or not 0 <= first_slot < first_slot + batch <= self.slots:
-            raise ValueError(f"a step of {batch}x{length} tokens at slot {first_slot} does not fit {self.slots} slots")
-        if past_B.min() < 0 or past_B.max() + length > self.context_length:
-            raise ValueError(f"{length} tokens after {past_B.max()} exceed the context of {self.context_length} tokens")
-        if ids_BS.min() < 0 or ids_BS.max() >= self.vocab_size:
+    def _check_step(self, slots: Sequence[int], lengths: Sequence[int], past: Sequence[int], ids_T: NDArray) -> None:
+        """Refuse a step that would reach outside a slot or the vocabulary; raises ValueError."""
+        fits = len(slots) > 0 and min(lengths) > 0 and min(slots) >= 0 and max(slots) < self.slots
+        if not fits or len(set(slots)) < len(slots):
+            raise ValueError(f"a step of {list(lengths)} tokens at slots {list(slots)} does not fit {self.slots} slots")
+        for length, held in zip(lengths, past, strict=True):
+            if held < 0 or held + length > self.context_length:
+                raise ValueError(f"{length} tokens after {held} exceed the context of {self.context_length} tokens")
+        if ids_T.min() < 0 or ids_T.max() >= self.vocab_size:
             raise ValueError(f"a token id is outside the vocabulary of {self.vocab_size}")
 
-    def _binding(self, first_slot: int, batch: int, length: int, rows: int) -> _Binding:
-        """The binding of this shape. Making one costs more than a small step, so the latest are kept."""
-        self._reserve_logits(rows)
-        key = (first_slot, batch, length, rows)
-        if key not in self._bindings:
-            self._bindings[key] = self._make_binding(*key)
-        self._bindings.move_to_end(key)
-        if len(self._bindings) > BINDINGS_KEPT:
-            self._bindings.popitem(last=False)
-        return self._bindings[key]
 
-    def _reserve_logits(self, rows: int) -> None:
-        """All bindings share one buffer of logits; a larger one makes those bound to the old one void."""
-        if rows * self.vocab_size > self._logits.size:
-            self._bindings.clear()
-            self._logits = np.empty(rows * self.vocab_size, np.float32)
-
-    def _make_binding(self, first_slot: int, batch: int, length: int, rows: int) -> _Binding:
-        logits = self._logits[: rows * self.vocab_size].reshape(rows, self.vocab_size)
-        binding = _Binding(
-            io=self._session.io_binding(),
-            input_ids_BS=np.empty((batch, length), np.int64),
-            seqlens_k_B=np.empty(batch, np.int32),
-            total_sequence_length=np.empty((), np.int32),
-            logit_rows_N=np.empty(rows, np.int64),
-            logits_NV=logits,
-        )
-        _bind_input(binding.io, "input_ids", binding.input_ids_BS)
-        _bind_input(binding.io, "seqlens_k", binding.seqlens_k_B)
-        _bind_input(binding.io, "total_sequence_length", binding.total_sequence_length)
-        _bind_input(binding.io, "logit_rows", binding.logit_rows_N)
-        _bind_output(binding.io, "logits", binding.logits_NV)
-        for name, cache in self._caches.items():
-            # Past and present are one buffer: the operator then writes one token instead of copying the cache.
-            _bind_input(binding.io, f"past_key_values.{name}", cache[first_slot : first_slot + batch])
-            _bind_output(binding.io, f"present.{name}", cache[first_slot : first_slot + batch])
-        return binding
+def check_rows(rows_N: Sequence[int], tokens: int) -> None:
+    """Raise ValueError where logits are wanted after a token that the segment does not have."""
+    if len(rows_N) > 0 and not 0 <= min(rows_N) <= max(rows_N) < tokens:
+        raise ValueError(f"rows {list(rows_N)} are not within the {tokens} tokens of the step")
 
 
 def language_model_facts(artifact: Path) -> LanguageModelFacts:
@@ -155,26 +122,18 @@ def language_model_facts(artifact: Path) -> LanguageModelFacts:
     return manifest.language_model
 
 
-def cache_bytes_per_slot(facts: LanguageModelFacts) -> int:
-    """Bytes of float32 keys and values that one slot takes."""
-    return 2 * 4 * facts.num_layers * facts.num_kv_heads * facts.context_length * facts.head_dim
+def cache_shape(facts: LanguageModelFacts, slots: int, kv: KvFormat) -> tuple[int, int, int, int]:
+    """The shape [slots, heads, blocks, bytes] of one layer's cache of the op library, uint8.
+
+    A block holds the keys [D, 16] and values [16, D] of 16 tokens and one head, and for int8 two scales a token.
+    """
+    numbers = 2 * PLACES * facts.head_dim
+    sizes: dict[KvFormat, int] = {"float32": 4 * numbers, "bfloat16": 2 * numbers, "int8": numbers + 2 * 4 * PLACES}
+    if kv not in sizes:
+        raise InputError(f"keys and values cannot be kept as '{kv}': it is one of {', '.join(sizes)}")
+    return slots, facts.num_kv_heads, -(-facts.context_length // PLACES), sizes[kv]
 
 
-def _load(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    # "session.set_denormal_as_zero" is left alone: it would change the floating-point mode of the calling thread for
-    # good.
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-        raise InputError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from error
-
-
-def _bind_input(io: onnxruntime.IOBinding, name: str, array: NDArray) -> None:
-    io.bind_input(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
-
-
-def _bind_output(io: onnxruntime.IOBinding, name: str, array: NDArray) -> None:
-    io.bind_output(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+def cache_bytes_per_slot(facts: LanguageModelFacts, kv: KvFormat = "float32") -> int:
+    """Bytes of keys and values that one slot takes in all layers, with the context in whole blocks."""
+    return facts.num_layers * int(np.prod(cache_shape(facts, 1, kv)))

@@ -1,10 +1,11 @@
-"""What the scheduler asks of a runtime: two steps over the slots of a static KV cache.
+"""What the scheduler asks of a runtime: steps over the slots of a static KV cache.
 
-Legend: B slots in a decode batch, S tokens of one prompt chunk, N rows of logits asked for, V vocabulary.
+Legend: B slots in a decode batch, S tokens of one sequence in a step, N rows of logits asked for, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,5 +37,33 @@ class Runner(Protocol):
 
         Raises:
             ValueError: a slot does not exist, or a length after the step exceeds the context.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a step does for one sequence: it appends S tokens to a slot that holds `past`.
+
+    `rows_N` are the indices in `ids_S` after which logits are wanted; they may be none.
+    """
+
+    slot: int
+    ids_S: Sequence[int]
+    past: int
+    rows_N: Sequence[int]
+
+
+@runtime_checkable
+class MixedRunner(Runner, Protocol):
+    """A runner that takes prompts and single tokens of any sequences in one step."""
+
+    def step(self, segments: Sequence[Segment]) -> NDArray[np.float32]:
+        """Take all segments, no two of one slot; returns the logits [N, V] of their rows, one segment after the other.
+
+        What a segment gets does not depend on the others.
+
+        Raises:
+            ValueError: there is no segment, or one that `prefill` would refuse, or two of one slot.
         """
         ...

@@ -11,10 +11,11 @@ from tiny import make_llama
 
 from hebbline.artifacts import CheckError, DamagedArtifactError, InputError, UnsupportedModelError, read_manifest
 from hebbline.export import export_model, exporter, verify
-from hebbline.export.graph import load_source
+from hebbline.export.graph import SourceModel, StockAttention, VarlenAttention, load_source
 from hebbline.export.layouts import LAYOUTS
 from hebbline.export.verify import float32_rounding, torch_greedy
 from hebbline.serve.engine.onnxruntime import OnnxRunner
+from hebbline.serve.engine.portable import PortableRunner
 
 PROJECTIONS = 14
 
@@ -35,7 +36,7 @@ def copy_unpublished(source, directory):
 
 def test_artifact_is_complete_and_says_what_it_holds(tiny_artifact, tiny_model_directory):
     manifest = read_manifest(tiny_artifact)
-    expected = {"model.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"}
+    expected = {"model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"}
     assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == expected
     assert len(manifest.layers) == PROJECTIONS
     assert {layer.layout for layer in manifest.layers} == {"bitmask"}
@@ -154,22 +155,65 @@ def sequence_of_the_gate(model):
     return [*prompt, *torch_greedy(model, prompt, verify.GREEDY_TOKENS)[0]]
 
 
-def test_parity_failure_publishes_nothing(tiny_model_directory, tmp_path, monkeypatch):
-    """One weight off by a little in the graph: the gate must see it."""
+def test_one_wrong_weight_fails_the_gate_and_publishes_nothing(tiny_model_directory, tmp_path, monkeypatch):
+    weight = SourceModel.weight
+
+    def wrong_weight(self, name):
+        values = weight(self, name)
+        if name == "model.layers.1.mlp.down_proj":
+            values = values.copy()
+            values[tuple(np.argwhere(values)[5])] += 0.05
+        return values
+
+    monkeypatch.setattr(SourceModel, "weight", wrong_weight)
+    with pytest.raises(CheckError, match="parity"):
+        export_model(tiny_model_directory, tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", [StockAttention, VarlenAttention])
+def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
+    """The weights are right, and one of the graphs over them is not."""
     build = exporter.build_llama
 
-    def build_wrong(source):
-        model, builder = build(source)
-        tensor = next(t for t in model.graph.initializer if t.name.endswith("layers.1.mlp.down_proj.values"))
-        values = onnx.numpy_helper.to_array(tensor).copy()
-        values[5] += 0.05
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        return model, builder
+    def build_wrong(source, weights, attention):
+        model = build(source, weights, attention)
+        if isinstance(attention, form):
+            norm = next(node for node in model.graph.node if node.op_type == "SkipSimplifiedLayerNormalization")
+            norm.attribute[0].f = 0.1
+        return model
 
     monkeypatch.setattr(exporter, "build_llama", build_wrong)
     with pytest.raises(CheckError, match="parity"):
         export_model(tiny_model_directory, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_graphs_share_one_file_of_weights(tiny_artifact, tiny_model_directory):
+    """Every tensor is in it once, and between tensors there is nothing but the alignment."""
+    places = {}
+    for file in ("model.onnx", "model.hebbline.onnx"):
+        model = onnx.load(tiny_artifact / file, load_external_data=False)
+        outside = [tensor for tensor in model.graph.initializer if tensor.external_data]
+        assert len(outside) > PROJECTIONS
+        for tensor in outside:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            assert place.pop("location") == "model.onnx.data"
+            assert places.setdefault(tensor.name, place) == place
+    size = (tiny_artifact / "model.onnx.data").stat().st_size
+    end = 0
+    for place in sorted(places.values(), key=lambda place: int(place["offset"])):
+        assert 0 <= int(place["offset"]) - end < 4096
+        end = int(place["offset"]) + int(place["length"])
+    assert end == size
+
+
+def test_without_the_op_library_the_portable_graph_is_exported(tiny_model_directory, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HEBBLINE_KERNELS", str(tmp_path / "nothing.so"))
+    export_model(tiny_model_directory, tmp_path / "artifact")
+    assert "will have no model.hebbline.onnx" in caplog.text
+    assert "model.hebbline.onnx" not in read_manifest(tmp_path / "artifact").files
+    assert isinstance(OnnxRunner.open(tmp_path / "artifact", slots=1), PortableRunner)
 
 
 def replace_weight(directory, name, change):

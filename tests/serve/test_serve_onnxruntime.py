@@ -1,8 +1,13 @@
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from hebbline.artifacts import InputError
-from hebbline.serve.engine.onnxruntime import OnnxRunner, cache_bytes_per_slot
+from hebbline.artifacts import InputError, read_manifest
+from hebbline.serve.engine import MixedRunner, Segment
+from hebbline.serve.engine.onnxruntime import OnnxRunner, cache_bytes_per_slot, language_model_facts
+from hebbline.serve.engine.portable import PortableRunner
 from hebbline.serve.engine.scoring import log_probs, scored_chunk, token_log_probs
 from hebbline.serve.scheduler import Scheduler
 from hebbline.serve.tokenizer import load_tokenizer
@@ -10,14 +15,23 @@ from hebbline.serve.tokenizer import load_tokenizer
 SLOTS = 4
 
 
+@pytest.fixture(scope="module", params=["kernels", "portable"])
+def runner(request, tiny_artifact):
+    return OnnxRunner.open(tiny_artifact, SLOTS, threads=1, graph=request.param)
+
+
 @pytest.fixture(scope="module")
-def runner(tiny_artifact):
-    return OnnxRunner.open(tiny_artifact, SLOTS, threads=1)
+def mixed(tiny_artifact):
+    """A runner that takes mixed steps."""
+    runner = OnnxRunner.open(tiny_artifact, SLOTS, threads=1)
+    assert isinstance(runner, MixedRunner)
+    return runner
 
 
 @pytest.fixture
-def ids(runner):
-    return np.random.default_rng(3).integers(0, runner.vocab_size, 60).tolist()
+def ids(tiny_artifact):
+    vocab_size = language_model_facts(tiny_artifact).vocab_size
+    return np.random.default_rng(3).integers(0, vocab_size, 60).tolist()
 
 
 def whole(runner, slot, ids):
@@ -93,10 +107,91 @@ def test_decode_beyond_the_slots_is_refused(runner):
 
 
 def test_bindings_are_bounded(tiny_artifact):
-    runner = OnnxRunner.open(tiny_artifact, 1, threads=1)
+    runner = OnnxRunner.open(tiny_artifact, 1, threads=1, graph="portable")
     for length in range(1, 100):
         runner.prefill(0, [1] * length, 0, [length - 1])
     assert len(runner._bindings) <= 64
+
+
+def test_a_mixed_step_is_each_segment_alone(mixed, ids):
+    held = {0: 20, 1: 33, 3: 0}
+    for slot, past in held.items():
+        if past:
+            mixed.prefill(slot, ids[:past], 0, [])
+    segments = [
+        Segment(3, ids[:17], 0, (16, 2)),
+        Segment(0, ids[20:21], 20, (0,)),
+        Segment(1, ids[33:40], 33, ()),
+        Segment(2, ids[:3], 0, range(3)),
+    ]
+    alone = [mixed.step([segment]).copy() for segment in segments]
+    together = mixed.step(segments)
+    assert together.shape == (6, mixed.vocab_size)
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
+
+
+def test_mixed_steps_that_do_not_fit_are_refused(mixed):
+    good = Segment(0, [1], 0, (0,))
+    for bad, message in (
+        (Segment(0, [1], 0, ()), "does not fit"),
+        (Segment(SLOTS, [1], 0, ()), "does not fit"),
+        (Segment(1, [], 0, ()), "does not fit"),
+        (Segment(1, [1], mixed.context_length, ()), "exceed the context"),
+        (Segment(1, [-1], 0, ()), "vocabulary"),
+        (Segment(1, [1, 1], 0, (2,)), "rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mixed.step([good, bad])
+    with pytest.raises(ValueError, match="does not fit"):
+        mixed.step([])
+
+
+@pytest.mark.parametrize(("kv", "tolerance"), [("bfloat16", 0.05), ("int8", 0.1)])
+def test_narrow_keys_and_values_are_near_the_exact_ones(tiny_artifact, mixed, ids, kv, tolerance):
+    """Near, but not the same: the cache is really kept in that format."""
+    narrow = OnnxRunner.open(tiny_artifact, SLOTS, threads=1, kv=kv)
+    exact = whole(mixed, 0, ids)
+    difference = np.abs(whole(narrow, 0, ids) - exact).max() / np.abs(exact).max()
+    assert 0 < difference < tolerance
+    for past in range(40, 60):
+        alone = whole(narrow, 1, ids[: past + 1])[past]
+        np.testing.assert_allclose(narrow.decode(0, [ids[past]], [past])[0], alone, atol=1e-4)
+    assert sum(cache.nbytes for cache in narrow._caches) == SLOTS * cache_bytes_per_slot(narrow.facts, kv)
+
+
+def without_kernels_graph(artifact, directory):
+    """The artifact as it was before there was a second graph."""
+    manifest = read_manifest(artifact)
+    shutil.copytree(artifact, directory)
+    (directory / "model.hebbline.onnx").unlink()
+    files = {name: facts for name, facts in manifest.files.items() if name != "model.hebbline.onnx"}
+    (directory / "hebbline.json").write_text(replace(manifest, files=files).to_json())
+
+
+def test_an_artifact_with_the_portable_graph_only_is_served(tiny_artifact, tmp_path, ids, runner):
+    without_kernels_graph(tiny_artifact, tmp_path / "old")
+    old = OnnxRunner.open(tmp_path / "old", 1, threads=1)
+    assert isinstance(old, PortableRunner)
+    np.testing.assert_allclose(whole(old, 0, ids), whole(runner, 0, ids), atol=1e-4)
+    with pytest.raises(InputError, match=r"no model\.hebbline\.onnx: export the model again"):
+        OnnxRunner.open(tmp_path / "old", 1, graph="kernels")
+    with pytest.raises(InputError, match="need the op library"):
+        OnnxRunner.open(tmp_path / "old", 1, kv="int8")
+
+
+def test_without_the_op_library_the_portable_graph_is_served(tiny_artifact, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HEBBLINE_KERNELS", str(tmp_path / "nothing.so"))
+    assert isinstance(OnnxRunner.open(tiny_artifact, 1, threads=1), PortableRunner)
+    assert [record.message for record in caplog.records if "without the op library" in record.message]
+    with pytest.raises(InputError, match=r"nothing\.so: no such file"):
+        OnnxRunner.open(tiny_artifact, 1, graph="kernels")
+    with pytest.raises(InputError, match=r"nothing\.so: no such file"):
+        OnnxRunner.open(tiny_artifact, 1, kv="int8")
+
+
+def test_an_unknown_format_of_keys_and_values_is_refused(tiny_artifact):
+    with pytest.raises(InputError, match="'int3'"):
+        OnnxRunner.open(tiny_artifact, 1, kv="int3")
 
 
 def test_log_probs_do_not_depend_on_the_chunk(runner, ids):
@@ -120,7 +215,8 @@ def test_scored_chunks_bound_the_logits():
 
 
 def test_cache_size(runner):
-    assert SLOTS * cache_bytes_per_slot(runner.facts) == sum(cache.nbytes for cache in runner._caches.values())
+    caches = runner._caches.values() if isinstance(runner, PortableRunner) else runner._caches
+    assert SLOTS * cache_bytes_per_slot(runner.facts) == sum(cache.nbytes for cache in caches)
 
 
 def test_scheduler_on_the_real_runner(runner, tiny_artifact, ids, submit):
