@@ -2,54 +2,57 @@
 
 #include <algorithm>
 #include <bit>
+#include <vector>
 
 #include "linear/activations.h"
 #include "linear/packing.h"
+#include "linear/strips.h"
+#include "platform/memory.h"
 
 namespace hebbline {
 namespace {
 
-constexpr int64_t kWidestBlock = 1 << 15;  // places are uint16
+constexpr int64_t kQuadColumns = 4;
 constexpr int64_t kNarrowestBlock = 128;
-constexpr double kLinksPerSegment = 12;  // fewer links of a row in a block do not pay for its sums' way in and out
+constexpr double kEntriesPerSegment = 24;  // fewer of a row in a block do not pay for its sums' way in and out
 constexpr int64_t kColumnsPerTask = 512;
 constexpr int64_t kStripsPerTask = 2;
+constexpr int64_t kTokensPerTask = 8;
+constexpr int64_t kFloatTokens = 16;  // up to here floats are as fast as pairs of bfloat16
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t block_width(const SparseMatrix& matrix) {
-  const double wanted = kLinksPerSegment / std::max(matrix.density(), 1e-6);
-  int64_t width = kNarrowestBlock;
-  while (width < kWidestBlock && static_cast<double>(width) < wanted) width *= 2;
-  return width;
-}
-
 const CsrKernels& kernels_of(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return avx512::kCsrKernels;
+  if (isa == Isa::kAvx512 || isa == Isa::kAmx) {
+    return cpu_features().avx512_bf16 ? avx512bf16::kCsrKernels : avx512::kCsrKernels;
+  }
   if (isa == Isa::kAvx2) return avx2::kCsrKernels;
 #endif
   static_cast<void>(isa);
   return scalar::kCsrKernels;
 }
 
-// Widths of a tile: one token, a small batch, or whole vectors of 16.
-int64_t tile_width(int64_t tokens) {
-  if (tokens <= 1) return 1;
-  return tokens <= 8 ? 8 : std::min(kTileTokens, ceil_div(tokens, 16) * 16);
-}
+// An entry before it is stored: the column (or quad of columns) and the payload's bits.
+struct Entry {
+  int32_t column;
+  uint32_t bits;
+};
 
 class CsrPacking : public Packing {
  public:
-  CsrPacking(const SparseMatrix& matrix, Isa isa) : kernels_(kernels_of(isa)), values_(matrix.values) {
-    payload_ = matrix.fits_bfloat16() ? Payload::kBfloat16 : Payload::kFloat32;
+  CsrPacking(const SparseMatrix& matrix, Isa isa, bool quads, bool whole_rows)
+      : kernels_(kernels_of(isa)), values_(matrix.values) {
+    payload_ = quads ? Payload::kQuad : matrix.fits_bfloat16() ? Payload::kBfloat16 : Payload::kFloat32;
     rows_ = matrix.rows;
-    columns_ = matrix.columns;
-    width_ = block_width(matrix);
-    blocks_ = ceil_div(columns_, width_);
+    x_columns_ = matrix.columns;
+    columns_ = quads ? ceil_div(ceil_div(matrix.columns, kQuadColumns), kTileUnits) * kTileUnits : matrix.columns;
     strips_ = ceil_div(rows_, kStripRows);
     row_scales_N_ = matrix.row_scales();
-    fill(matrix);
+    collect(matrix);
+    width_ = whole_rows ? kWidestBlock : block_width();
+    blocks_ = ceil_div(columns_, width_);
+    fill();
   }
 
   size_t bytes() const override {
@@ -58,99 +61,176 @@ class CsrPacking : public Packing {
 
   void multiply(const Call& call, const Parallel& parallel) const override {
     if (call.tokens == 0 || rows_ == 0) return;
-    const RoundedActivations rounded = round_activations(call, columns_, values_, parallel);
+    const RoundedActivations rounded = payload_ == Payload::kQuad
+                                           ? packed_words(call, parallel)
+                                           : round_activations(call, x_columns_, values_, parallel);
     const int64_t tiles = ceil_div(call.tokens, kTileTokens);
-    const float* tiles_KW = rounded.x_MK;
-    if (call.tokens > 1) tiles_KW = transposed(rounded.x_MK, call.tokens, tiles, parallel);
-    const Finish finish{matrix_scales(), rounded.scales_M, call.bias_N, call.y_MN};
+    const float* data_KW = rounded.x_MK;
+    if (tile_of(0, call.tokens).width > 1) data_KW = transposed(rounded.x_MK, call.tokens, tiles, parallel);
+    const Finish finish{row_scales_N_.empty() ? nullptr : row_scales_N_.data(), rounded.scales_M, call.bias_N,
+                        call.y_MN};
     const CsrView weight = view();
     const int64_t tasks = ceil_div(strips_, kStripsPerTask);
     parallel(static_cast<size_t>(tasks * tiles), [&](size_t task) {
-      const int64_t tile = static_cast<int64_t>(task) / tasks, first = static_cast<int64_t>(task) % tasks;
-      const int64_t token = tile * kTileTokens, count = std::min(kTileTokens, call.tokens - token);
-      const int64_t last = std::min(strips_, (first + 1) * kStripsPerTask);
-      for (int64_t strip = first * kStripsPerTask; strip < last; ++strip) {
-        kernels_.strip(weight, payload_, strip, tiles_KW + token * columns_, tile_width(count), token, count, finish);
+      CsrTile tile = tile_of(static_cast<int64_t>(task) / tasks, call.tokens);
+      tile.data_KW = data_KW + tile.token * columns_;
+      const int64_t first = static_cast<int64_t>(task) % tasks * kStripsPerTask;
+      for (int64_t strip = first; strip < std::min(strips_, first + kStripsPerTask); ++strip) {
+        kernels_.strip(weight, strip, tile, finish);
       }
     });
   }
 
  private:
-  const float* matrix_scales() const { return row_scales_N_.empty() ? nullptr : row_scales_N_.data(); }
-
   CsrView view() const {
     return {rows_,
-            columns_,
-            strips_,
             blocks_,
             width_,
+            payload_,
             places_Z_.as<uint16_t>(),
             payload_Z_.as(),
             counts_SBR_.as<uint16_t>(),
-            strip_offsets_S_.data()};
+            strip_offsets_S_.data(),
+            corrections_N_.data()};
   }
 
-  void fill(const SparseMatrix& matrix) {
-    const auto links = static_cast<size_t>(matrix.links());
-    places_Z_ = Buffer(links * sizeof(uint16_t));
-    payload_Z_ = Buffer(links * (payload_ == Payload::kBfloat16 ? 2 : 4));
+  // Tile `index` of a call of `tokens` tokens, which alone decide its form.
+  CsrTile tile_of(int64_t index, int64_t tokens) const {
+    CsrTile tile{};
+    tile.token = index * kTileTokens;
+    tile.count = std::min(kTileTokens, tokens - tile.token);
+    tile.halves = kernels_.halves && payload_ == Payload::kBfloat16 && tile.count > kFloatTokens;
+    tile.width = ceil_div(tile.count, tile.halves ? 32 : 16) * (tile.halves ? 32 : 16);
+    if (tile.count <= 8) tile.width = 8;
+    if (tokens == 1 && payload_ != Payload::kQuad) tile.width = 1;
+    return tile;
+  }
+
+  int64_t block_width() const {
+    const double cells = static_cast<double>(rows_) * static_cast<double>(columns_);
+    const double density = static_cast<double>(entries_.size()) / std::max(cells, 1.0);
+    int64_t width = kNarrowestBlock;
+    while (width < kWidestBlock && static_cast<double>(width) * density < kEntriesPerSegment) width *= 2;
+    return width;
+  }
+
+  // The entries of all rows, in order of rows and columns.
+  void collect(const SparseMatrix& matrix) {
+    entries_.reserve(static_cast<size_t>(matrix.links()));
+    offsets_N_.push_back(0);
+    for (int64_t n = 0; n < rows_; ++n) {
+      payload_ == Payload::kQuad ? collect_quads(matrix, n) : collect_links(matrix, n);
+      offsets_N_.push_back(static_cast<int64_t>(entries_.size()));
+    }
+  }
+
+  void collect_links(const SparseMatrix& matrix, int64_t n) {
+    for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
+      entries_.push_back({matrix.columns_Z[z], std::bit_cast<uint32_t>(matrix.float_weight(n, z))});
+    }
+  }
+
+  void collect_quads(const SparseMatrix& matrix, int64_t n) {
+    int32_t sum = 0, last_quad = -1;
+    for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
+      const auto value = static_cast<int8_t>(matrix.weights_Z[z]);
+      const auto place = matrix.columns_Z[z] % kQuadColumns;
+      if (const auto quad = static_cast<int32_t>(matrix.columns_Z[z] / kQuadColumns); quad != last_quad) {
+        entries_.push_back({quad, 0});
+        last_quad = quad;
+      }
+      entries_.back().bits |= static_cast<uint32_t>(static_cast<uint8_t>(value)) << place * 8;
+      sum += value;
+    }
+    corrections_N_.push_back(-128 * sum);
+  }
+
+  // Puts the entries in the order of the packing.
+  void fill() {
+    const bool halves = payload_ == Payload::kBfloat16;
+    places_Z_ = Buffer(entries_.size() * sizeof(uint16_t));
+    payload_Z_ = Buffer(entries_.size() * (halves ? sizeof(uint16_t) : sizeof(uint32_t)));
     counts_SBR_ = Buffer(static_cast<size_t>(strips_ * blocks_ * kStripRows) * sizeof(uint16_t));
-    strip_offsets_S_.reserve(static_cast<size_t>(strips_));
-    std::vector<int64_t> next_N(matrix.row_offsets.begin(), matrix.row_offsets.end());
+    std::vector<int64_t> next_N(offsets_N_.begin(), offsets_N_.end());
     int64_t place = 0;
     for (int64_t strip = 0; strip < strips_; ++strip) {
       strip_offsets_S_.push_back(place);
       for (int64_t block = 0; block < blocks_; ++block) {
         for (int64_t n = strip * kStripRows; n < std::min(rows_, (strip + 1) * kStripRows); ++n) {
-          const int64_t count = fill_segment(matrix, n, block, next_N[n], place);
+          const int64_t count = fill_segment(n, block, next_N[n], place);
           counts_SBR_.as<uint16_t>()[(strip * blocks_ + block) * kStripRows + n % kStripRows] =
               static_cast<uint16_t>(count);
           place += count;
         }
       }
     }
+    entries_ = {};
+    offsets_N_ = {};
   }
 
-  // Writes the links of row n in a block; moves `next` past them and returns their number.
-  int64_t fill_segment(const SparseMatrix& matrix, int64_t n, int64_t block, int64_t& next, int64_t place) {
+  // Writes the entries of row n in a block; moves `next` past them and returns their number.
+  int64_t fill_segment(int64_t n, int64_t block, int64_t& next, int64_t place) {
     const int64_t first = next, start = block * width_;
-    for (; next < matrix.row_offsets[n + 1] && matrix.columns_Z[next] < start + width_; ++next, ++place) {
-      places_Z_.as<uint16_t>()[place] = static_cast<uint16_t>(matrix.columns_Z[next] - start);
-      const float value = matrix.float_weight(n, next);
-      if (payload_ == Payload::kFloat32) payload_Z_.as<float>()[place] = value;
+    for (; next < offsets_N_[n + 1] && entries_[next].column < start + width_; ++next, ++place) {
+      places_Z_.as<uint16_t>()[place] = static_cast<uint16_t>(entries_[next].column - start);
       if (payload_ == Payload::kBfloat16) {
-        payload_Z_.as<uint16_t>()[place] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+        payload_Z_.as<uint16_t>()[place] = static_cast<uint16_t>(entries_[next].bits >> 16);
+      } else {
+        payload_Z_.as<uint32_t>()[place] = entries_[next].bits;
       }
     }
     return next - first;
   }
 
+  // X rounded to words of four int8, stored + 128.
+  RoundedActivations packed_words(const Call& call, const Parallel& parallel) const {
+    const auto words = static_cast<size_t>(call.tokens * columns_);
+    auto* words_MK = reinterpret_cast<uint32_t*>(
+        scratch(Scratch::kActivations, (words + static_cast<size_t>(call.tokens)) * sizeof(uint32_t)));
+    auto* scales_M = reinterpret_cast<float*>(words_MK + words);
+    parallel(static_cast<size_t>(ceil_div(call.tokens, kTokensPerTask)), [&](size_t task) {
+      const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
+      for (int64_t m = first; m < std::min(call.tokens, first + kTokensPerTask); ++m) {
+        scales_M[m] = avx512::kStripKernels.pack_token(Kind::kInt8, call.x_MK + m * x_columns_, x_columns_, columns_,
+                                                       call.activation_scale.value_or(0), words_MK + m * columns_);
+      }
+    });
+    return {reinterpret_cast<const float*>(words_MK), scales_M};
+  }
+
   const float* transposed(const float* x_MK, int64_t tokens, int64_t tiles, const Parallel& parallel) const {
-    const auto bytes = static_cast<size_t>(columns_ * (ceil_div(tokens, 16) * 16)) * sizeof(float);
-    auto* tiles_KW = reinterpret_cast<float*>(scratch(Scratch::kTransposed, bytes));
+    const auto bytes = static_cast<size_t>(columns_ * (ceil_div(tokens, 32) * 32)) * sizeof(float);
+    auto* data_KW = reinterpret_cast<float*>(scratch(Scratch::kTransposed, bytes));
     const int64_t tasks = std::max<int64_t>(1, ceil_div(columns_, kColumnsPerTask));
     parallel(static_cast<size_t>(tasks * tiles), [&](size_t task) {
-      const int64_t tile = static_cast<int64_t>(task) / tasks, first = static_cast<int64_t>(task) % tasks;
-      const int64_t token = tile * kTileTokens, count = std::min(kTileTokens, tokens - token);
-      kernels_.transpose(x_MK, columns_, token, count, tile_width(count), first * kColumnsPerTask,
-                         std::min(columns_, (first + 1) * kColumnsPerTask), tiles_KW + token * columns_);
+      const CsrTile tile = tile_of(static_cast<int64_t>(task) / tasks, tokens);
+      const int64_t first = static_cast<int64_t>(task) % tasks * kColumnsPerTask;
+      kernels_.transpose(x_MK, columns_, first, std::min(columns_, first + kColumnsPerTask), tile,
+                         data_KW + tile.token * columns_);
     });
-    return tiles_KW;
+    return data_KW;
   }
 
   const CsrKernels& kernels_;
   ValueType values_;
   Payload payload_;
-  int64_t rows_ = 0, columns_ = 0, strips_ = 0, blocks_ = 0, width_ = 0;
+  int64_t rows_ = 0, x_columns_ = 0, columns_ = 0, width_ = 0, blocks_ = 0, strips_ = 0;
+  std::vector<Entry> entries_;  // while packing
+  std::vector<int64_t> offsets_N_;
   Buffer places_Z_, payload_Z_, counts_SBR_;
   std::vector<int64_t> strip_offsets_S_;
+  std::vector<int32_t> corrections_N_;
   std::vector<float> row_scales_N_;
 };
 
 }  // namespace
 
-std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa) {
-  return std::make_unique<CsrPacking>(matrix, isa);
+std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa, bool whole_rows) {
+  return std::make_unique<CsrPacking>(matrix, isa, false, whole_rows);
+}
+
+std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix, Isa isa) {
+  return std::make_unique<CsrPacking>(matrix, isa, true, false);
 }
 
 }  // namespace hebbline

@@ -1,32 +1,46 @@
 // The CSR packing and the kernels that multiply by it.
 //
-// Rows are taken in strips of 64, columns in blocks narrow enough for their part of X^T to stay in the first-level
-// cache. Links are ordered by strip, block, row, column.
+// Rows are taken in strips of 64, columns in blocks; entries are ordered by strip, block, row, column, so that memory
+// is read in one stream. Narrow blocks keep their part of X^T in the first-level cache where tokens are many; blocks as
+// wide as the weight let few tokens take whole rows.
 //
-// Legend: K columns, M tokens, W tokens of a tile, R rows of a strip, Z entries.
+// An entry is a link, or, with quad payload, up to four neighbouring int8 links in one word. The columns that entries
+// are placed by are then quads of columns, and X^T has words of four bytes, stored + 128, in the place of floats.
+//
+// Legend: K columns, M tokens, W tokens of a tile, R rows of a strip, S strips, P panels, B blocks of a panel, Z
+// entries.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
-
-#include "platform/memory.h"
 
 namespace hebbline {
 
 inline constexpr int64_t kStripRows = 64;
 inline constexpr int64_t kTileTokens = 64;
+inline constexpr int64_t kWidestBlock = 1 << 15;  // places and counts within a block are uint16
 
 // How an entry's payload is stored.
 enum class Payload { kFloat32, kBfloat16, kQuad };
 
 // What a kernel reads.
 struct CsrView {
-  int64_t rows, columns, strips, blocks, block_width;
-  const uint16_t* places_Z;        // column within its block
-  const void* payload_Z;           // by Payload
-  const uint16_t* counts_SBR;      // entries of each row in each block: [strips, blocks, 64]
+  int64_t rows, blocks, block_width;
+  Payload payload;
+  const uint16_t* places_Z;  // column within its block
+  const void* payload_Z;
+  const uint16_t* counts_SBR;      // entries of each row in each block
   const int64_t* strip_offsets_S;  // first entry of each strip
+  const int32_t* corrections_N;    // quads: -128 x the sum of the row's weights
+};
+
+// Tokens [token, token + count) of X^T, [K, width]: floats or words; or bfloat16, where `halves`, in an order of the
+// kernels' own. Width is 1 (floats), 8, or a multiple of 16 up to 64; of halves, 32 or 64.
+struct CsrTile {
+  const float* data_KW;
+  int64_t width;
+  bool halves;
+  int64_t token, count;
 };
 
 // What happens to the sums of a strip.
@@ -37,27 +51,27 @@ struct Finish {
   float* y_MN;
 };
 
-// One instruction set's kernels. A tile is `width` tokens of X^T, float [K, width]; width is 1, 8, or a multiple of 16
-// up to 64.
+// One instruction set's kernels.
 struct CsrKernels {
-  // Writes columns [first, last) of the tile of tokens [token, token + count); the tokens past `count` are 0.
-  void (*transpose)(const float* x_MK, int64_t columns, int64_t token, int64_t count, int64_t width, int64_t first,
-                    int64_t last, float* tile_KW);
-  // Multiplies a strip by a tile and finishes it for tokens [token, token + count).
-  void (*strip)(const CsrView& weight, Payload payload, int64_t strip, const float* tile_KW, int64_t width,
-                int64_t token, int64_t count, const Finish& finish);
+  bool halves;  // tiles of bfloat16 are known
+  // Writes columns [first, last) of a tile; the tokens past `count` are 0. X is floats or words, [M, stride].
+  void (*transpose)(const float* x_MK, int64_t stride, int64_t first, int64_t last, const CsrTile& tile,
+                    float* data_KW);
+  // Multiplies a strip by a tile and finishes it.
+  void (*strip)(const CsrView& weight, int64_t strip, const CsrTile& tile, const Finish& finish);
 };
 
 namespace scalar {
 extern const CsrKernels kCsrKernels;
 }
-#if defined(__x86_64__)
 namespace avx2 {
 extern const CsrKernels kCsrKernels;
 }
 namespace avx512 {
 extern const CsrKernels kCsrKernels;
 }
-#endif
+namespace avx512bf16 {
+extern const CsrKernels kCsrKernels;
+}
 
 }  // namespace hebbline

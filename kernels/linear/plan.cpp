@@ -12,7 +12,8 @@ namespace {
 
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-constexpr std::array<std::pair<Family, std::string_view>, 5> kNames{{{Family::kCsr, "csr"},
+constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kRows, "rows"},
+                                                                     {Family::kCsr, "csr"},
                                                                      {Family::kSell, "sell"},
                                                                      {Family::kTile, "tile"},
                                                                      {Family::kPanel, "panel"},
@@ -23,6 +24,7 @@ bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
 bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
   constexpr int64_t kUint16Columns = 1 << 16;
   switch (family) {
+    case Family::kRows:
     case Family::kCsr:
       return true;
     case Family::kSell:
@@ -43,7 +45,8 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
     if (can_hold(family, matrix, isa)) return {family, family, kAlways};
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
   }
-  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of csr, sell, tile, panel, quad");
+  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) +
+                           " is not one of rows, csr, sell, tile, panel, quad");
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -55,11 +58,13 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
     case Family::kPanel:
       return pack_panel(matrix, isa);
     case Family::kQuad:
-      return pack_quad(matrix);
+      return pack_quad(matrix, isa);
+    case Family::kRows:
+      return pack_csr(matrix, isa, true);
     case Family::kCsr:
       break;
   }
-  return pack_csr(matrix, isa);
+  return pack_csr(matrix, isa, false);
 }
 
 // Two packings of a weight, each for the number of tokens that it is best at.
