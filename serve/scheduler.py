@@ -1,7 +1,8 @@
 """Continuous batching: one thread drives a runner, and requests join and leave its batch between two steps.
 
-Each iteration makes at most one step of prefill (a chunk of the oldest prompt that is not read yet) and one decode step
-for every request that is past its prompt. A long prompt so delays its neighbours by a chunk, not by its length.
+Each iteration reads a chunk of the oldest prompt that is not read yet, and generates a token for every request that is
+past its prompt: in one step where the runner takes mixed steps, else in two. A long prompt so delays its neighbours by
+a chunk, not by its length.
 """
 
 import logging
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..artifacts import CheckError, HebblineError
-from .engine.runner import Runner
+from .engine.runner import MixedRunner, Runner, Segment
 from .engine.scoring import scored_chunk
 from .generation import CANCELLED, LENGTH, Chunk, Generation, GenerationRequest
 
@@ -164,8 +165,11 @@ class Scheduler:
     def _iterate(self) -> None:
         self._drop_cancelled()
         self._admit()
-        self._decode()
-        self._prefill()
+        if isinstance(self._runner, MixedRunner):
+            self._step_together(self._runner)
+        else:
+            self._decode()
+            self._prefill()
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -186,29 +190,59 @@ class Scheduler:
                     self._slots[slot] = self._waiting.popleft()
                     self._prefilling.append(slot)
 
-    def _prefill(self) -> None:
-        if not self._prefilling:
+    def _step_together(self, runner: MixedRunner) -> None:
+        """One token for every request past its prompt, and a chunk of the oldest prompt."""
+        decoding = self._decoding()
+        prefilling = self._oldest_prompt()
+        segments = [Segment(slot, (ticket.generation.next_input,), ticket.past, (0,)) for slot, ticket in decoding]
+        segments += [self._next_chunk(*held) for held in prefilling]
+        if not segments:
             return
-        slot = self._prefilling[0]
-        ticket = self._slots[slot]
-        assert ticket is not None, "a slot that is prefilling holds a request"
         try:
-            self._prefill_chunk_of(slot, ticket)
+            logits_NV = runner.step(segments)
+        except Exception as error:
+            self._fail_step(decoding + prefilling, error)
+            return
+        for (slot, ticket), logits_V in zip(decoding, logits_NV, strict=False):
+            ticket.past += 1
+            self._try_advance(slot, ticket, logits_V)
+        for slot, ticket in prefilling:
+            self._try_accept_chunk(slot, ticket, segments[-1], logits_NV[len(decoding) :])
+
+    def _prefill(self) -> None:
+        for slot, ticket in self._oldest_prompt():
+            chunk = self._next_chunk(slot, ticket)
+            try:
+                logits_NV = self._runner.prefill(slot, chunk.ids_S, chunk.past, chunk.rows_N)
+            except Exception as error:
+                self._fail_step([(slot, ticket)], error)
+            else:
+                self._try_accept_chunk(slot, ticket, chunk, logits_NV)
+
+    def _oldest_prompt(self) -> list[tuple[int, Ticket]]:
+        """The request whose prompt is read next, and its slot, where there is one."""
+        slots = list(self._prefilling)[:1]
+        return [(slot, ticket) for slot in slots if (ticket := self._slots[slot]) is not None]
+
+    def _next_chunk(self, slot: int, ticket: Ticket) -> Segment:
+        scored = ticket.generation.request.return_prompt_log_probs
+        chunk = self._scored_chunk if scored else self._prefill_chunk
+        ids_S = ticket.prompt_ids[ticket.past : ticket.past + chunk]
+        is_last = ticket.past + len(ids_S) == len(ticket.prompt_ids)
+        rows = range(len(ids_S)) if scored else range(len(ids_S) - 1, len(ids_S)) if is_last else range(0)
+        return Segment(slot, ids_S, ticket.past, rows)
+
+    def _try_accept_chunk(self, slot: int, ticket: Ticket, chunk: Segment, logits_NV: NDArray[np.float32]) -> None:
+        try:
+            self._accept_chunk(slot, ticket, chunk, logits_NV)
         except Exception as error:
             self._fail_step([(slot, ticket)], error)
 
-    def _prefill_chunk_of(self, slot: int, ticket: Ticket) -> None:
-        scored = ticket.generation.request.return_prompt_log_probs
-        chunk = self._scored_chunk if scored else self._prefill_chunk
-        past = ticket.past
-        ids_S = ticket.prompt_ids[past : past + chunk]
-        is_last = past + len(ids_S) == len(ticket.prompt_ids)
-        rows = range(len(ids_S)) if scored else range(len(ids_S) - 1, len(ids_S)) if is_last else range(0)
-        logits_NV = self._runner.prefill(slot, ids_S, past, rows)
-        ticket.past += len(ids_S)
-        if scored:
-            ticket.generation.score_prompt(logits_NV, past)
-        if is_last:
+    def _accept_chunk(self, slot: int, ticket: Ticket, chunk: Segment, logits_NV: NDArray[np.float32]) -> None:
+        ticket.past += len(chunk.ids_S)
+        if ticket.generation.request.return_prompt_log_probs:
+            ticket.generation.score_prompt(logits_NV, chunk.past)
+        if ticket.is_decoding:
             self._prefilling.popleft()
             self._first_token(slot, ticket, logits_NV)
 
@@ -226,7 +260,7 @@ class Scheduler:
         the slot begins at this very position and overwrites it before anything reads it. (The position exists: a free
         slot has length 0, and a prefilling one is short of its prompt, which fits the context.)
         """
-        active = [(slot, ticket) for slot, ticket in self._held() if ticket.is_decoding]
+        active = self._decoding()
         if not active:
             return
         first, last = active[0][0], active[-1][0]
@@ -279,6 +313,9 @@ class Scheduler:
 
     def _held(self) -> list[tuple[int, Ticket]]:
         return [(slot, ticket) for slot, ticket in enumerate(self._slots) if ticket is not None]
+
+    def _decoding(self) -> list[tuple[int, Ticket]]:
+        return [(slot, ticket) for slot, ticket in self._held() if ticket.is_decoding]
 
     def _emit(self, ticket: Ticket, event: Event) -> None:
         """Hand over an event. A receiver that raises loses its request, not the others theirs."""

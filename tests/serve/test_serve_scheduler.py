@@ -26,6 +26,30 @@ def start(byte_tokenizer):
 
 
 @pytest.fixture
+def make_mixed_runner(make_runner):
+    """The runner in memory with mixed steps, and those only."""
+
+    class MixedMemoryRunner(make_runner):
+        def step(self, segments):
+            assert len({segment.slot for segment in segments}) == len(segments)
+            self.steps = [*getattr(self, "steps", []), [len(segment.ids_S) for segment in segments]]
+            rows = [make_runner.prefill(self, s.slot, s.ids_S, s.past, s.rows_N) for s in segments]
+            return np.concatenate(rows)
+
+        def prefill(self, *arguments):
+            raise AssertionError("a mixed runner is asked for mixed steps only")
+
+        decode = prefill
+
+    return MixedMemoryRunner
+
+
+@pytest.fixture(params=["two steps", "mixed steps"])
+def make_any_runner(request, make_runner, make_mixed_runner):
+    return make_runner if request.param == "two steps" else make_mixed_runner
+
+
+@pytest.fixture
 def alone(start, submit):
     return lambda runner, prompt, **sampling: submit(start(runner), prompt, **sampling).chunks()
 
@@ -40,19 +64,23 @@ def test_greedy_follows_the_runner(start, make_runner, alone):
     assert (last.finish_reason, last.num_input_tokens, last.num_output_tokens) == ("length", 3, 5)
 
 
-def test_many_requests_together_are_each_as_alone(start, make_runner, submit, alone):
+def test_many_requests_together_are_each_as_alone(start, make_any_runner, make_runner, submit, alone):
     generator = np.random.default_rng(0)
     jobs = [
         (generator.integers(0, 256, generator.integers(1, 40)).tolist(), {"seed": n, "max_tokens": 1 + n % 13})
         for n in range(40)
     ]
     expected = [alone(make_runner(), prompt, temperature=1.0, **options) for prompt, options in jobs]
-    runner = make_runner()
+    runner = make_any_runner()
     scheduler = start(runner, prefill_chunk=6)
     receivers = [submit(scheduler, prompt, temperature=1.0, **options) for prompt, options in jobs]
     assert [receiver.chunks() for receiver in receivers] == expected
     assert max(runner.prefills) == 6
-    assert max(count for _, count in runner.decodes) > 1
+    if make_any_runner is make_runner:
+        assert max(count for _, count in runner.decodes) > 1
+    else:
+        assert max(map(len, runner.steps)) == 4  # three that decode, and a chunk of a prompt
+        assert all(count == 1 for step in runner.steps for count in step[:-1])
 
 
 def test_submitted_from_many_threads(start, make_runner, submit):
@@ -87,18 +115,18 @@ def test_stop_string_cuts_the_text(start, make_runner, byte_tokenizer, alone):
     assert chunks[-1].finish_reason == "stop"
 
 
-def test_log_probs_of_completion_and_prompt(start, make_runner, submit):
+def test_log_probs_of_completion_and_prompt(start, make_any_runner, make_runner, submit):
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     options = {"max_tokens": 3, "return_log_probs": True, "return_prompt_log_probs": True}
-    chunks = submit(start(make_runner(), prefill_chunk=3), prompt, **options).chunks()
+    chunks = submit(start(make_any_runner(), prefill_chunk=3), prompt, **options).chunks()
     tokens = [token for chunk in chunks for token in chunk.token_ids]
     expected = log_probs(make_runner(), prompt + tokens, chunk=5)
     np.testing.assert_allclose(chunks[-1].prompt_log_probs, expected[: len(prompt) - 1], atol=1e-12)
     np.testing.assert_allclose([chunk.log_probs[0] for chunk in chunks], expected[len(prompt) - 1 :], atol=1e-12)
 
 
-def test_score_only(start, make_runner, submit):
-    (chunk,) = submit(start(make_runner()), [1, 2, 3], max_tokens=0, return_prompt_log_probs=True).chunks()
+def test_score_only(start, make_any_runner, make_runner, submit):
+    (chunk,) = submit(start(make_any_runner()), [1, 2, 3], max_tokens=0, return_prompt_log_probs=True).chunks()
     assert (chunk.finish_reason, chunk.num_output_tokens, chunk.token_ids, chunk.text) == ("length", 0, (), "")
     np.testing.assert_allclose(chunk.prompt_log_probs, log_probs(make_runner(), [1, 2, 3]))
 
@@ -184,6 +212,24 @@ def test_a_failing_step_fails_its_requests_and_no_others(start, make_runner, sub
     gated.error = None
     gated.steps.release(1000)
     assert len(submit(scheduler, [5], max_tokens=4).tokens()) == 4
+
+
+def test_a_failing_mixed_step_fails_its_requests_and_no_others(start, make_mixed_runner, submit):
+    runner = make_mixed_runner(slots=2)
+    step = runner.step
+
+    def failing(segments):
+        if len(segments) == 2:
+            raise RuntimeError("out of memory")
+        return step(segments)
+
+    runner.step = failing
+    scheduler = start(runner)
+    doomed = [submit(scheduler, [n] * 3, max_tokens=60) for n in range(3)]
+    for receiver in doomed[:2]:
+        with pytest.raises(CheckError, match="out of memory"):
+            receiver.chunks()
+    assert len(doomed[2].tokens()) == 60
 
 
 def test_logits_that_are_not_finite_fail_the_request(start, make_runner, submit):
