@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layouts import LAYOUTS, BlockLayout, Layout
+from ..layouts import LAYOUTS, BitmaskLayout, BlockLayout, CsrLayout, Layout
 from ..layouts.block import whole_blocks
 from .options import PackOptions
 
@@ -76,9 +76,13 @@ def decide(
     return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
 
 
+STRUCTURES = (BitmaskLayout, CsrLayout, BlockLayout)
+"""Those that the op library computes on a CPU."""
+
+
 def candidates(mask_NK: NDArray[np.bool_], values: str) -> list[Layout]:
     """The layouts that can hold this mask with these values; blocks only where the mask is made of whole ones."""
-    fitting = [layout for layout in LAYOUTS.values() if layout.values.name == values]
+    fitting = [layout for layout in LAYOUTS.values() if isinstance(layout, STRUCTURES) and layout.values.name == values]
     return [
         layout
         for layout in fitting

@@ -178,7 +178,10 @@ def _run(
         "out": str(scratch),
     }
     (scratch / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-I", str(_RUNNER), str(scratch / "request.json")]
+    # With the packages of this process and nothing else: neither the working directory nor the script's own.
+    packages = [path for path in sys.path if path]
+    start = f"import runpy, sys; sys.path[:] = {packages!r}; runpy.run_path({str(_RUNNER)!r}, run_name='__main__')"
+    command = [sys.executable, "-I", "-c", start, str(scratch / "request.json")]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

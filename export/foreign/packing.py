@@ -19,7 +19,7 @@ from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from ..page import local_density
 from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
-from .choosing import Decision, decide, digest, split_zeros
+from .choosing import Decision, decide, split_zeros
 from .comparison import EndToEnd, compare_models
 from .document import Document
 from .files import quoted
@@ -30,8 +30,9 @@ from .opsets import OpsetError
 from .options import PackOptions
 from .report import PackedLayer, PackReport
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
+from .rows import Weight, left_row, shared_row, weight_row
 from .tensors import byte_count
-from .weights import chain_words, parts_of, source_of, stored_bytes
+from .weights import parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
 MODEL_FILE = "model.onnx"
@@ -61,7 +62,7 @@ class Packing:
         self._notes: list[str] = []
         self._target = Target(document.opset)
         self._measure = self._autotuner().fastest if options.autotune else None
-        self._packed: dict[str, tuple[Decision, PackedLayer]] = {}
+        self._decided: dict[str, tuple[Decision, PackedLayer]] = {}
         self.pictures: dict[str, NDArray[np.float64]] = {}
 
     def run(self) -> PackReport:
@@ -131,7 +132,7 @@ class Packing:
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for index, layer in enumerate(layers):
             if isinstance(layer, Left):
-                rows[index] = _left_row(layer, f"left: {layer.reason}")
+                rows[index] = left_row(layer, f"left: {layer.reason}")
             else:
                 key = (id(layer.weight.owner), layer.weight.name, layer.transposed)
                 groups.setdefault(key, []).append(index)
@@ -145,64 +146,47 @@ class Packing:
 
     def _group(self, group: list[Linear], stays: str | None, rewriter: Rewriter) -> list[PackedLayer]:
         """The layers of one weight."""
-        first = group[0]
         try:
-            matrix_NK = first.weight_matrix(self._document)
+            matrix_NK = group[0].weight_matrix(self._document)
         except ValueError as error:
-            return [_left_row(layer, f"left: {error}") for layer in group]
+            return [left_row(layer, f"left: {error}") for layer in group]
         if matrix_NK.dtype != np.float32:
             reason = f"left: it multiplies in {matrix_NK.dtype}, the packed ops in float32"
-            return [_left_row(layer, reason) for layer in group]
-        weight_NK, mask_NK, minus_zeros = split_zeros(matrix_NK)
-        if mask_NK.size:
-            self.pictures[weight_title(first)] = local_density(mask_NK)
-        # Function bodies cannot see the main graph's tensors, so each has its own copy.
-        key = f"{digest(weight_NK)} {first.body.root.title}"
-        if key not in self._packed:
-            self._packed[key] = self._decide(first, key, weight_NK, mask_NK, minus_zeros, stays)
-        decision, row = self._packed[key]
-        packed = self._packed_weight(key, row.weight, decision.layout, weight_NK, mask_NK) if decision.layout else None
-        rows = []
-        for layer in group:
-            if packed is not None:
+            return [left_row(layer, reason) for layer in group]
+        weight = Weight(group[0], *split_zeros(matrix_NK), stays)
+        if matrix_NK.size:
+            self.pictures[weight_title(group[0])] = local_density(weight.mask_NK)
+        if weight.key not in self._decided:
+            self._decided[weight.key] = self._decide(weight)
+        decision, row = self._decided[weight.key]
+        if decision.layout is not None:
+            packed = self._packed_weight(weight, row.weight, decision.layout)
+            for layer in group:
                 rewriter.replace(layer, packed)
-            rows.append(_named(row, layer))
-        return rows
+        return [shared_row(row, layer) for layer in group]
 
-    def _decide(
-        self,
-        layer: Linear,
-        key: str,
-        weight_NK: NDArray[np.float32],
-        mask_NK: NDArray[np.bool_],
-        minus_zeros: int,
-        stays: str | None,
-    ) -> tuple[Decision, PackedLayer]:
+    def _decide(self, weight: Weight) -> tuple[Decision, PackedLayer]:
         """Choose for a weight that is new, and verify its packed form alone."""
-        stored = stored_bytes(layer.weight)
-        decision = decide(weight_NK, mask_NK, stored, stays, self._options, self._measure)
+        stored = stored_bytes(weight.layer.weight)
+        decision = decide(weight.values_NK, weight.mask_NK, stored, weight.stays, self._options, self._measure)
         error = None
         if (layout := decision.layout) is not None:
             try:
-                packed = self._packed_weight(key, weight_title(layer), layout, weight_NK, mask_NK)
+                packed = self._packed_weight(weight, weight_title(weight.layer), layout)
             except OpsetError as fault:
                 decision = replace(decision, layout=None, packed_bytes=stored, reason=f"left: {fault}")
             else:
-                error = self._check_layer(layer, packed, layout, weight_NK)
-        return decision, self._row(layer, decision, error, mask_NK, stored, minus_zeros, stays)
+                error = self._check_layer(weight, packed, layout)
+        return decision, weight_row(weight, decision, error, self._options.values)
 
-    def _check_layer(
-        self, layer: Linear, packed: PackedWeight, layout: Layout, weight_NK: NDArray[np.float32]
-    ) -> LayerError:
+    def _check_layer(self, weight: Weight, packed: PackedWeight, layout: Layout) -> LayerError:
         tensors = packed.encode()
-        decoded_NK, _ = layout.decode(tensors, weight_NK.shape[1])
-        opset = self._document.opset
-        return check_layer(layer_title(layer), packed, tensors, decoded_NK, weight_NK, self._options.values, opset)
+        decoded_NK, _ = layout.decode(tensors, packed.in_features)
+        title, values = layer_title(weight.layer), self._options.values
+        return check_layer(title, packed, tensors, decoded_NK, weight.values_NK, values, self._document.opset)
 
-    def _packed_weight(
-        self, key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_]
-    ) -> PackedWeight:
-        packed = pack_weight(key, name, layout, weight_NK, mask_NK, self._target)
+    def _packed_weight(self, weight: Weight, name: str, layout: Layout) -> PackedWeight:
+        packed = pack_weight(weight.key, name, layout, weight.values_NK, weight.mask_NK, self._target)
         self._check_conflict(packed.function)
         return packed
 
@@ -213,43 +197,6 @@ class Packing:
                     f"{self._document.path} has a function {DOMAIN}.{function.name} of its own; pack the file that it "
                     "was made from"
                 )
-
-    def _row(
-        self,
-        layer: Linear,
-        decision: Decision,
-        error: LayerError | None,
-        mask_NK: NDArray[np.bool_],
-        stored: int,
-        minus_zeros: int,
-        stays: str | None,
-    ) -> PackedLayer:
-        remarks = [decision.reason]
-        if chain := chain_words(layer.weight):
-            remarks.append(f"the weight is the result of {chain}")
-        if minus_zeros:
-            remarks.append(f"{minus_zeros:,} weights of -0 are stored as no links, and count as +0")
-        if stays and decision.layout is not None:
-            remarks.append(f"{stays}, so it stays in the file too")
-        times = decision.times
-        return PackedLayer(
-            name=layer_title(layer),
-            weight=weight_title(layer),
-            op_type=layer.node.op_type,
-            out_features=mask_NK.shape[0],
-            in_features=mask_NK.shape[1],
-            links=int(np.count_nonzero(mask_NK)),
-            layout="dense" if decision.layout is None else decision.layout.name,
-            values=self._options.values if decision.layout is not None else "float32",
-            bytes=decision.packed_bytes,
-            stored_bytes=stored,
-            reason="; ".join(remarks),
-            dense_time=None if times is None else times.dense,
-            packed_time=None if times is None else times.packed,
-            time_unit=None if times is None else times.unit,
-            weight_error=None if error is None else error.weight,
-            output_error=None if error is None else error.output,
-        )
 
     def _check_valid(self, original: Path, packed: Path) -> None:
         """What passed the ONNX checker must pass it still."""
@@ -279,40 +226,6 @@ class Packing:
         except InputError as error:
             self._notes.append(f"only the portable form was verified, since the op library is not there: {error}")
             return None
-
-
-def _named(row: PackedLayer, layer: Linear) -> PackedLayer:
-    """The line of a weight for one of the layers that use it; its bytes count for the first."""
-    if row.name == layer_title(layer):
-        return row
-    first = quoted(row.name)
-    return replace(
-        row,
-        name=layer_title(layer),
-        weight=weight_title(layer),
-        op_type=layer.node.op_type,
-        bytes=0,
-        stored_bytes=0,
-        reason=f"shares the packed copy of {first}" if row.packed else f"left: the same weight as {first}, see there",
-        shared_with=row.name,
-    )
-
-
-def _left_row(layer: Left | Linear, reason: str) -> PackedLayer:
-    size = 0 if layer.weight is None else stored_bytes(layer.weight)
-    return PackedLayer(
-        name=layer_title(layer),
-        weight=weight_title(layer),
-        op_type=layer.node.op_type,
-        out_features=None,
-        in_features=None,
-        links=None,
-        layout="dense",
-        values="as stored",
-        bytes=size,
-        stored_bytes=size,
-        reason=reason,
-    )
 
 
 def _other_reader(layer: Linear, linears: Sequence[Linear], readers: Readers) -> str | None:

@@ -1,0 +1,106 @@
+"""Lines of the report: what is said of a weight, and of each layer that uses it.
+
+Legend: N out_features, K in_features.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .choosing import Decision, digest
+from .files import quoted
+from .layer_check import LayerError
+from .linears import Left, Linear, layer_title, weight_title
+from .report import PackedLayer
+from .weights import chain_words, stored_bytes
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that was read, as its first layer uses it.
+
+    `values_NK` has +0 for every zero; `minus_zeros` counts those that were -0. `stays` says what else reads the dense
+    weight, None where nothing does.
+    """
+
+    layer: Linear
+    values_NK: NDArray[np.float32]
+    mask_NK: NDArray[np.bool_]
+    minus_zeros: int
+    stays: str | None
+
+    @cached_property
+    def key(self) -> str:
+        """What tells weights apart. Function bodies cannot see the main graph's tensors: each has its own copy."""
+        return f"{digest(self.values_NK)} {self.layer.body.root.title}"
+
+
+def weight_row(weight: Weight, decision: Decision, error: LayerError | None, values: str) -> PackedLayer:
+    """The line of the first layer that uses a weight."""
+    layer, times, packed = weight.layer, decision.times, decision.layout is not None
+    return PackedLayer(
+        name=layer_title(layer),
+        weight=weight_title(layer),
+        op_type=layer.node.op_type,
+        out_features=weight.mask_NK.shape[0],
+        in_features=weight.mask_NK.shape[1],
+        links=int(np.count_nonzero(weight.mask_NK)),
+        layout="dense" if decision.layout is None else decision.layout.name,
+        values=values if packed else "as stored",
+        bytes=decision.packed_bytes,
+        stored_bytes=stored_bytes(layer.weight),
+        reason="; ".join([decision.reason, *_remarks(weight, packed)]),
+        dense_time=None if times is None else times.dense,
+        packed_time=None if times is None else times.packed,
+        time_unit=None if times is None else times.unit,
+        weight_error=None if error is None else error.weight,
+        output_error=None if error is None else error.output,
+    )
+
+
+def _remarks(weight: Weight, packed: bool) -> list[str]:
+    remarks = []
+    if chain := chain_words(weight.layer.weight):
+        remarks.append(f"the weight is the result of {chain}")
+    if packed and weight.minus_zeros:
+        remarks.append(f"{weight.minus_zeros:,} weights of -0 are stored as no links, and count as +0")
+    if packed and weight.stays:
+        remarks.append(f"{weight.stays}, so it stays in the file too")
+    return remarks
+
+
+def shared_row(row: PackedLayer, layer: Linear) -> PackedLayer:
+    """The line of a layer that uses the weight of another line; its bytes count there."""
+    if row.name == layer_title(layer):
+        return row
+    first = quoted(row.name)
+    return replace(
+        row,
+        name=layer_title(layer),
+        weight=weight_title(layer),
+        op_type=layer.node.op_type,
+        bytes=0,
+        stored_bytes=0,
+        reason=f"shares the packed copy of {first}" if row.packed else f"left: the same weight as {first}, see there",
+        shared_with=row.name,
+    )
+
+
+def left_row(layer: Left | Linear, reason: str) -> PackedLayer:
+    """The line of a layer whose weight was not read."""
+    size = 0 if layer.weight is None else stored_bytes(layer.weight)
+    return PackedLayer(
+        name=layer_title(layer),
+        weight=weight_title(layer),
+        op_type=layer.node.op_type,
+        out_features=None,
+        in_features=None,
+        links=None,
+        layout="dense",
+        values="as stored",
+        bytes=size,
+        stored_bytes=size,
+        reason=reason,
+    )
