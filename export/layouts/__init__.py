@@ -1,8 +1,9 @@
 """Packed layouts: encodings of a masked linear layer in ONNX tensors."""
 
 from .bitmask import BitmaskLayout
-from .block import BlockLayout
-from .choose import LAYOUTS, Choice, choose_layout
+from .block import BlockLayout, whole_blocks
+from .choose import LAYOUTS, Choice, Objective, choose_layout
+from .cost import Work, dense_microseconds, predicted_microseconds, predicted_speedup
 from .csr import CsrLayout
 from .layout import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET, Layout
 from .values import VALUE_TYPES, ValueType
@@ -19,6 +20,12 @@ __all__ = [
     "Choice",
     "CsrLayout",
     "Layout",
+    "Objective",
     "ValueType",
+    "Work",
     "choose_layout",
+    "dense_microseconds",
+    "predicted_microseconds",
+    "predicted_speedup",
+    "whole_blocks",
 ]

@@ -7,9 +7,13 @@
 #include <string_view>
 #include <utility>
 
+#include "linear/cost.h"
+
 namespace hebbline {
 namespace {
 
+constexpr int64_t kFewTokens = 1, kManyTokens = 64;
+constexpr double kWorthACopy = 1.2;
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
 constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kRows, "rows"},
@@ -67,6 +71,39 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
   return pack_csr(matrix, isa, false);
 }
 
+// Vectors of 16 rows that hold a link.
+double count_vectors(const SparseMatrix& matrix) {
+  const int64_t width = matrix.values == ValueType::kFloat32 ? 1 : matrix.values == ValueType::kBfloat16 ? 2 : 4;
+  // Rows of a block have the same links, so every sixteenth row stands for its strip.
+  double vectors = 0;
+  for (int64_t n = 0; n < matrix.rows; n += 16) {
+    int64_t last = -1;
+    for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
+      vectors += matrix.columns_Z[z] / width != last ? 1 : 0;
+      last = matrix.columns_Z[z] / width;
+    }
+  }
+  return vectors;
+}
+
+Workload workload(const SparseMatrix& matrix, bool blocks) {
+  return {matrix.values, static_cast<double>(matrix.rows), static_cast<double>(matrix.columns),
+          static_cast<double>(matrix.links()), blocks ? count_vectors(matrix) : 0};
+}
+
+Family cheapest(const SparseMatrix& matrix, const Workload& work, Isa isa, bool blocks, int64_t tokens) {
+  Family best = Family::kCsr;
+  double least = std::numeric_limits<double>::infinity();
+  for (const auto& [family, known] : kNames) {
+    if (!can_hold(family, matrix, isa) || (family == Family::kPanel && !blocks)) continue;
+    const double cost = cost_microseconds(family, work, isa, static_cast<double>(tokens));
+    if (cost >= least) continue;
+    least = cost;
+    best = family;
+  }
+  return best;
+}
+
 // Two packings of a weight, each for the number of tokens that it is best at.
 class PackedPair : public Packing {
  public:
@@ -90,8 +127,19 @@ Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks) {
   if (const char* wanted = std::getenv("HEBBLINE_FAMILY"); wanted != nullptr && *wanted != '\0') {
     return forced_plan(wanted, matrix, isa);
   }
-  if (blocks && can_hold(Family::kPanel, matrix, isa)) return {Family::kPanel, Family::kPanel, kAlways};
-  return {Family::kCsr, Family::kCsr, kAlways};
+  if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, matrix, isa)) return {Family::kTile, Family::kTile, kAlways};
+  const Workload work = workload(matrix, blocks);
+  const Family few = cheapest(matrix, work, isa, blocks, kFewTokens);
+  const Family many = cheapest(matrix, work, isa, blocks, kManyTokens);
+  const auto cost = [&](Family family, int64_t tokens) {
+    return cost_microseconds(family, work, isa, static_cast<double>(tokens));
+  };
+  // A second copy of the weight must pay for its memory.
+  if (cost(few, kManyTokens) <= kWorthACopy * cost(many, kManyTokens)) return {few, few, kAlways};
+  if (cost(many, kFewTokens) <= kWorthACopy * cost(few, kFewTokens)) return {many, many, kAlways};
+  int64_t from = kFewTokens + 1;
+  while (from < kManyTokens && cost(few, from) <= cost(many, from)) ++from;
+  return {few, many, from};
 }
 
 std::unique_ptr<Packing> pack(const SparseMatrix& matrix, Isa isa, bool blocks) {

@@ -15,7 +15,11 @@ from hebbline.export.layouts import (
     OPSET,
     VALUE_TYPES,
     BlockLayout,
+    Work,
     choose_layout,
+    dense_microseconds,
+    predicted_microseconds,
+    whole_blocks,
 )
 from hebbline.export.layouts.values import group_count, group_width, pack_nibbles, unpack_nibbles
 
@@ -234,5 +238,34 @@ def test_choice_is_the_smallest_and_says_why():
     assert choose_layout(512, 512, round(0.01 * 512**2)).layout.name == "csr"
     dense = choose_layout(512, 512, 512**2)
     assert dense.layout is None and "left dense" in dense.reason and dense.packed_bytes == dense.dense_bytes
+    assert dense.speedup == 1
     choice = choose_layout(512, 512, 26_214)
     assert choice.packed_bytes == 512 * 64 + 4 * 26_214 and "bitmask 0.131" in choice.reason
+    assert f"{choice.speedup:.1f} times as fast at 1 tokens" in choice.reason
+
+
+def test_choice_follows_values_objective_and_blocks():
+    links = round(0.3 * 2048**2)
+    speedups = [choose_layout(2048, 2048, links, values=values).speedup for values in ("float32", "bfloat16", "int8")]
+    assert speedups == sorted(speedups)
+    assert choose_layout(2048, 2048, links, values="int4").layout.name == "bitmask-int4"
+    slow = round(0.9 * 2048**2)
+    assert choose_layout(2048, 2048, slow, objective="throughput").layout is None
+    assert choose_layout(2048, 2048, slow, objective="size").layout.name == "bitmask"
+    assert choose_layout(2048, 2048, links, whole_blocks=True).layout.name == "block"
+    with pytest.raises(ValueError, match="no values 'int2'"):
+        choose_layout(1, 1, 1, values="int2")
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 64, 256])
+def test_predicted_time_rises_with_the_work(tokens):
+    times = [predicted_microseconds(Work(2048, 2048, round(d * 2048**2)), tokens) for d in (0.01, 0.05, 0.1, 0.3)]
+    assert times == sorted(times) and times[-1] < dense_microseconds(2048, 2048, tokens)
+    assert predicted_microseconds(Work(2048, 2048, 10**6, "int8"), tokens, amx=True) < times[-1]
+
+
+def test_whole_blocks_are_found():
+    mask = np.kron(np.eye(2, dtype=bool), np.ones((16, 16), bool))[:30, :25]
+    assert whole_blocks(mask, 16).tolist() == [[True, False], [False, True]]
+    mask[0, 0] = False
+    assert whole_blocks(mask, 16) is None

@@ -1,0 +1,104 @@
+"""What a packed layer costs: a model of the time that the kernels take, beside that of a dense float32 product.
+
+The model is that of `kernels/linear/cost.cpp`, whose kernels choose by it; the file's layout does not bind them, since
+they repack at load. Its constants were measured on 2048 x 2048 layers on one core with AVX-512 and without AMX, at
+3.7 GHz and 20 GB/s, and on one with AMX. They are good for ratios: the same machine runs the dense product.
+
+Legend: N out_features, K in_features, M tokens.
+"""
+
+from dataclasses import dataclass
+
+_NS_PER_BYTE = 0.05
+_NS_PER_TRANSPOSED = 0.3
+_VECTOR_FIXED = 0.7
+_HALF_BYTE_FIXED = 1.1
+_VECTOR_PER_TOKEN = 0.29
+_DENSE_NS_PER_BYTE = 0.048
+_DENSE_NS_PER_PRODUCT = 0.0165
+_VALUE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+_UNIT_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 4}
+LATENCY_TOKENS = 1
+THROUGHPUT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """A layer [N, K] with its number of links, the type of its values, and whether links are whole blocks of 16."""
+
+    out_features: int
+    in_features: int
+    links: int
+    values: str = "float32"
+    blocks: bool = False
+
+    @property
+    def density(self) -> float:
+        """Links over possible links."""
+        return self.links / max(1, self.out_features * self.in_features)
+
+    @property
+    def vectors(self) -> float:
+        """Vectors of 16 rows x 4 bytes that cover the layer."""
+        return self.out_features / 16 * self.in_features / _UNIT_COLUMNS[self.values]
+
+
+def dense_microseconds(out_features: int, in_features: int, tokens: int) -> float:
+    """Time of ONNX Runtime's float32 MatMul on one core, the weight read from memory."""
+    weights = out_features * in_features
+    return weights * (4 * _DENSE_NS_PER_BYTE + _DENSE_NS_PER_PRODUCT * tokens) / 1e3
+
+
+def predicted_microseconds(work: Work, tokens: int, *, amx: bool = False) -> float:
+    """Time of the fastest kernel on one core, the packed weight read from memory."""
+    times = [_expanded(work, tokens, amx), _rows(work, tokens), _narrow(work, tokens)]
+    if work.values == "int8":
+        times.append(_quads(work, tokens))
+    if amx and work.values != "int4":
+        times.append(0.18 * work.links * tokens)
+    if work.blocks:
+        times.append(work.density * work.vectors * (0.2 + _VECTOR_PER_TOKEN * tokens + 64 * _NS_PER_BYTE * 0.3))
+    return min(times) / 1e3
+
+
+def predicted_speedup(work: Work, tokens: int, *, amx: bool = False) -> float:
+    """How many times faster than the dense float32 product a layer is."""
+    dense = dense_microseconds(work.out_features, work.in_features, tokens)
+    return dense / max(predicted_microseconds(work, tokens, amx=amx), 1e-3)
+
+
+def _expanded(work: Work, tokens: int, amx: bool) -> float:
+    """A bitmask expanded to vectors; with AMX, tiles of 16 tokens."""
+    packed = work.out_features * work.in_features / 8 + work.links * _VALUE_BYTES[work.values]
+    reading = 0.3 * packed * _NS_PER_BYTE
+    if amx and work.values != "float32" and tokens >= 4:
+        return work.vectors * (1.5 + 0.05 * 16 * -(-tokens // 16)) + reading
+    fixed = _HALF_BYTE_FIXED if work.values == "int4" else _VECTOR_FIXED
+    return work.vectors * (fixed + _VECTOR_PER_TOKEN * tokens) + reading
+
+
+def _in_pairs(work: Work, tokens: int) -> bool:
+    return work.values in ("bfloat16", "int8") and tokens > 16
+
+
+def _rows(work: Work, tokens: int) -> float:
+    """Links by whole rows, times tokens side by side."""
+    padded = 1 if tokens <= 1 else max(8, tokens)
+    per_token = 0.0155 if _in_pairs(work, tokens) else 0.022 if padded <= 16 else 0.037
+    return work.links * (0.34 + per_token * padded) + _transposing(work, tokens)
+
+
+def _narrow(work: Work, tokens: int) -> float:
+    """Links by narrow blocks of columns, times tokens side by side."""
+    per_token = 0.012 if _in_pairs(work, tokens) else 0.0165
+    return work.links * (0.62 + per_token * max(8, tokens)) + _transposing(work, tokens)
+
+
+def _quads(work: Work, tokens: int) -> float:
+    """Up to four neighbouring int8 links a step."""
+    entries = work.out_features * work.in_features / 4 * (1 - (1 - work.density) ** 4)
+    return entries * (0.45 + 0.0175 * max(8, tokens)) + 0.7 * _transposing(work, tokens)
+
+
+def _transposing(work: Work, tokens: int) -> float:
+    return 0 if tokens < 2 else _NS_PER_TRANSPOSED * tokens * (work.out_features + work.in_features)

@@ -1,0 +1,86 @@
+#include "linear/cost.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace hebbline {
+namespace {
+
+constexpr double kNanosecondsPerByte = 0.05;  // 20 GB/s
+constexpr double kNanosecondsPerTransposed = 0.3;
+constexpr double kVectorFixed = 0.7, kVectorPerToken = 0.29;
+constexpr double kHalfByteFixed = 1.1;
+
+double columns_per_unit(ValueType values) {
+  return values == ValueType::kFloat32 ? 1 : values == ValueType::kBfloat16 ? 2 : 4;
+}
+
+double value_bytes(ValueType values) {
+  return values == ValueType::kFloat32 ? 4 : values == ValueType::kBfloat16 ? 2 : values == ValueType::kInt8 ? 1 : 0.5;
+}
+
+// X in, Y out.
+double transposing(const Workload& work, double tokens) {
+  return tokens < 2 ? 0 : kNanosecondsPerTransposed * tokens * (work.rows + work.columns);
+}
+
+double tile(const Workload& work, Isa isa, double tokens) {
+  const double vectors = work.rows / 16 * work.columns / columns_per_unit(work.values);
+  const double bytes = work.rows * work.columns / 8 + work.links * value_bytes(work.values);
+  const double fixed = work.values == ValueType::kInt4 ? kHalfByteFixed : kVectorFixed;
+  if (isa == Isa::kAmx && work.values != ValueType::kFloat32 && tokens >= 4) {
+    constexpr double kExpand = 1.5, kPerToken = 0.05;  // tiles take 16 tokens at a time
+    return vectors * (kExpand + kPerToken * std::ceil(tokens / 16) * 16) + 0.3 * bytes * kNanosecondsPerByte;
+  }
+  return vectors * (fixed + kVectorPerToken * tokens) + 0.3 * bytes * kNanosecondsPerByte;
+}
+
+// Nanoseconds a link in whole rows; from 17 tokens on, pairs of bfloat16 halve the work.
+double rows(const Workload& work, double tokens) {
+  const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
+  const double padded = tokens <= 1 ? 1 : std::max(8.0, tokens);
+  // Tiles of X^T wider than the first-level cache are read from the second.
+  const double per_token = halves ? 0.0155 : padded <= 16 ? 0.022 : 0.037;
+  return work.links * (0.34 + per_token * padded) + transposing(work, tokens);
+}
+
+double blocks(const Workload& work, double tokens) {
+  const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
+  const double per_token = halves ? 0.012 : 0.0165;
+  return work.links * (0.62 + per_token * std::max(8.0, tokens)) + transposing(work, tokens);
+}
+
+double quads(const Workload& work, double tokens) {
+  const double cells = work.rows * work.columns;
+  const double density = cells > 0 ? work.links / cells : 0;
+  const double entries = cells / 4 * (1 - std::pow(1 - density, 4));
+  return entries * (0.45 + 0.0175 * std::max(8.0, tokens)) + 0.7 * transposing(work, tokens);
+}
+
+double sell(const Workload& work, Isa isa, double tokens) {
+  const double gather = isa == Isa::kAmx ? 0.18 : 0.45;
+  return work.links * gather * tokens;
+}
+
+}  // namespace
+
+double cost_microseconds(Family family, const Workload& work, Isa isa, double tokens) {
+  switch (family) {
+    case Family::kTile:
+      return tile(work, isa, tokens) / 1e3;
+    case Family::kSell:
+      return sell(work, isa, tokens) / 1e3;
+    case Family::kRows:
+      return rows(work, tokens) / 1e3;
+    case Family::kCsr:
+      return blocks(work, tokens) / 1e3;
+    case Family::kQuad:
+      return quads(work, tokens) / 1e3;
+    case Family::kPanel:
+      break;
+  }
+  const double vector_bytes = 64;
+  return work.vectors * (0.2 + kVectorPerToken * tokens + vector_bytes * kNanosecondsPerByte * 0.3) / 1e3;
+}
+
+}  // namespace hebbline
