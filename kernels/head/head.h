@@ -1,0 +1,77 @@
+// The head of a language model in two passes: all logits from int8 weights and activations, then those of a shortlist
+// from the float32 weights.
+//
+// The int8 pass reads a quarter of the bytes, which is what a head costs at few tokens. It misjudges a logit by about a
+// hundredth of the largest; what decides between tokens, the highest logits, is computed again.
+//
+// Legend: R rows (tokens whose logits are wanted), V vocabulary, E hidden size.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace hebbline {
+
+// Runs task(0) ... task(count - 1), at the same time where it can.
+using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+
+inline constexpr int kHeadTokens = 4;  // most tokens of a call of HeadKernels::multiply
+
+// The weights. weight[v][e] is about int8_VE[v][e] * scales_V[v].
+struct HeadWeights {
+  int64_t vocabulary, hidden;
+  const int8_t* int8_VE;
+  const float* scales_V;
+  const float* float_VE;
+};
+
+// One instruction set's kernels.
+struct HeadKernels {
+  // sums[t][v - first] for `tokens` tokens, at most kHeadTokens, and v in [first, last): products of whole numbers,
+  // exact. `stride` is from one token's sums to the next.
+  void (*multiply)(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
+                   const int8_t* tokens_TE, int64_t tokens, int32_t* sums, int64_t stride);
+  float (*dot)(const float* a_E, const float* b_E, int64_t count);
+};
+
+// Those of the instruction set that platform/cpu.h selects.
+const HeadKernels& head_kernels();
+
+// A head, made once for a node.
+class ShortlistHead {
+ public:
+  // `shortlist`: the logits of a token that are exact, at least 1.
+  ShortlistHead(const HeadWeights& weights, int64_t shortlist);
+
+  // logits_RV = hidden_RE times the weights. Of each row the `shortlist` highest of the int8 pass are replaced by exact
+  // ones, and then whatever is still above the highest exact one, until none is: a row's largest logit is exact.
+  void compute(const float* hidden_RE, int64_t rows, float* logits_RV, const Parallel& parallel) const;
+
+ private:
+  void estimate(const int8_t* tokens_RE, const float* token_scales_R, int64_t rows, int64_t first, int64_t last,
+                float* logits_RV) const;
+  void refine(const float* hidden_E, float* logits_V) const;
+  std::vector<int32_t> candidates(const float* logits_V) const;
+  float rescore(const float* hidden_E, const std::vector<int32_t>& tokens, float* logits_V) const;
+
+  HeadWeights weights_;
+  int64_t shortlist_;
+  std::vector<int32_t> row_sums_V_;
+  const HeadKernels& kernels_ = head_kernels();
+};
+
+namespace scalar {
+extern const HeadKernels kHeadKernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const HeadKernels kHeadKernels;
+}
+namespace avx512 {
+extern const HeadKernels kHeadKernels;
+}
+#endif
+
+}  // namespace hebbline

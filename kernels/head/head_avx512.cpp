@@ -1,0 +1,97 @@
+// The head's kernels for AVX-512 with VNNI.
+
+#include <immintrin.h>
+
+#include "head/head.h"
+
+namespace hebbline::avx512 {
+namespace {
+
+constexpr int kRows = 4;
+
+// The sums of the lanes of four vectors.
+inline __m128i sums_of_lanes(const __m512i x[kRows]) {
+  const __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  const __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+// Four rows of the weight times kTokens tokens. VPDPBUSD takes unsigned times signed numbers: tokens go in plus 128,
+// and 128 times the row's sum comes off at the end.
+template <int kTokens>
+inline void multiply_rows(const int8_t* const weights_E[kRows], __m128i row_sums, const int8_t* tokens_TE,
+                          int64_t hidden, int32_t* sums, int64_t stride) {
+  const __m512i offset = _mm512_set1_epi8(-128);
+  __m512i totals[kTokens][kRows];
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kRows; ++r) totals[t][r] = _mm512_setzero_si512();
+  }
+  const auto step = [&](int64_t e, __mmask64 mask) {
+    __m512i weight[kRows];
+    for (int r = 0; r < kRows; ++r) weight[r] = _mm512_maskz_loadu_epi8(mask, weights_E[r] + e);
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i token = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, tokens_TE + t * hidden + e), offset);
+      for (int r = 0; r < kRows; ++r) totals[t][r] = _mm512_dpbusd_epi32(totals[t][r], token, weight[r]);
+    }
+  };
+  int64_t e = 0;
+  for (; e + 64 <= hidden; e += 64) step(e, ~__mmask64{0});
+  if (e < hidden) step(e, (__mmask64{1} << (hidden - e)) - 1);
+  const __m128i correction = _mm_slli_epi32(row_sums, 7);
+  for (int t = 0; t < kTokens; ++t) {
+    const __m128i sum = _mm_sub_epi32(sums_of_lanes(totals[t]), correction);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + t * stride), sum);
+  }
+}
+
+template <int kTokens>
+void multiply_all(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
+                  const int8_t* tokens_TE, int32_t* sums, int64_t stride) {
+  int64_t v = first;
+  const auto row = [&](int64_t at) { return weights.int8_VE + at * weights.hidden; };
+  for (; v + kRows <= last; v += kRows) {
+    const int8_t* rows[kRows] = {row(v), row(v + 1), row(v + 2), row(v + 3)};
+    const __m128i row_sums = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row_sums_V + v));
+    multiply_rows<kTokens>(rows, row_sums, tokens_TE, weights.hidden, sums + v - first, stride);
+  }
+  for (; v < last; ++v) {
+    const int8_t* rows[kRows] = {row(v), row(v), row(v), row(v)};
+    int32_t same[kTokens * kRows];
+    multiply_rows<kTokens>(rows, _mm_set1_epi32(row_sums_V[v]), tokens_TE, weights.hidden, same, kRows);
+    for (int t = 0; t < kTokens; ++t) sums[t * stride + v - first] = same[t * kRows];
+  }
+}
+
+void multiply(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
+              const int8_t* tokens_TE, int64_t tokens, int32_t* sums, int64_t stride) {
+  static_assert(kHeadTokens == 4);
+  switch (tokens) {
+    case 1:
+      return multiply_all<1>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+    case 2:
+      return multiply_all<2>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+    case 3:
+      return multiply_all<3>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+    default:
+      return multiply_all<4>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+  }
+}
+
+float dot(const float* a_E, const float* b_E, int64_t count) {
+  __m512 lanes = _mm512_setzero_ps();
+  int64_t e = 0;
+  for (; e + 16 <= count; e += 16) lanes = _mm512_fmadd_ps(_mm512_loadu_ps(a_E + e), _mm512_loadu_ps(b_E + e), lanes);
+  if (e < count) {
+    const auto mask = static_cast<__mmask16>((1U << (count - e)) - 1);
+    lanes = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a_E + e), _mm512_maskz_loadu_ps(mask, b_E + e), lanes);
+  }
+  return _mm512_reduce_add_ps(lanes);
+}
+
+}  // namespace
+
+const HeadKernels kHeadKernels{multiply, dot};
+
+}  // namespace hebbline::avx512
