@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
         help="how weights are stored; float32 is exact",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="latency", help="what layouts are chosen for")
-    parser.add_argument("--min-speedup", type=float, default=1.0, help="leave layers that would gain less than this")
+    parser.add_argument("--min-speedup", type=float, default=0.0, help="leave layers that would gain less than this")
     parser.add_argument("--autotune", action="store_true", help="choose by times measured here, not by prediction")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)

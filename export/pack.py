@@ -7,6 +7,7 @@ from pathlib import Path
 from ..artifacts import Manifest, publish
 from ..artifacts.publish import check_target
 from .foreign import Packing, PackOptions, PackReport, open_document, write_reports
+from .layouts import Objective
 
 Progress = Callable[[str], None]
 
@@ -16,9 +17,9 @@ def pack(
     out_dir: str | Path,
     *,
     values: str = "float32",
-    min_speedup: float = 1.0,
+    min_speedup: float = 0.0,
     autotune: bool = False,
-    objective: str = "latency",
+    objective: Objective = "latency",
     progress: Progress = lambda stage: None,
 ) -> PackReport:
     """Pack the zeros in the linear layers of an ONNX file, verify the result against the original, and publish it.

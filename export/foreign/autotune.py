@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from ...artifacts import InputError
 from ...kernels import library_path
 from ..layouts import Layout
-from .choosing import Times
+from .choosing import TOKENS, Times
 from .layer_check import dense_model, layer_model, open_session
 from .rewriting import Target, pack_weight
 
-TOKENS = {"latency": 1, "throughput": 64, "size": 1}
-"""Tokens at a time that an objective stands for."""
 _ROUNDS = 21
 _NEAR = 1.05
 """Of layouts that are this near to the fastest, the one of the fewest bytes is taken: timings scatter as much."""
@@ -36,7 +34,7 @@ class Autotuner:
     """Times layers; those of one shape and nearly one density are timed once.
 
     Args:
-        objective: how many tokens at a time, see `TOKENS`.
+        objective: how many tokens at a time, see `choosing.TOKENS`.
         opset: of the file.
         model_bytes: of all weights in the file.
 
@@ -49,13 +47,17 @@ class Autotuner:
             self._library = str(library_path())
         except InputError as error:
             raise InputError(f"autotune times the op library: {error}") from error
+        self._by_bytes = objective == "size"
         self._tokens, self._opset, self._model_bytes = TOKENS[objective], opset, model_bytes
         self._known: dict[tuple[object, ...], dict[str, float]] = {}
 
     def fastest(
         self, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], layouts: Sequence[Layout]
     ) -> tuple[Layout | None, Times, str]:
-        """The fastest layout (None: dense), with the times of dense and of the best packed form, and all in words."""
+        """The fastest layout (None: dense), with the times of dense and of the best packed form, and all in words.
+
+        Where the objective is size, the smallest layout instead.
+        """
         names = tuple(layout.name for layout in layouts)
         key = (weight_NK.shape, round(float(mask_NK.mean()), 2), names)
         if key not in self._known:
@@ -65,17 +67,18 @@ class Autotuner:
         links = int(np.count_nonzero(mask_NK))
         out_features, in_features = weight_NK.shape
         sizes = {layout.name: layout.packed_bytes(out_features, in_features, links) for layout in layouts}
-        near = [name for name, median in packed.items() if median <= _NEAR * min(packed.values())]
+        limit = float("inf") if self._by_bytes else _NEAR * min(packed.values())
+        near = [name for name, median in packed.items() if median <= limit]
         best = min(near, key=lambda name: sizes[name])
         times = Times(medians["dense"], packed[best], "us measured")
         figures = ", ".join(f"{name} {median:.1f} us" for name, median in medians.items())
         words = f"measured at {self._tokens} token{'s' * (self._tokens > 1)}: {figures}"
-        if times.speedup <= 1:
+        if times.speedup <= 1 and not self._by_bytes:
             return None, times, f"left dense: no layout is faster, {words}"
         return (
             next(layout for layout in layouts if layout.name == best),
             times,
-            f"{best} is the fastest, or as fast and smaller, {words}",
+            f"{best} is {'the smallest' if self._by_bytes else 'the fastest, or as fast and smaller'}, {words}",
         )
 
     def _measure(

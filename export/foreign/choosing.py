@@ -10,16 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layouts import LAYOUTS, BitmaskLayout, BlockLayout, CsrLayout, Layout
+from ..layouts import LAYOUTS, BitmaskLayout, BlockLayout, CsrLayout, Layout, choose_layout, dense_microseconds
 from ..layouts.block import whole_blocks
+from ..layouts.cost import LATENCY_TOKENS, THROUGHPUT_TOKENS
 from .options import PackOptions
+
+TOKENS = {"latency": LATENCY_TOKENS, "throughput": THROUGHPUT_TOKENS, "size": LATENCY_TOKENS}
+"""Tokens at a time that an objective stands for."""
 
 
 @dataclass(frozen=True)
 class Times:
     """Time of a layer dense and packed, for one token or for many by the objective.
 
-    `unit` says of what they are numbers: microseconds measured here, or what the cost model predicts.
+    `unit` says how they were come by: "us measured" here, or "us predicted" by the cost model.
     """
 
     dense: float
@@ -104,14 +108,16 @@ def _candidate(
     if measure is not None:
         layout, measured, reason = measure(weight_NK, mask_NK, layouts)
         return layout, 0 if layout is None else sizes[layout.name], measured, reason
-    best = min(layouts, key=lambda layout: sizes[layout.name])
-    dense = weight_NK.nbytes
-    figures = ", ".join(f"{name} {size / dense:.3f}" for name, size in sizes.items())
-    # A linear layer of few tokens takes the time that its bytes take to be read.
-    times = Times(dense / 1e3, sizes[best.name] / 1e3, "kB read")
-    if sizes[best.name] >= dense:
-        return None, dense, times, f"left dense: no layout is smaller (bytes over dense: {figures})"
-    return best, sizes[best.name], times, f"{best.name} has the fewest bytes (over dense: {figures})"
+    choice = choose_layout(
+        out_features,
+        in_features,
+        links,
+        values=options.values,
+        objective=options.objective,
+        whole_blocks=any(isinstance(layout, BlockLayout) for layout in layouts),
+    )
+    dense = dense_microseconds(out_features, in_features, TOKENS[options.objective])
+    return choice.layout, choice.packed_bytes, Times(dense, dense / choice.speedup, "us predicted"), choice.reason
 
 
 def _check(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:

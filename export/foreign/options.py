@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from ...artifacts import InputError
+from ..layouts import Objective
 
 VALUES = ("float32", "bfloat16", "int8", "int4")
-OBJECTIVES = ("latency", "throughput", "size")
+OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "size")
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class PackOptions:
 
     Args:
         values: how weights are stored; float32 keeps every bit, the others are asked for by name.
-        min_speedup: layers whose speed-up over dense is below this are left as they are.
+        min_speedup: layers whose speed-up over dense is below this are left as they are. Layers that would be no
+        faster at all are left anyway, unless the objective is size.
         autotune: time the candidates on this machine instead of asking the cost model.
         objective: what a layout is chosen for: few tokens at a time, many, or the fewest bytes.
 
@@ -23,9 +25,9 @@ class PackOptions:
     """
 
     values: str = "float32"
-    min_speedup: float = 1.0
+    min_speedup: float = 0.0
     autotune: bool = False
-    objective: str = "latency"
+    objective: Objective = "latency"
 
     def __post_init__(self) -> None:
         for name, choices in (("values", VALUES), ("objective", OBJECTIVES)):

@@ -142,7 +142,7 @@ def _times(report: PackReport) -> str:
     units = {layer.time_unit or "" for layer in timed}
     rows = [(layer.name, layer.dense_time or 0.0, layer.packed_time or 0.0) for layer in timed]
     dense, packed = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    how = "measured on this machine" if report.options.autotune else "predicted from the bytes that are read"
+    how = "measured on this machine" if report.options.autotune else "predicted by the cost model"
     return (
         f"<p>Of each packed layer, dense above and packed below, {how}: {dense / packed:.2f} times as fast in sum."
         f"</p>{time_bars(rows, ', '.join(sorted(units)))}"

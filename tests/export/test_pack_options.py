@@ -63,15 +63,15 @@ def test_blocks_are_seen(tmp_path):
     assert "block" not in [layout.name for layout in candidates(weight.T != 0, "float32")]
 
 
-@pytest.mark.parametrize("objective", ["latency", "throughput"])
+@pytest.mark.parametrize("objective", ["latency", "throughput", "size"])
 def test_autotune_measures_here(objective, tmp_path, monkeypatch):
     monkeypatch.setattr(autotune, "_ROUNDS", 3)
     report, _ = check_packed(two_layers(), tmp_path, {"X": dense(5, K)}, autotune=True, objective=objective)
-    tokens = {"latency": "1 token:", "throughput": "64 tokens:"}[objective]
+    tokens = {"latency": "1 token:", "throughput": "64 tokens:", "size": "1 token:"}[objective]
     for layer in report.layers:
         assert layer.time_unit == "us measured" and layer.dense_time > 0 and layer.packed_time > 0
         assert f"measured at {tokens} dense" in layer.reason and "bitmask" in layer.reason and "csr" in layer.reason
-        assert layer.packed == (layer.packed_time < layer.dense_time)
+        assert layer.packed == (objective == "size" or layer.packed_time < layer.dense_time)
     page = (tmp_path / "packed/report.html").read_text()
     assert ("measured on this machine" in page) == bool(report.packed_layers)
 
