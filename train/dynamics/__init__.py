@@ -1,22 +1,27 @@
 """How masks change during training: density, removal, chains, regrowth, and what holds them together."""
 
-from .chains import Chain, Side, consecutive, llama_chains, paired, remove_chains
+from .chains import Chain, Side, consecutive, llama_chains, model_chains, paired, remove_chains
 from .config import (
     FractionConfig,
+    GroupConfig,
     RegrowthConfig,
     RemovalConfig,
     SparsityConfig,
     TopologyConfig,
     UpdateConfig,
 )
-from .density import density_schedule, removal_fraction
+from .density import density_schedule, erk_densities, removal_fraction
+from .methods import PRESETS
 from .regrowth import regrow_links
 from .removal import keep_links, removal_scores
-from .sparsifier import Sparsifier, UpdateReport
+from .sparsifier import Sparsifier
+from .update import UpdateReport
 
 __all__ = [
+    "PRESETS",
     "Chain",
     "FractionConfig",
+    "GroupConfig",
     "RegrowthConfig",
     "RemovalConfig",
     "Side",
@@ -27,8 +32,10 @@ __all__ = [
     "UpdateReport",
     "consecutive",
     "density_schedule",
+    "erk_densities",
     "keep_links",
     "llama_chains",
+    "model_chains",
     "paired",
     "regrow_links",
     "removal_fraction",

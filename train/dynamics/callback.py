@@ -3,12 +3,14 @@
 from dataclasses import asdict
 from typing import Any
 
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .config import SparsityConfig
-from .sparsifier import Sparsifier, UpdateReport
+from .sparsifier import Sparsifier
+from .update import UpdateReport
 
 
 class SparsityCallback(TrainerCallback):
@@ -17,8 +19,10 @@ class SparsityCallback(TrainerCallback):
     `sparsifier` is there from the start of training on; `updates` holds a report of each topology update.
     """
 
-    def __init__(self, config: SparsityConfig) -> None:
+    def __init__(self, config: SparsityConfig, *, inputs: ArrayLike | None = None) -> None:
+        """`inputs` is the data, float [samples, features], for initial graphs of kind "csti"."""
         self.config = config
+        self._inputs = inputs
         self.sparsifier: Sparsifier | None = None
         self.updates: list[UpdateReport] = []
 
@@ -33,7 +37,7 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         """Put the masks on the model and watch its optimizer."""
         assert model is not None and optimizer is not None
-        self.sparsifier = Sparsifier(model, self.config)
+        self.sparsifier = Sparsifier(model, self.config, inputs=self._inputs)
         # accelerate wraps the optimizer; the hooks must sit on the one that steps.
         self.sparsifier.attach(getattr(optimizer, "optimizer", optimizer))
 

@@ -6,7 +6,7 @@ group; a group with no link on one side is dead, and its links on the other side
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,50 @@ def remove_chains(masks: Masks, chains: Sequence[Chain]) -> int:
     while removed := sum(chain.remove(masks) for chain in chains):
         total += removed
     return total
+
+
+def model_chains(model: nn.Module, layers: Sequence[str]) -> list[Chain]:
+    """The chains of all blocks that are known: a Llama's, a Marian's, and stacks of linear layers.
+
+    A node without links that has a bias still gives a constant; the chains leave biases as they are.
+    """
+    present = set(layers)
+    chains = _feed_forward_chains(model) + _stack_chains(model)
+    found = [chain for chain in chains if {chain.first.layer, chain.second.layer} <= present]
+    return llama_chains(model, layers) + found
+
+
+def _feed_forward_chains(model: nn.Module) -> list[Chain]:
+    """Of encoder-decoder Transformers after Vaswani et al.: fc1 feeds fc2; values feed the output projection."""
+    chains = []
+    for name, module in model.named_modules():
+        if all(isinstance(getattr(module, part, None), nn.Linear) for part in ("fc1", "fc2")):
+            chains.append(consecutive(f"{name}.fc1", f"{name}.fc2", cast(nn.Linear, module.fc1).out_features))
+        if all(
+            isinstance(getattr(module, part, None), nn.Linear) for part in ("q_proj", "k_proj", "v_proj", "out_proj")
+        ):
+            nodes = cast(nn.Linear, module.v_proj).out_features
+            chains.append(consecutive(f"{name}.v_proj", f"{name}.out_proj", nodes))
+            chains.append(paired(f"{name}.k_proj", f"{name}.q_proj", nodes))
+    return chains
+
+
+def _stack_chains(model: nn.Module) -> list[Chain]:
+    """Linear layers of a Sequential with nothing but parameterless layers between them."""
+    chains = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        last: tuple[str, int] | None = None
+        for part, layer in module.named_children():
+            path = f"{name}.{part}" if name else part
+            if isinstance(layer, nn.Linear):
+                if last is not None and last[1] == layer.in_features:
+                    chains.append(consecutive(last[0], path, layer.in_features))
+                last = (path, layer.out_features)
+            elif any(True for _ in layer.parameters()):
+                last = None
+    return chains
 
 
 def llama_chains(model: nn.Module, layers: Sequence[str]) -> list[Chain]:

@@ -3,41 +3,33 @@
 Legend: N out_features, K in_features.
 
 After every optimizer step weights, gradients and optimizer moments off the mask are exactly 0, and each layer has
-exactly the number of links that its density asks for.
+exactly the number of links that its density asks for. An update comes after the optimizer step it is due at, not
+instead of it.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...artifacts import InputError
-from ..topology import initial_mask, link_count, link_scores
-from .chains import llama_chains, remove_chains
-from .config import SparsityConfig
-from .density import density_schedule, removal_fraction
-from .regrowth import regrow_links
-from .removal import keep_links, removal_scores
-from .sampling import generator_for, seed_for
+from ...artifacts import CheckError, InputError
+from ..topology import initial_mask
+from .chains import model_chains, remove_chains
+from .config import SparsityConfig, required
+from .density import removal_fraction
+from .gradients import DenseGradients
+from .plan import LayerPlan, plan_layers
+from .sampling import seed_for
+from .sharding import check_masks, decides, gather_rows, local, local_rows, share_masks, whole
+from .update import Moment, UpdateReport, regrow, remove
+from .warmup import RateWarmup
 
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """What one topology update did, over all layers. `seconds` is the time it took."""
-
-    step: int
-    update: int
-    density: float
-    fraction: float
-    removed: int
-    regrown: int
-    seconds: float
+Masks = dict[str, Tensor]
 
 
 class Sparsifier:
@@ -50,27 +42,46 @@ class Sparsifier:
             optimizer.step()
             sparsifier.step()
 
-    `masks` maps layer names to bool [N, K] tensors on the layer's device.
+    `masks` maps layer names to bool [N, K] tensors on the layer's device; they are whole on every process.
 
     Raises:
-        InputError: the include and exclude globs leave no linear layer.
+        InputError: globs that match no layer, or a structure that a layer does not admit.
     """
 
-    def __init__(self, model: nn.Module, config: SparsityConfig, state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: SparsityConfig,
+        state: Mapping[str, Any] | None = None,
+        *,
+        inputs: ArrayLike | None = None,
+    ) -> None:
         """Put the initial graphs on the model, or, where a `state_dict()` is given, go on with its masks.
 
         A model that was trained sparse loses links if initial graphs are put on it: give its state.
+
+        Args:
+            model: not yet wrapped for DDP; after it was split, for FSDP2.
+            config: its settings.
+            state: of an earlier `state_dict()`.
+            inputs: float [samples, features], the data, for initial graphs of kind "csti".
         """
         self.config = config
         self.steps = 0
-        self._layers = dict(_sparse_layers(model, config))
-        self._chains = llama_chains(model, list(self._layers)) if config.removal.chains else []
+        self.plans = plan_layers(model, config)
+        self._layers = {name: model.get_submodule(name) for name in self.plans}
+        self._chains = model_chains(model, list(self.plans)) if config.removal.chains else []
         self._optimizers: list[Optimizer] = []
-        self._densities = density_schedule(config.schedule, config.first_density, config.density, config.update.count)
-        self.masks = {name: self._initial_mask(name, layer) for name, layer in self._layers.items()}
-        for name, layer in self._layers.items():
-            layer.weight.register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
+        self._gradients = DenseGradients()
+        self._warmup = RateWarmup(config.update.warmup, self._steps_since_update)
+        self.masks = {name: self._initial_mask(plan, inputs) for name, plan in self.plans.items()}
+        self.ever = {name: mask_NK.clone() for name, mask_NK in self.masks.items()}
+        self._grown = {name: torch.zeros_like(mask_NK) for name, mask_NK in self.masks.items()}
+        self.stopped: set[str] = set()
+        for name in self.plans:
+            self._weight(name).register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
         if state is None:
+            check_masks(self.masks)
             self._apply_masks()
         else:
             self.load_state_dict(state)
@@ -79,120 +90,182 @@ class Sparsifier:
         """Keep this optimizer's parameters and moments zero off the masks, from its next step on."""
         self._optimizers.append(optimizer)
         optimizer.register_step_post_hook(lambda *_: self._apply_masks())
+        self._warmup.attach(optimizer)
 
     def step(self) -> UpdateReport | None:
         """Count one optimizer step; update the graphs where one is due, and then say what was done."""
         self.steps += 1
-        due = self.steps % self.config.update.every == 0 and self.steps <= self.config.update.stop
-        return self._update() if due and self.config.method in ("chts", "chtss") else None
+        return self._update() if self._due(self.steps) else None
 
     @property
     def density(self) -> float:
         """Links over possible links, of all sparse layers together."""
-        links = sum(int(mask_NK.sum()) for mask_NK in self.masks.values())
-        return links / max(1, sum(mask_NK.numel() for mask_NK in self.masks.values()))
+        return _share(self.masks)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step count and the masks: with the configuration, all that the dynamics depend on."""
-        return {"steps": self.steps, "masks": {name: mask_NK.clone() for name, mask_NK in self.masks.items()}}
+        """All that the dynamics depend on, beside the configuration.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a state; raises InputError where its layers or shapes are not those of this model."""
-        if {name: mask_NK.shape for name, mask_NK in state["masks"].items()} != {
-            name: mask_NK.shape for name, mask_NK in self.masks.items()
-        }:
-            raise InputError("the sparsity state is of another model: its layers or shapes differ")
+        `steps`; `masks`; `ever`, the links that ever were; `grown`, those of the last update; and `stopped`, the layers
+        whose graph is left alone.
+        """
+        links = {"masks": self.masks, "ever": self.ever, "grown": self._grown}
+        copies = {part: {name: mask_NK.clone() for name, mask_NK in masks.items()} for part, masks in links.items()}
+        return {"steps": self.steps, "stopped": sorted(self.stopped), **copies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state; raises InputError where its layers or shapes are not those of this model.
+
+        A state of `steps` and `masks` alone is one whose links were there from the start.
+        """
+        for part, into in (("masks", self.masks), ("ever", self.ever), ("grown", self._grown)):
+            masks = state.get(part, state["masks"] if part == "ever" else {})
+            if part == "grown" and not masks:
+                masks = {name: torch.zeros_like(mask_NK) for name, mask_NK in self.masks.items()}
+            if {name: mask_NK.shape for name, mask_NK in masks.items()} != self._shapes():
+                raise InputError("the sparsity state is of another model: its layers or shapes differ")
+            for name, mask_NK in masks.items():
+                into[name] = mask_NK.to(into[name].device, torch.bool)
         self.steps = state["steps"]
-        for name, mask_NK in state["masks"].items():
-            self.masks[name] = mask_NK.to(self.masks[name].device, torch.bool)
+        self.stopped = set(state.get("stopped", ()))
+        check_masks(self.masks)
         self._apply_masks()
 
-    def _initial_mask(self, name: str, layer: nn.Linear) -> Tensor:
-        topology = self.config.topology
-        mask_NK = initial_mask(
-            topology.kind,
-            layer.out_features,
-            layer.in_features,
-            self.config.first_density,
-            seed=seed_for(self.config.seed, name, "initial"),
-            **topology.parameters(),
-        )
-        return mask_NK.to(layer.weight.device)
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: torch.Size(plan.shape) for name, plan in self.plans.items()}
 
-    def _mask_gradient(self, name: str, weight_NK: Tensor) -> None:
+    def _weight(self, name: str) -> nn.Parameter:
+        weight = self._layers[name].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def _initial_mask(self, plan: LayerPlan, inputs: ArrayLike | None) -> Tensor:
+        if plan.topology == "csti" and inputs is None:
+            raise InputError(f"topology 'csti' of layer '{plan.name}' needs the data, which this task does not give")
+        out_features, in_features = plan.shape
+        parameters: dict[str, Any] = {"inputs": inputs} if plan.topology == "csti" else plan.topology_parameters
+        mask_NK = initial_mask(
+            plan.topology,
+            out_features,
+            in_features,
+            plan.densities[0],
+            seed=seed_for(self.config.seed, plan.name, "initial"),
+            structure=plan.structure,
+            **parameters,
+        )
+        return mask_NK.to(self._weight(plan.name).device)
+
+    def _due(self, step: int) -> bool:
+        update = self.config.update
+        return self.config.changes and step % update.every == 0 and step <= update.stop
+
+    def _steps_since_update(self) -> int | None:
+        """Steps taken since the last update; None where there was none."""
+        update = self.config.update
+        last = min(self.steps, update.stop) // update.every * update.every
+        return self.steps - last if self.config.changes and last else None
+
+    def _mask_gradient(self, name: str, weight: Tensor) -> None:
         """Runs as soon as a gradient is there, so that its norm is the one of the links."""
-        if weight_NK.grad is not None:
-            _zero_off(weight_NK.grad, self.masks[name])
+        if weight.grad is None:
+            return
+        mask_NK = local_rows(self.masks[name], weight)
+        if self.plans[name].uses_gradient and self._due(self.steps + 1):
+            self._gradients.add(name, weight, mask_NK)
+        _zero_off(local(weight.grad), mask_NK)
 
     @torch.no_grad()
     def _apply_masks(self) -> None:
-        for name, layer in self._layers.items():
-            _zero_off(layer.weight, self.masks[name])
+        for name, mask_NK in self.masks.items():
+            weight = self._weight(name)
+            _zero_off(local(weight), local_rows(mask_NK, weight))
 
     @torch.no_grad()
     def _update(self) -> UpdateReport:
-        """One topology update: density, removal, chains, regrowth (arXiv 2501.19107)."""
+        """One topology update: density, removal, chains, regrowth (arXiv 2501.19107).
+
+        All processes gather weights and gradients; the first one chooses, and the others take over its masks.
+        """
         started = time.perf_counter()
-        update, progress = self.steps // self.config.update.every, self.steps / self.config.update.stop
-        density = self._densities[update]
-        fraction = removal_fraction(self.config.fraction.kind, self.config.fraction.initial, progress)
-        before = dict(self.masks)
-        kept = {name: self._remove(name, update, density, fraction, progress) for name in self.masks}
-        remove_chains(kept, self._chains)
-        self.masks = {name: self._regrow(name, kept[name], update, density) for name in kept}
-        for name, layer in self._layers.items():
-            self._reset_links(layer.weight, before[name] & kept[name])
+        when = Moment(self.steps // self.config.update.every, self.steps / self.config.update.stop)
+        gradients = self._gather_gradients()
+        weights = {name: whole(self._weight(name)) for name in self.plans}
+        before = self.masks
+        kept, after = self._choose(weights, gradients, when) if decides() else (_empty(before), _empty(before))
+        share_masks(kept)
+        share_masks(after)
+        self.masks = after
+        for name in self.plans:
+            self._reset_links(name, before[name] & kept[name])
+        return self._report(before, kept, when, started)
+
+    def _gather_gradients(self) -> dict[str, Tensor]:
+        found = self._gradients.take()
+        needed = [name for name, plan in self.plans.items() if plan.uses_gradient]
+        if missing := [name for name in needed if name not in found]:
+            raise CheckError(f"layer '{missing[0]}' had no gradient in the step before the update, which looks at it")
+        return {name: gather_rows(found[name], self._weight(name)) for name in needed}
+
+    def _choose(self, weights: Masks, gradients: Masks, when: Moment) -> tuple[Masks, Masks]:
+        """The links that stay, and with those that come."""
+        seed = self.config.seed
+        kept = {
+            name: remove(
+                plan, self.masks[name], weights[name], gradients.get(name), when, seed, stopped=name in self.stopped
+            )
+            for name, plan in self.plans.items()
+        }
+        if remove_chains(kept, self._chains):
+            # A block goes once all of its links are dead.
+            kept = {
+                name: plan.structure.unfold(plan.structure.fold_mask(kept[name])) for name, plan in self.plans.items()
+            }
+        return kept, {
+            name: regrow(plan, kept[name], gradients.get(name), when, seed) for name, plan in self.plans.items()
+        }
+
+    def _report(self, before: Masks, kept: Masks, when: Moment, started: float) -> UpdateReport:
+        """Count what changed, and stop the layers that only regrow what was removed."""
+        removed = {name: before[name] & ~kept[name] for name in kept}
+        grown = {name: self.masks[name] & ~kept[name] for name in kept}
+        again = {name: removed[name] & grown[name] for name in kept}
+        survived = _count({name: self._grown[name] & kept[name] for name in kept}) / max(1, _count(self._grown))
+        for name in kept:
+            self.ever[name] |= self.masks[name]
+            self._stop_early(name, int(again[name].sum()), int(grown[name].sum()))
+        self._grown = grown
+        fraction = self.config.fraction
         return UpdateReport(
             step=self.steps,
-            update=update,
+            update=when.update,
             density=self.density,
-            fraction=fraction,
-            removed=sum(int((before[name] & ~kept[name]).sum()) for name in kept),
-            regrown=sum(int((self.masks[name] & ~kept[name]).sum()) for name in kept),
+            fraction=removal_fraction(required(fraction.kind), required(fraction.initial), when.progress),
+            removed=_count(removed),
+            regrown=_count(grown),
             seconds=time.perf_counter() - started,
+            overlap=_count(again) / max(1, _count(grown)),
+            survived=survived,
+            itop=_share(self.ever),
+            active_outputs=_mean_active(self.masks, 1),
+            active_inputs=_mean_active(self.masks, 0),
+            stopped=len(self.stopped),
         )
 
-    def _remove(self, name: str, update: int, density: float, fraction: float, progress: float) -> Tensor:
-        """Cut to the density by lowest score, then remove the fraction by the removal rule."""
-        config, mask_NK = self.config.removal, self.masks[name]
-        scores_NK = removal_scores(self._layers[name].weight, mask_NK, config.score)
-        generator = generator_for(self.config.seed, name, update, "removal")
-        target = min(int(mask_NK.sum()), self._link_count(name, density))
-        mask_NK = keep_links(scores_NK, mask_NK, target, rule="hard", temperature=1, generator=generator)
-        return keep_links(
-            scores_NK,
-            mask_NK,
-            target - round(fraction * target),
-            rule=config.rule,
-            temperature=config.temperature_at(progress),
-            generator=generator,
-        )
+    def _stop_early(self, name: str, again: int, grown: int) -> None:
+        threshold = required(self.config.update.early_stop)
+        if threshold and grown and again >= threshold * grown:
+            self.stopped.add(name)
 
-    def _regrow(self, name: str, mask_NK: Tensor, update: int, density: float) -> Tensor:
-        """Back to exactly the links of this density. A link just removed may come back; it starts at 0 again."""
-        config = self.config.regrowth
-        return regrow_links(
-            link_scores(mask_NK, config.score),
-            mask_NK,
-            self._link_count(name, density) - int(mask_NK.sum()),
-            rule=config.rule,
-            temperature=config.temperature,
-            generator=generator_for(self.config.seed, name, update, "regrowth"),
-        )
-
-    def _link_count(self, name: str, density: float) -> int:
-        layer = self._layers[name]
-        return link_count(layer.out_features, layer.in_features, density)
-
-    def _reset_links(self, weight_NK: Tensor, survivors_NK: Tensor) -> None:
+    def _reset_links(self, name: str, survivors_NK: Tensor) -> None:
         """Zero the weight, gradient and optimizer moments of every link that did not live through the update."""
-        _zero_off(weight_NK, survivors_NK)
-        if weight_NK.grad is not None:
-            _zero_off(weight_NK.grad, survivors_NK)
+        weight = self._weight(name)
+        survivors_nK = local_rows(survivors_NK, weight)
+        _zero_off(local(weight), survivors_nK)
+        if weight.grad is not None:
+            _zero_off(local(weight.grad), survivors_nK)
         for optimizer in self._optimizers:
-            for value in optimizer.state.get(weight_NK, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight_NK.shape:
-                    _zero_off(value, survivors_NK)
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    _zero_off(local(value), survivors_nK)
 
 
 def _zero_off(value_NK: Tensor, mask_NK: Tensor) -> None:
@@ -200,16 +273,19 @@ def _zero_off(value_NK: Tensor, mask_NK: Tensor) -> None:
     value_NK.masked_fill_(~mask_NK, 0)
 
 
-def _sparse_layers(model: nn.Module, config: SparsityConfig) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear layers that an include glob matches and no exclude glob does."""
-    if config.method == "dense":
-        return
-    found = False
-    for name, module in model.named_modules():
-        included = any(fnmatchcase(name, glob) for glob in config.include)
-        excluded = any(fnmatchcase(name, glob) for glob in config.exclude)
-        if isinstance(module, nn.Linear) and included and not excluded:
-            found = True
-            yield name, module
-    if not found:
-        raise InputError(f"sparsity.include {config.include} matches no linear layer of {type(model).__name__}")
+def _empty(masks: Masks) -> Masks:
+    return {name: torch.zeros_like(mask_NK) for name, mask_NK in masks.items()}
+
+
+def _count(masks: Masks) -> int:
+    return sum(int(mask_NK.sum()) for mask_NK in masks.values())
+
+
+def _share(masks: Masks) -> float:
+    return _count(masks) / max(1, sum(mask_NK.numel() for mask_NK in masks.values()))
+
+
+def _mean_active(masks: Masks, dim: int) -> float:
+    """The share of nodes with a link: of outputs over dim 1, of inputs over dim 0."""
+    active = [mask_NK.any(dim=dim) for mask_NK in masks.values()]
+    return sum(int(nodes.sum()) for nodes in active) / max(1, sum(nodes.numel() for nodes in active))

@@ -5,6 +5,7 @@ nodes).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,38 +13,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...artifacts import InputError
+from .families import correlated, scale_free, small_world
+from .structure import Structure, legalise_groups
 
 _ROWS_A_BLOCK = 256
 DEGREES = ("fixed", "uniform")
 
 
 def initial_mask(
-    kind: str, out_features: int, in_features: int, density: float, *, seed: int, **parameters: float | str
+    kind: str,
+    out_features: int,
+    in_features: int,
+    density: float,
+    *,
+    seed: int,
+    structure: Structure = Structure(),  # noqa: B008, frozen
+    **parameters: Any,
 ) -> Tensor:
-    """A random bipartite graph with exactly `link_count(...)` links.
+    """A random bipartite graph with exactly `link_count(...)` links, or, in blocks, as many blocks.
 
     Args:
-        kind: "brf" (parameters `r` in [0, 1] and `degrees` "fixed" or "uniform") or "er" (none).
+        kind: "brf" (parameters `r` in [0, 1] and `degrees` "fixed" or "uniform"), "bsw" (`beta` in [0, 1]), "bsf"
+            (none), "csti" (`inputs`, float [samples, features]) or "er" (none).
         out_features: N.
         in_features: K.
         density: share of the N * K possible links, in (0, 1].
         seed: the same seed gives the same graph.
+        structure: what the mask must obey. Blocks are drawn as the links of a graph of blocks; for 2:4, links are moved
+            along their row to the nearest group with room.
         parameters: of the kind.
 
     Returns:
         bool [N, K].
 
     Raises:
-        InputError: an unknown kind or parameter, or a value out of range.
+        InputError: an unknown kind or parameter, a value out of range, or a shape or density that the structure does
+        not admit.
     """
     if kind not in TOPOLOGIES:
         raise InputError(f"topology.kind '{kind}' is none of {', '.join(TOPOLOGIES)}")
-    links = link_count(out_features, in_features, density)
+    structure.check(kind, out_features, in_features, density)
+    rows, columns = structure.grid(out_features, in_features)
+    links = link_count(rows, columns, density)
+    if parameters.get("inputs") is not None:
+        parameters["inputs"] = _fold_samples(np.asarray(parameters["inputs"], np.float32), structure.side)
+    rng = np.random.default_rng(seed)
     try:
-        mask_NK = TOPOLOGIES[kind](out_features, in_features, links, np.random.default_rng(seed), **parameters)
+        mask_RC = TOPOLOGIES[kind](rows, columns, links, rng, **parameters)
     except TypeError as error:
         raise InputError(f"topology '{kind}': {error}") from error
-    return torch.from_numpy(mask_NK)
+    if structure.grouped:
+        mask_RC = legalise_groups(mask_RC, rng)
+    return structure.unfold(torch.from_numpy(mask_RC))
+
+
+def _fold_samples(samples_TF: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The mean over each run of `side` features: what a node of a graph of blocks sees."""
+    if samples_TF.shape[-1] % side:
+        raise InputError(f"topology 'csti': {samples_TF.shape[-1]} features are no multiple of the block size {side}")
+    return samples_TF.reshape(len(samples_TF), -1, side).mean(axis=2)
 
 
 def link_count(out_features: int, in_features: int, density: float) -> int:
@@ -121,4 +149,20 @@ def _selection_keys(distance: NDArray[np.float64], r: float, rng: np.random.Gene
     return np.log(rng.standard_exponential(distance.shape)) + alpha * np.log1p(distance)
 
 
-TOPOLOGIES: dict[str, Callable[..., NDArray[np.bool_]]] = {"brf": bipartite_receptive_field, "er": erdos_renyi}
+def bipartite_small_world(
+    out_features: int, in_features: int, links: int, rng: np.random.Generator, *, beta: float = 0.25
+) -> NDArray[np.bool_]:
+    """Bipartite small world: see `small_world`. The lattice is a receptive field of the nearest nodes."""
+    small, large = sorted((out_features, in_features))
+    lattice_ML = bipartite_receptive_field(small, large, links, rng, r=0.0)
+    mask_ML = small_world(lattice_ML, beta, rng)
+    return mask_ML if out_features == small else np.ascontiguousarray(mask_ML.T)
+
+
+TOPOLOGIES: dict[str, Callable[..., NDArray[np.bool_]]] = {
+    "brf": bipartite_receptive_field,
+    "bsw": bipartite_small_world,
+    "bsf": scale_free,
+    "csti": correlated,
+    "er": erdos_renyi,
+}
