@@ -62,24 +62,22 @@ class Autotuner:
         key = (weight_NK.shape, round(float(mask_NK.mean()), 2), names)
         if key not in self._known:
             self._known[key] = self._measure(weight_NK, mask_NK, layouts)
-        medians = self._known[key]
-        packed = {name: median for name, median in medians.items() if name != "dense"}
-        links = int(np.count_nonzero(mask_NK))
-        out_features, in_features = weight_NK.shape
-        sizes = {layout.name: layout.packed_bytes(out_features, in_features, links) for layout in layouts}
-        limit = float("inf") if self._by_bytes else _NEAR * min(packed.values())
-        near = [name for name, median in packed.items() if median <= limit]
-        best = min(near, key=lambda name: sizes[name])
-        times = Times(medians["dense"], packed[best], "us measured")
+        return self._choose(self._known[key], layouts, int(np.count_nonzero(mask_NK)), weight_NK.shape)
+
+    def _choose(
+        self, medians: dict[str, float], layouts: Sequence[Layout], links: int, shape: tuple[int, ...]
+    ) -> tuple[Layout | None, Times, str]:
+        out_features, in_features = shape
+        limit = float("inf") if self._by_bytes else _NEAR * min(medians[layout.name] for layout in layouts)
+        near = [layout for layout in layouts if medians[layout.name] <= limit]
+        best = min(near, key=lambda layout: layout.packed_bytes(out_features, in_features, links))
+        times = Times(medians["dense"], medians[best.name], "us measured")
         figures = ", ".join(f"{name} {median:.1f} us" for name, median in medians.items())
         words = f"measured at {self._tokens} token{'s' * (self._tokens > 1)}: {figures}"
         if times.speedup <= 1 and not self._by_bytes:
             return None, times, f"left dense: no layout is faster, {words}"
-        return (
-            next(layout for layout in layouts if layout.name == best),
-            times,
-            f"{best} is {'the smallest' if self._by_bytes else 'the fastest, or as fast and smaller'}, {words}",
-        )
+        why = "the smallest" if self._by_bytes else "the fastest, or as fast and smaller"
+        return best, times, f"{best.name} is {why}, {words}"
 
     def _measure(
         self, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], layouts: Sequence[Layout]
