@@ -1,0 +1,61 @@
+"""What a pass did to each layer, and why it did no more."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import LlamaForCausalLM
+
+Masks = Mapping[str, NDArray[np.bool_]]
+"""The mask (bool [out_features, in_features]) of each sparse linear layer, by its name in the model."""
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One linear layer before and after. Shapes are (out_features, in_features).
+
+    `neurons_removed` counts the nodes of the model that left, of those that the layer reads or writes. `fit_*` is the
+    share of links that serve the objective of `permute`, from 0 to 1; None in other passes.
+    """
+
+    name: str
+    shape_before: tuple[int, int]
+    shape_after: tuple[int, int]
+    links_before: int
+    links_after: int
+    reason: str
+    neurons_removed: int = 0
+    fit_before: float | None = None
+    fit_after: float | None = None
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """A pass over a whole model; `notes` say what it cannot do and why."""
+
+    name: str
+    layers: tuple[LayerChange, ...]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A model that computes what it did before, its masks, and the report on how it was changed.
+
+    Parameters that did not change are shared with the model that the pass was given, which is left as it was.
+    """
+
+    model: LlamaForCausalLM
+    masks: dict[str, NDArray[np.bool_]]
+    report: PassReport
+
+
+def shape_of(mask_NK: NDArray[np.bool_]) -> tuple[int, int]:
+    """(out_features, in_features)."""
+    return mask_NK.shape[0], mask_NK.shape[1]
