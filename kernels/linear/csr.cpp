@@ -164,8 +164,8 @@ class CsrPacking : public Packing {
         }
       }
     }
-    entries_ = {};
-    offsets_N_ = {};
+    std::vector<Entry>().swap(entries_);  // assigning an empty list would keep the memory
+    std::vector<int64_t>().swap(offsets_N_);
   }
 
   // Writes the entries of row n in a block; moves `next` past them and returns their number.

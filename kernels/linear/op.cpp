@@ -38,7 +38,14 @@ class NodeReader {
   TensorView constant(size_t index, const char* what) const {
     auto tensor = info_.constant_input(index);
     if (!tensor) refuse(std::string(what) + " is not a constant input");
+    read_.push_back(*tensor);
     return *std::move(tensor);
+  }
+
+  // The packed copy is all that is needed from here on: what was read and maps a file need not stay in memory.
+  void give_back() const {
+    for (const TensorView& tensor : read_)
+      give_back_file_pages({static_cast<const char*>(tensor.data), tensor.bytes()});
   }
 
   int64_t integer(const char* what) const {
@@ -60,6 +67,7 @@ class NodeReader {
  private:
   const KernelInfo& info_;
   std::string name_;
+  mutable std::vector<TensorView> read_;
 };
 
 // The tensors of a form, which decode() turns into a matrix. `count` inputs follow X.
@@ -114,12 +122,9 @@ class Linear {
   explicit Linear(const KernelInfo& info) {
     const NodeReader node(info);
     node_ = node.name();
-    const SparseMatrix matrix = decode(node);
-    rows_ = matrix.rows;
-    columns_ = matrix.columns;
-    if (matrix.quantised()) activation_scale_ = node.activation_scale(kScales + 1);
-    packing_ = pack(matrix, select_isa(), Form::kBlocks);
-    work_ = matrix.links();
+    decode_and_pack(node);
+    node.give_back();
+    give_back_freed_memory();
   }
 
   void compute(KernelContext& context) const {
@@ -143,6 +148,15 @@ class Linear {
   }
 
  private:
+  void decode_and_pack(const NodeReader& node) {
+    const SparseMatrix matrix = decode(node);
+    rows_ = matrix.rows;
+    columns_ = matrix.columns;
+    work_ = matrix.links();
+    if (matrix.quantised()) activation_scale_ = node.activation_scale(kScales + 1);
+    packing_ = pack(matrix, select_isa(), Form::kBlocks);
+  }
+
   [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + node_ + "': " + what); }
 
   static SparseMatrix decode(const NodeReader& node) {

@@ -152,6 +152,25 @@ size_t TensorView::size() const {
   return count;
 }
 
+size_t TensorView::bytes() const {
+  switch (type) {
+    case ElementType::kInt64:
+      return size() * 8;
+    case ElementType::kFloat:
+    case ElementType::kInt32:
+      return size() * 4;
+    case ElementType::kUint16:
+    case ElementType::kBfloat16:
+      return size() * 2;
+    case ElementType::kUint8:
+    case ElementType::kInt8:
+      return size();
+    case ElementType::kUndefined:
+      break;
+  }
+  return 0;
+}
+
 void bind(const OrtApiBase* base) {
   const std::lock_guard lock(bind_mutex);
   const char* version = base->GetVersionString();

@@ -60,6 +60,9 @@ struct TensorView {
   // The number of elements.
   size_t size() const;
 
+  // The bytes of all elements; 0 where their type is none of ElementType.
+  size_t bytes() const;
+
   // The elements as `T`; the caller has checked `type`.
   template <class T>
   std::span<const T> as() const {

@@ -1,5 +1,6 @@
 #include "platform/memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -22,11 +23,17 @@ constexpr size_t kLine = 64;
 
 size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
+// `bytes`, a multiple of huge pages, mapped at a multiple of huge pages.
 char* map_huge(size_t bytes) {
-  void* data = std::aligned_alloc(kHugePage, bytes);
-  if (data == nullptr) throw std::bad_alloc();
+  const size_t room = bytes + kHugePage;
+  void* mapped = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) throw std::bad_alloc();
+  char* begin = static_cast<char*>(mapped);
+  char* data = begin + (round_up(reinterpret_cast<uintptr_t>(begin), kHugePage) - reinterpret_cast<uintptr_t>(begin));
+  if (data != begin) munmap(begin, static_cast<size_t>(data - begin));
+  if (const size_t tail = static_cast<size_t>(begin + room - (data + bytes)); tail != 0) munmap(data + bytes, tail);
   madvise(data, bytes, MADV_HUGEPAGE);  // advice: where it is refused, small pages serve
-  return static_cast<char*>(data);
+  return data;
 }
 
 struct Mapping {
@@ -40,27 +47,29 @@ Mapping parse_mapping(const std::string& line) {
   char permissions[5] = {};
   unsigned long inode = 0;
   if (std::sscanf(line.c_str(), "%lx-%lx %4s %*s %*s %lu", &mapping.begin, &mapping.end, permissions, &inode) == 4) {
-    // A mapping that cannot be written has no page of its own that dropping would lose.
-    mapping.private_file = inode != 0 && permissions[3] == 'p' && permissions[1] == '-';
+    mapping.private_file = inode != 0 && permissions[3] == 'p';
   }
   return mapping;
 }
 
 }  // namespace
 
-void Buffer::Release::operator()(char* data) const { std::free(data); }
+void Buffer::Release::operator()(char* data) const {
+  if (mapped == 0) return std::free(data);
+  munmap(data, mapped);
+}
 
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  const size_t padded = round_up(bytes + kLine, bytes >= kHugeFrom ? kHugePage : kLine);
-  char* data = nullptr;
   if (bytes >= kHugeFrom) {
-    data = map_huge(padded);
-  } else {
-    data = static_cast<char*>(std::aligned_alloc(kLine, padded));
-    if (data == nullptr) throw std::bad_alloc();
+    const size_t mapped = round_up(bytes + kLine, kHugePage);
+    data_ = std::unique_ptr<char, Release>(map_huge(mapped), Release(mapped));
+    return;
   }
+  const size_t padded = round_up(bytes + kLine, kLine);
+  auto* data = static_cast<char*>(std::aligned_alloc(kLine, padded));
+  if (data == nullptr) throw std::bad_alloc();
   std::memset(data, 0, padded);
-  data_.reset(data);
+  data_ = std::unique_ptr<char, Release>(data, Release());
 }
 
 char* scratch(Scratch slot, size_t bytes) {
@@ -79,9 +88,16 @@ size_t give_back_file_pages(std::span<const char> data) {
   for (std::string line; std::getline(maps, line);) {
     const Mapping mapping = parse_mapping(line);
     if (!mapping.private_file || begin < mapping.begin || end > mapping.end) continue;
+    // Unlike MADV_DONTNEED this never loses a page: one that was written to stays, or goes to swap.
     return madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT) == 0 ? end - begin : 0;
   }
   return 0;
+}
+
+void give_back_freed_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }
 
 }  // namespace hebbline

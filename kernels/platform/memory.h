@@ -26,6 +26,9 @@ class Buffer {
 
  private:
   struct Release {
+    Release() : mapped(0) {}
+    explicit Release(size_t bytes) : mapped(bytes) {}
+    size_t mapped;  // bytes of a mapping of its own; 0: from the allocator
     void operator()(char* data) const;
   };
   std::unique_ptr<char, Release> data_;
@@ -37,8 +40,12 @@ class Buffer {
 enum class Scratch { kActivations, kTransposed, kToken, kCount };
 char* scratch(Scratch slot, size_t bytes);
 
-// Lets the kernel drop the whole pages of `data` where they are clean pages of a private file mapping: they read the
-// same when touched again, from the file. Anything else is left as it is. Returns the number of bytes advised.
+// Lets the operating system drop the whole pages of `data` where they belong to a private mapping of a file: clean
+// pages read the same when touched again, from the file. Anything else is left as it is. Returns the bytes advised.
 size_t give_back_file_pages(std::span<const char> data);
+
+// Gives freed memory back to the operating system: packing a layer frees several times its size, which the allocator
+// would keep for itself.
+void give_back_freed_memory();
 
 }  // namespace hebbline
