@@ -54,6 +54,7 @@ def save(model, tmp_path, **options):
 def exact_session(path):
     """The original without ONNX Runtime's fusions, some of which multiply quantised weights in integers."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -61,6 +62,7 @@ def exact_session(path):
 def sessions(path, reference):
     """The packed file in plain ONNX Runtime, in ONNX's reference evaluator, and with the op library where it is."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 4
     yield "ONNX Runtime", onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run
     if reference:
