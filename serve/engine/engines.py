@@ -1,5 +1,6 @@
 """`engines.json`: the engines that an artifact holds beside its ONNX, and which of them a machine runs."""
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -95,6 +96,12 @@ def choose_engine(engines: Sequence[EngineFacts], gpu: Gpu | None, runtimes: Map
             return EngineChoice(engine, f"{engine.file} was built for {gpu.name} ({gpu.compute_capability})")
         refusals.append(f"{engine.file} {refusal}")
     return EngineChoice(None, "; ".join(refusals))
+
+
+def is_installed(module: str) -> bool:
+    """Whether a package of this name can be imported. A mere folder of the name, which Python takes for one, is not."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
 
 
 def _refusal(engine: EngineFacts, gpu: Gpu, runtimes: Mapping[str, str]) -> str | None:

@@ -1,0 +1,1 @@
+"""Sparse linear layers on NVIDIA GPUs, written in the Triton language."""
