@@ -15,6 +15,7 @@ COMMANDS = {
     "query": ("query", "stream a completion from a served model"),
     "eval": ("evaluate", "perplexity of a model, an artifact or a grpc:// URL"),
     "inspect": ("inspect", "layers, densities, layouts and digests of a model or artifact"),
+    "bench": ("bench", "the speed of sparse layers on this machine, dense ones beside them"),
     "demo": ("demo", "the whole road on real text, in minutes, on a CPU"),
 }
 

@@ -60,7 +60,10 @@ class GraphBuilder:
         out_features, in_features = weight_NK.shape
         choices = self._weights.choices
         if name not in choices:
-            choices[name] = choose_layout(out_features, in_features, int(np.count_nonzero(mask_NK)))
+            links = int(np.count_nonzero(mask_NK))
+            # A layer without zeros, such as lm_head, is not what the values were asked for.
+            values = self._weights.values if links < mask_NK.size else "float32"
+            choices[name] = choose_layout(out_features, in_features, links, values=values)
         layout = choices[name].layout
         bias = None if bias_N is None else self.initializer(f"{name}.bias", bias_N)
         if layout is None:

@@ -24,9 +24,11 @@ class WeightFile:
 
     Args:
         path: the file to write.
+        values: how the weights of packed projections are stored, a name of VALUE_TYPES.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, values: str = "float32") -> None:
+        self.values = values
         self.choices: dict[str, Choice] = {}
         self._location = path.name
         self._stream = path.open("wb")

@@ -1,0 +1,139 @@
+"""`docs/performance.md`: one section a benchmark, each written by the command that stands above its tables."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from .linear import LinearRow
+from .machine import Machine
+from .model import ModelCase, ModelRow
+from .peers import PeerRow
+
+PAGE = "performance.md"
+_TITLE = (
+    "# Performance\n\nWhat was measured, by the command above each table. Ratios compare medians of the same run.\n"
+)
+_COLORS = {"float32": "#1f5fa8", "bfloat16": "#d1702a", "int8": "#3a8f5a", "int4": "#8a4fa3"}
+
+
+def write_section(docs: Path, name: str, markdown: str) -> Path:
+    """Put a section into the page, in place of its earlier version; other sections stay. Returns the page."""
+    page = docs / PAGE
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = page.read_text() if page.is_file() else _TITLE
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    docs.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{before.rstrip()}\n\n{begin}\n{markdown.strip()}\n{end}\n{after.lstrip()}".rstrip() + "\n")
+    return page
+
+
+def provenance(machine: Machine, command: str) -> str:
+    """The lines that say where numbers come from: date, commit, processor, versions, command."""
+    versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
+    return (
+        f"{date.today().isoformat()}, commit {machine.commit or 'unknown'}, {machine.processor}, {machine.cores} cores "
+        f"({', '.join(machine.features)}); {versions}.\n\n```\n{command}\n```\n"
+    )
+
+
+def linear_section(
+    machine: Machine, command: str, rows: Sequence[LinearRow], peers: Sequence[PeerRow], plot: str
+) -> str:
+    """The section on single layers: a table for each shape and thread count."""
+    parts = [
+        "## Linear layers\n",
+        provenance(machine, command),
+        "Speed-up over dense float32 ONNX Runtime, by tokens at a time (M). Dense low precision gains from precision "
+        "alone: compare the peers.\n",
+    ]
+    for out_features, in_features, threads in dict.fromkeys((r.out_features, r.in_features, r.threads) for r in rows):
+        parts.append(f"### {out_features}x{in_features}, {threads} thread{'s' if threads > 1 else ''}\n")
+        key = {"out_features": out_features, "in_features": in_features, "threads": threads}
+        parts.append(_table([r for r in rows if asdict(r).items() >= key.items()], peers, key))
+    parts.append(f"![speed-up over density]({plot})\n")
+    return "\n".join(parts)
+
+
+def model_section(machine: Machine, command: str, case: ModelCase, rows: Sequence[ModelRow]) -> str:
+    """The section on one whole model: a row for each variant."""
+    batches = "".join(f" decode B = {batch} |" for batch in case.batches)
+    lines = [
+        f"## {case.model}, density {case.density:g}, {case.threads} thread{'s' if case.threads > 1 else ''}\n",
+        provenance(machine, command),
+        f"Tokens a second, and in brackets times as many as dense float32 ONNX Runtime. Prompts of {case.prefill} "
+        f"tokens; decoding after {case.context}. The roofline is the measured memory bandwidth over the bytes that a "
+        "step at B = 1 must read.\n",
+        f"| | prefill |{batches} first token | resident | file | roofline, share reached |",
+        "|---|---|" + "---|" * (len(case.batches) + 4),
+    ]
+    for row in rows:
+        decode = [_rate(row.decode[batch], row.ratios[f"decode {batch}"]) for batch in case.batches]
+        cells = [_rate(row.prefill, row.ratios[f"prefill {case.prefill}"]), *decode]
+        cells += [f"{row.first_token_seconds * 1e3:.0f} ms", _megabytes(row.resident_bytes), _megabytes(row.file_bytes)]
+        lines.append(f"| {row.variant} | " + " | ".join(cells) + f" | {row.roofline:.1f}, {row.share:.0%} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rate(tokens_a_second: float, ratio: float) -> str:
+    return f"{tokens_a_second:.1f} (**{ratio:.2f}**)"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _table(rows: Sequence[LinearRow], peers: Sequence[PeerRow], key: dict[str, int]) -> str:
+    tokens = list(dict.fromkeys(row.tokens for row in rows))
+    dense = {row.tokens: row.dense_us for row in rows}
+    lines = [
+        "| density | | " + " | ".join(f"M = {count}" for count in tokens) + " |",
+        "|---|---|" + "---|" * len(tokens),
+        "| 1 | dense float32, µs | " + " | ".join(f"{dense[count]:.0f}" for count in tokens) + " |",
+    ]
+    for density, values in dict.fromkeys((row.density, row.values) for row in rows):
+        cells = {row.tokens: row for row in rows if (row.density, row.values) == (density, values)}
+        figures = (f"**{cells[count].ratio:.2f}** ({cells[count].us:.0f} µs)" for count in tokens)
+        lines.append(f"| {density:g} | {values} ({cells[tokens[0]].layout}) | " + " | ".join(figures) + " |")
+    ours = [peer for peer in peers if asdict(peer).items() >= key.items()]
+    for density, name in dict.fromkeys((peer.density, peer.peer) for peer in ours):
+        found = {peer.tokens: peer for peer in ours if (peer.density, peer.peer) == (density, name)}
+        figures = (f"{found[count].ratio:.2f} ({found[count].us:.0f} µs)" for count in tokens)
+        lines.append(f"| {density:g} | *{name}* | " + " | ".join(figures) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Path) -> None:
+    """Speed-up over density, a panel for each number of tokens, of the first shape and thread count."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    first = rows[0]
+    same = (first.out_features, first.in_features, first.threads)
+    rows = [row for row in rows if (row.out_features, row.in_features, row.threads) == same]
+    tokens = list(dict.fromkeys(row.tokens for row in rows))
+    figure, axes = pyplot.subplots(1, len(tokens), figsize=(3.4 * len(tokens), 3.6), sharey=True, squeeze=False)
+    for axis, count in zip(axes[0], tokens, strict=True):
+        for values in dict.fromkeys(row.values for row in rows):
+            line = sorted((row.density, row.ratio) for row in rows if (row.tokens, row.values) == (count, values))
+            axis.plot(*zip(*line, strict=True), "o-", label=values, color=_COLORS[values])
+        _peer_lines(axis, [peer for peer in peers if peer.tokens == count and peer.density == 1], same)
+        axis.set(xscale="log", yscale="log", xlabel="density", title=f"{count} token{'s' if count > 1 else ''}")
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("times as fast as dense float32")
+    axes[0][-1].legend(fontsize=8)
+    figure.suptitle(f"{same[0]}x{same[1]} layer, {same[2]} thread{'s' if same[2] > 1 else ''}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _peer_lines(axis: object, peers: Sequence[PeerRow], same: tuple[int, int, int]) -> None:
+    """Dense peers do not depend on density: a dashed line each."""
+    styles = iter(("--", "-.", ":", (0, (1, 3)), (0, (5, 1))))
+    for peer in peers:
+        if (peer.out_features, peer.in_features, peer.threads) == same:
+            axis.axhline(peer.ratio, color="#888888", linestyle=next(styles), linewidth=1, label=f"dense: {peer.peer}")  # type: ignore[attr-defined]
