@@ -1,0 +1,199 @@
+// Runs every kernel of the linear ops, and the decoder on damaged tensors, without ONNX Runtime: for the sanitizers.
+// Prints what it ran; exits with 1 where a result is wrong. tests/kernels/test_sanitized.py builds and runs it.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "linear/plan.h"
+#include "ort/api.h"
+
+namespace {
+
+using hebbline::Isa;
+using hebbline::SparseMatrix;
+using hebbline::ValueType;
+using hebbline::ort::ElementType;
+using hebbline::ort::TensorView;
+
+std::mt19937 generator(7);
+
+int below(int bound) { return static_cast<int>(generator() % static_cast<unsigned>(bound)); }
+float real() { return std::normal_distribution<float>()(generator); }
+
+// A copy on the heap at its exact size, so that a read past its end is seen.
+template <class T>
+struct Tensor {
+  std::vector<T> items;
+  TensorView view(ElementType type, std::vector<int64_t> shape) const { return {type, std::move(shape), items.data()}; }
+};
+
+SparseMatrix random_matrix(int64_t rows, int64_t columns, double density, ValueType values) {
+  SparseMatrix matrix;
+  matrix.rows = rows;
+  matrix.columns = columns;
+  matrix.values = values;
+  matrix.group_width = columns;
+  if (values == ValueType::kInt4 && columns > 64) {
+    matrix.group_width = 64;
+    matrix.groups = (columns + 63) / 64;
+  }
+  matrix.row_offsets.push_back(0);
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < columns; ++k) {
+      if (n == rows / 2 || below(1000) >= density * 1000) continue;
+      matrix.columns_Z.push_back(static_cast<int32_t>(k));
+      float weight = real();
+      if (values == ValueType::kBfloat16) weight = static_cast<float>(below(255) - 127) / 64;
+      if (values == ValueType::kInt8) weight = static_cast<float>(below(255) - 127);
+      if (values == ValueType::kInt4) weight = static_cast<float>(below(15) - 7);
+      matrix.weights_Z.push_back(weight);
+    }
+    matrix.row_offsets.push_back(matrix.links());
+  }
+  if (matrix.quantised()) matrix.scales_NG.assign(static_cast<size_t>(rows * matrix.groups), 0.01F);
+  return matrix;
+}
+
+// The largest difference to float64 with X as it is, relative to the largest |Y|.
+double difference(const SparseMatrix& matrix, const std::vector<float>& x, const std::vector<float>& y,
+                  int64_t tokens) {
+  double worst = 0, most = 1e-30;
+  for (int64_t m = 0; m < tokens; ++m) {
+    for (int64_t n = 0; n < matrix.rows; ++n) {
+      double sum = 0.25 * static_cast<double>(n);
+      for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
+        const double scale = matrix.quantised() ? 0.01F : 1.0;
+        sum += scale * matrix.weights_Z[z] * x[m * matrix.columns + matrix.columns_Z[z]];
+      }
+      worst = std::fmax(worst, std::fabs(sum - y[m * matrix.rows + n]));
+      most = std::fmax(most, std::fabs(sum));
+    }
+  }
+  return worst / most;
+}
+
+int check_product(const SparseMatrix& matrix, Isa isa, int64_t tokens, const hebbline::Packing& packing) {
+  // Whole numbers up to 127, one of them in each token, are exact in every rounding.
+  std::vector<float> x(static_cast<size_t>(tokens * matrix.columns)), bias;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(below(255) - 127);
+  for (int64_t m = 0; m < tokens && matrix.columns > 0; ++m) x[m * matrix.columns] = 127;
+  for (int64_t n = 0; n < matrix.rows; ++n) bias.push_back(0.25F * static_cast<float>(n));
+  std::vector<float> y(static_cast<size_t>(tokens * matrix.rows), NAN);
+  packing.multiply({x.data(), tokens, bias.data(), {}, y.data()}, [](size_t count, const auto& task) {
+    for (size_t i = count; i-- > 0;) task(i);
+  });
+  const double worst = difference(matrix, x, y, tokens);
+  if (worst < 2e-6) return 0;
+  std::printf("WRONG: %s values %d [%ld, %ld] tokens %ld: %g\n", name(isa).c_str(), static_cast<int>(matrix.values),
+              static_cast<long>(matrix.rows), static_cast<long>(matrix.columns), static_cast<long>(tokens), worst);
+  return 1;
+}
+
+int check_family(const char* family, Isa isa) {
+  setenv("HEBBLINE_FAMILY", family, 1);
+  int wrong = 0, ran = 0;
+  const int64_t shapes[][2] = {{1, 1}, {33, 7}, {70, 129}, {16, 64}, {130, 520}, {3, 33000}};
+  for (const auto& shape : shapes) {
+    for (const ValueType values : {ValueType::kFloat32, ValueType::kBfloat16, ValueType::kInt8, ValueType::kInt4}) {
+      const double density = shape[1] > 1000 ? 0.01 : 0.3;
+      const SparseMatrix matrix = random_matrix(shape[0], shape[1], density, values);
+      std::unique_ptr<hebbline::Packing> packing;
+      try {
+        packing = hebbline::pack(matrix, isa, false);
+      } catch (const std::runtime_error&) {
+        continue;  // this family does not hold these values
+      }
+      for (const int64_t tokens : {0, 1, 3, 8, 17, 33, 70}) {
+        if (isa == Isa::kAmxEmulated && tokens * matrix.links() > 1000000) continue;
+        wrong += check_product(matrix, isa, tokens, *packing);
+        ++ran;
+      }
+    }
+  }
+  std::printf("%s %s: %d products, %d wrong\n", name(isa).c_str(), family, ran, wrong);
+  return wrong;
+}
+
+// Tensors of a CsrLinear with random damage: decoding them must succeed or throw, and never read past their ends.
+int damage_csr(int round) {
+  const int64_t rows = below(6), columns = 1 + below(40);
+  Tensor<int32_t> offsets{{0}};
+  Tensor<uint16_t> places;
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t k = 0; k < columns; ++k) {
+      if (below(3) == 0) places.items.push_back(static_cast<uint16_t>(k));
+    }
+    offsets.items.push_back(static_cast<int32_t>(places.items.size()));
+  }
+  Tensor<float> values{std::vector<float>(places.items.size(), 1.5F)};
+  const auto size = [](const auto& tensor) { return static_cast<int64_t>(tensor.items.size()); };
+  if (round % 2 == 1) offsets.items[below(static_cast<int>(offsets.items.size()))] += below(7) - 3;
+  if (round % 3 == 1 && !places.items.empty()) places.items[below(static_cast<int>(size(places)))] = below(65536);
+  if (round % 5 == 1) offsets.items.back() = static_cast<int32_t>(generator());
+  if (round % 7 == 1 && !values.items.empty()) values.items.pop_back();
+  hebbline::LinearTensors tensors;
+  tensors.node = "damaged";
+  tensors.in_features = round % 11 == 1 ? static_cast<int64_t>(generator()) - (1LL << 31) : columns;
+  tensors.values = values.view(ElementType::kFloat, {size(values)});
+  const TensorView row_offsets = offsets.view(ElementType::kInt32, {size(offsets)});
+  const TensorView place_view = places.view(ElementType::kUint16, {size(places)});
+  tensors.row_offsets = &row_offsets;
+  tensors.columns = &place_view;
+  try {
+    const SparseMatrix matrix = decode_csr(tensors);
+    if (matrix.columns > 100000) return 0;
+    setenv("HEBBLINE_FAMILY", "", 1);
+    return check_product(matrix, Isa::kScalar, 2, *hebbline::pack(matrix, Isa::kScalar, false));
+  } catch (const hebbline::ort::Error&) {
+    return 0;
+  }
+}
+
+int damage_bitmask(int round) {
+  const int64_t rows = below(6), columns = 1 + below(40), row_bytes = (columns + 7) / 8;
+  Tensor<uint8_t> mask{std::vector<uint8_t>(static_cast<size_t>(rows * row_bytes))};
+  for (uint8_t& byte : mask.items) byte = round % 4 == 0 ? below(256) : below(2);
+  int64_t links = 0;
+  for (const uint8_t byte : mask.items) links += __builtin_popcount(byte);
+  Tensor<uint8_t> values{std::vector<uint8_t>(static_cast<size_t>((links + round % 3) / 2), 0x31)};
+  Tensor<float> scales{std::vector<float>(static_cast<size_t>(rows), 0.01F)};
+  hebbline::LinearTensors tensors;
+  tensors.node = "damaged";
+  tensors.in_features = columns + (round % 5 == 1 ? below(20) - 10 : 0);
+  tensors.values = values.view(ElementType::kUint8, {static_cast<int64_t>(values.items.size())});
+  const TensorView mask_view = mask.view(ElementType::kUint8, {rows, row_bytes});
+  const TensorView scale_view = scales.view(ElementType::kFloat, {rows, round % 7 == 1 ? 2 : 1});
+  tensors.mask = &mask_view;
+  tensors.scales = &scale_view;
+  try {
+    const SparseMatrix matrix = decode_bitmask(tensors);
+    setenv("HEBBLINE_FAMILY", "", 1);
+    return check_product(matrix, Isa::kScalar, 2, *hebbline::pack(matrix, Isa::kScalar, false));
+  } catch (const hebbline::ort::Error&) {
+    return 0;
+  }
+}
+
+}  // namespace
+
+int main() {
+  int wrong = 0;
+  const hebbline::CpuFeatures& features = hebbline::cpu_features();
+  for (const char* family : {"rows", "csr"}) {
+    wrong += check_family(family, Isa::kScalar);
+    if (features.avx2) wrong += check_family(family, Isa::kAvx2);
+  }
+  for (const char* family : {"rows", "csr", "sell", "tile", "panel", "quad"}) {
+    if (features.avx512) wrong += check_family(family, Isa::kAvx512);
+    if (features.amx) wrong += check_family(family, Isa::kAmx);
+  }
+  wrong += check_family("tile", Isa::kAmxEmulated);
+  for (int round = 0; round < 3000; ++round) wrong += damage_csr(round) + damage_bitmask(round);
+  std::printf("6000 damaged tensors decoded or refused\n");
+  return wrong == 0 ? 0 : 1;
+}

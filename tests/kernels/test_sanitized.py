@@ -1,0 +1,30 @@
+"""The kernels and the decoder under the address and undefined-behaviour sanitizers."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / ".build/sanitized"
+
+
+def build(target):
+    """Configures and builds a program of CMakeLists.txt; what did not change is not built again."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    configure = ["cmake", "-S", ROOT, "-B", BUILD, "-DHEBBLINE_SANITIZE=ON", "-DHEBBLINE_TESTS=ON"]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", BUILD, "--target", target, "--parallel", "2"], check=True)
+    return BUILD / target
+
+
+def test_no_kernel_reads_or_writes_where_it_must_not():
+    program = build("linear_check")
+    environment = os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment.pop("HEBBLINE_ISA", None)
+    result = subprocess.run([program], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "amx-emulated tile" in result.stdout and "6000 damaged tensors" in result.stdout
