@@ -12,7 +12,7 @@ namespace hebbline {
 namespace {
 
 constexpr int64_t kRowsPerTask = 512;  // of the weight
-constexpr int64_t kGroup = 64;         // logits of which the largest stands for all when a threshold is sought
+constexpr int64_t kGroup = 64;         // logits whose largest is kept, to find the high ones; divides the above
 constexpr float kLargestQuant = 127;
 
 void quantise(const float* hidden_E, int64_t hidden, float inverse, int8_t* token_E) {
@@ -45,18 +45,45 @@ Tokens quantise_rows(const float* hidden_RE, int64_t rows, int64_t hidden) {
   return {int8_RE, scales_R};
 }
 
-// A value that at least `count` logits reach: the count-th largest of the groups' largest. (NaN is never the largest.)
-float threshold(const float* logits_V, int64_t vocabulary, int64_t count) {
-  constexpr float kNone = -std::numeric_limits<float>::infinity();
-  std::vector<float> largest;
-  for (int64_t first = 0; first < vocabulary; first += kGroup) {
-    float most = kNone;
-    for (int64_t v = first; v < std::min(vocabulary, first + kGroup); ++v) most = std::max(most, logits_V[v]);
-    largest.push_back(most);
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+// The largest of a group's logits; NaN is never it. In lanes, so that it is a few vectors.
+float largest_of(const float* logits, int64_t count) {
+  constexpr int kLanes = 16;
+  float lanes[kLanes];
+  for (float& lane : lanes) lane = kNone;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane)
+      lanes[lane] = logits[i + lane] > lanes[lane] ? logits[i + lane] : lanes[lane];
   }
-  if (count > static_cast<int64_t>(largest.size())) return kNone;
-  std::nth_element(largest.begin(), largest.begin() + (count - 1), largest.end(), std::greater<>());
-  return largest[static_cast<size_t>(count - 1)];
+  float most = kNone;
+  for (; i < count; ++i) most = logits[i] > most ? logits[i] : most;
+  for (const float lane : lanes) most = lane > most ? lane : most;
+  return most;
+}
+
+// A value that at least `count` logits reach: the count-th largest of the groups' largest.
+float threshold(std::vector<float> largest_G, int64_t count) {
+  if (count > static_cast<int64_t>(largest_G.size())) return kNone;
+  std::nth_element(largest_G.begin(), largest_G.begin() + (count - 1), largest_G.end(), std::greater<>());
+  return largest_G[static_cast<size_t>(count - 1)];
+}
+
+int64_t groups(int64_t vocabulary) { return (vocabulary + kGroup - 1) / kGroup; }
+
+// Calls found(v) for every logit that is above `least`, or that is `least` where `equal`.
+template <class Found>
+void each_above(const float* logits_V, int64_t vocabulary, std::span<const float> largest_G, float least, bool equal,
+                const Found& found) {
+  const auto is_above = [least, equal](float x) { return x > least || (equal && x == least); };
+  for (size_t g = 0; g < largest_G.size(); ++g) {
+    if (!is_above(largest_G[g])) continue;
+    const int64_t first = static_cast<int64_t>(g) * kGroup;
+    for (int64_t v = first; v < std::min(vocabulary, first + kGroup); ++v) {
+      if (is_above(logits_V[v])) found(static_cast<int32_t>(v));
+    }
+  }
 }
 
 }  // namespace
@@ -89,19 +116,22 @@ ShortlistHead::ShortlistHead(const HeadWeights& weights, int64_t shortlist)
 
 void ShortlistHead::compute(const float* hidden_RE, int64_t rows, float* logits_RV, const Parallel& parallel) const {
   const Tokens tokens = quantise_rows(hidden_RE, rows, weights_.hidden);
+  const int64_t per_row = groups(weights_.vocabulary);
+  std::vector<float> largest_RG(static_cast<size_t>(rows * per_row));
   parallel(static_cast<size_t>((weights_.vocabulary + kRowsPerTask - 1) / kRowsPerTask), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * kRowsPerTask;
     const int64_t last = std::min(weights_.vocabulary, first + kRowsPerTask);
-    estimate(tokens.int8_RE, tokens.scales_R, rows, first, last, logits_RV);
+    estimate(tokens.int8_RE, tokens.scales_R, rows, first, last, logits_RV, largest_RG.data());
   });
   parallel(static_cast<size_t>(rows), [&](size_t row) {
     const auto r = static_cast<int64_t>(row);
-    refine(hidden_RE + r * weights_.hidden, logits_RV + r * weights_.vocabulary);
+    const std::span<const float> largest_G(largest_RG.data() + r * per_row, static_cast<size_t>(per_row));
+    refine(hidden_RE + r * weights_.hidden, largest_G, logits_RV + r * weights_.vocabulary);
   });
 }
 
 void ShortlistHead::estimate(const int8_t* tokens_RE, const float* token_scales_R, int64_t rows, int64_t first,
-                             int64_t last, float* logits_RV) const {
+                             int64_t last, float* logits_RV, float* largest_RG) const {
   int32_t sums[kHeadTokens * kRowsPerTask];
   for (int64_t r = 0; r < rows; r += kHeadTokens) {
     const int64_t count = std::min<int64_t>(kHeadTokens, rows - r);
@@ -113,16 +143,18 @@ void ShortlistHead::estimate(const int8_t* tokens_RE, const float* token_scales_
       for (int64_t v = first; v < last; ++v) {
         logits_V[v] = static_cast<float>(sums_V[v]) * weights_.scales_V[v] * token_scales_R[r + t];
       }
+      float* largest_G = largest_RG + (r + t) * groups(weights_.vocabulary);
+      for (int64_t v = first; v < last; v += kGroup) {
+        largest_G[v / kGroup] = largest_of(logits_V + v, std::min(kGroup, last - v));
+      }
     }
   }
 }
 
-std::vector<int32_t> ShortlistHead::candidates(const float* logits_V) const {
-  const float least = threshold(logits_V, weights_.vocabulary, shortlist_);
+std::vector<int32_t> ShortlistHead::candidates(std::span<const float> largest_G, const float* logits_V) const {
+  const float least = threshold({largest_G.begin(), largest_G.end()}, shortlist_);
   std::vector<int32_t> found;
-  for (int64_t v = 0; v < weights_.vocabulary; ++v) {
-    if (logits_V[v] >= least) found.push_back(static_cast<int32_t>(v));
-  }
+  each_above(logits_V, weights_.vocabulary, largest_G, least, true, [&found](int32_t v) { found.push_back(v); });
   if (static_cast<int64_t>(found.size()) <= shortlist_) return found;
   const auto higher = [logits_V](int32_t a, int32_t b) {
     return logits_V[a] > logits_V[b] || (logits_V[a] == logits_V[b] && a < b);
@@ -141,14 +173,12 @@ float ShortlistHead::rescore(const float* hidden_E, const std::vector<int32_t>& 
   return most;
 }
 
-void ShortlistHead::refine(const float* hidden_E, float* logits_V) const {
-  std::vector<int32_t> tokens = candidates(logits_V);
+void ShortlistHead::refine(const float* hidden_E, std::span<const float> largest_G, float* logits_V) const {
+  std::vector<int32_t> tokens = candidates(largest_G, logits_V);
   float most = rescore(hidden_E, tokens, logits_V);
   while (!tokens.empty()) {
-    tokens.clear();
-    for (int64_t v = 0; v < weights_.vocabulary; ++v) {  // an exact one is never above the highest exact one
-      if (logits_V[v] > most) tokens.push_back(static_cast<int32_t>(v));
-    }
+    tokens.clear();  // none of the next is exact yet: no exact one is above the highest of them
+    each_above(logits_V, weights_.vocabulary, largest_G, most, false, [&tokens](int32_t v) { tokens.push_back(v); });
     most = std::max(most, rescore(hidden_E, tokens, logits_V));
   }
 }

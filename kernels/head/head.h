@@ -4,12 +4,13 @@
 // The int8 pass reads a quarter of the bytes, which is what a head costs at few tokens. It misjudges a logit by about a
 // hundredth of the largest; what decides between tokens, the highest logits, is computed again.
 //
-// Legend: R rows (tokens whose logits are wanted), V vocabulary, E hidden size.
+// Legend: R rows (tokens whose logits are wanted), V vocabulary, E hidden size, G groups of 64 logits.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 namespace hebbline {
@@ -51,9 +52,9 @@ class ShortlistHead {
 
  private:
   void estimate(const int8_t* tokens_RE, const float* token_scales_R, int64_t rows, int64_t first, int64_t last,
-                float* logits_RV) const;
-  void refine(const float* hidden_E, float* logits_V) const;
-  std::vector<int32_t> candidates(const float* logits_V) const;
+                float* logits_RV, float* largest_RG) const;
+  void refine(const float* hidden_E, std::span<const float> largest_G, float* logits_V) const;
+  std::vector<int32_t> candidates(std::span<const float> largest_G, const float* logits_V) const;
   float rescore(const float* hidden_E, const std::vector<int32_t>& tokens, float* logits_V) const;
 
   HeadWeights weights_;
