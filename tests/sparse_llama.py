@@ -20,7 +20,7 @@ def one_thread():
 def make_sparse_llama(density=0.3, seed=0, mask_of=None, **overrides):
     """A Llama and its masks by layer. `mask_of(name, mask, rng)` may change a mask in place.
 
-    Biases, where there are any, are 0 in every second row.
+    Biases, where there are any, are 0 in about half of the rows.
     """
     model = make_llama(VOCABULARY, seed=seed, **overrides)
     rng, masks = np.random.default_rng(seed), {}
@@ -32,7 +32,7 @@ def make_sparse_llama(density=0.3, seed=0, mask_of=None, **overrides):
             layer.weight.data *= torch.from_numpy(masks[name])
             if layer.bias is not None:
                 layer.bias.data.normal_()
-                layer.bias.data[::2] = 0
+                layer.bias.data *= torch.from_numpy(rng.random(len(layer.bias)) < 0.5)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)  # as made they are all 1, and no order of them would be wrong
