@@ -2,7 +2,8 @@
 
 Legend: B sequences decoded together.
 
-A process of its own shows a variant's memory; taking turns lets what disturbs the machine disturb all alike.
+A process of its own shows a variant's memory; taking turns lets what disturbs the machine disturb all alike. What
+builds the variants is imported only where they are built: torch is no part of what a server holds.
 """
 
 import multiprocessing
@@ -21,7 +22,7 @@ from ..serve.engine.onnxruntime import OnnxRunner, cache_bytes_per_slot
 from ..serve.engine.portable import PortableRunner
 from ..serve.engine.varlen import VarlenRunner
 from .machine import read_bandwidth
-from .variants import BASELINE, VARIANTS, Variant, build_variants, bytes_a_token, graph_file, load_model, model_bytes
+from .variants import BASELINE, VARIANTS, Variant, graph_file
 
 PREFILL_CHUNK = 128
 ROUNDS = 7
@@ -131,6 +132,8 @@ def _build(case: ModelCase, directory: Path) -> LanguageModelFacts:
 
 
 def _build_all(case: ModelCase, directory: Path, answer: Connection) -> None:
+    from .builds import build_variants, load_model
+
     try:
         source = load_model(case.model, case.density, _context_length(case))
         if source.facts().context_length < _context_length(case):
@@ -255,6 +258,8 @@ def _row(
     resident: dict[str, int],
     bandwidth: float,
 ) -> ModelRow:
+    from .builds import bytes_a_token, model_bytes
+
     path = graph_file(directory, variant)
     kv_bytes = cache_bytes_per_slot(facts, variant.kv) // facts.context_length
     read = bytes_a_token(path, facts, kv_bytes, case.context)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 
 from ..artifacts import InputError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ..benchmarks.peers import PeerRow
 
 _KINDS = ("linear", "model")
+_TABLE_WIDTH = 140
+"""Of tables with figures in every column, in files and pipes too."""
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +32,10 @@ def main(arguments: list[str]) -> int:
     if kind not in _KINDS:
         raise InputError(f"there is no benchmark '{kind}'; there are {', '.join(_KINDS)}")
     return _linear(rest) if kind == "linear" else _model(rest)
+
+
+def _print_wide(table: Table) -> None:
+    Console(stderr=True, width=max(console.width, _TABLE_WIDTH)).print(table)
 
 
 def _linear(arguments: list[str]) -> int:
@@ -100,7 +107,7 @@ def _show_linear(rows: "Sequence[LinearRow]", peers: "Sequence[PeerRow]") -> Non
         shape = f"{line.out_features}x{line.in_features}"
         cells = [shape, f"{line.density:g}", str(line.tokens), str(line.threads), what]
         table.add_row(*cells, f"{line.us:.1f}", f"{line.dense_us:.1f}", f"{line.ratio:.2f}", error)
-    console.print(table)
+    _print_wide(table)
 
 
 def _write_linear(
@@ -172,4 +179,4 @@ def _show_model(case: "ModelCase", rows: "Sequence[ModelRow]") -> None:
         sizes = [f"{count / 1e6:,.0f} MB" for count in (row.resident_bytes, row.file_bytes)]
         first = f"{row.first_token_seconds * 1e3:.0f} ms"
         table.add_row(row.variant, *cells, first, *sizes, f"{row.roofline:.1f}", f"{row.share:.0%}")
-    console.print(table)
+    _print_wide(table)

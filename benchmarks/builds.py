@@ -1,0 +1,130 @@
+"""Building the variants of a model.
+
+Legend: N out_features, K in_features.
+
+Sizes of the paper's Llamas (arXiv 2501.19107) get random weights and BRF masks: speed depends on neither weights nor
+text. A model directory is taken as it is; its dense forms have the same weights, zeros included.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ..artifacts import InputError, LanguageModelFacts
+from ..export.graph import (
+    SourceModel,
+    StockAttention,
+    VarlenAttention,
+    WeightFile,
+    build_llama,
+    load_source,
+    save_graph,
+)
+from ..train.topology import initial_mask
+from .peers import nbits_model
+from .variants import MODEL_FILE, Variant
+
+PAPER_SIZES: dict[str, dict[str, Any]] = {
+    "llama-60m": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "llama-130m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "llama-1b": {"hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24, "num_attention_heads": 32},
+}
+_VOCABULARY = 32_000
+
+
+def load_model(name: str, density: float, context: int) -> SourceModel:
+    """A size of the paper with random weights, or a model directory.
+
+    Raises:
+        InputError: `name` is neither, or the directory is unfit for export.
+    """
+    if name in PAPER_SIZES:
+        return _random_model(name, density, context)
+    if not Path(name).is_dir():
+        raise InputError(f"--model '{name}' is neither a directory nor one of {', '.join(PAPER_SIZES)}")
+    return load_source(Path(name))
+
+
+def build_variants(source: SourceModel, variants: list[Variant], directory: Path) -> Iterator[str]:
+    """Write each variant's graph into a folder of its own below `directory`, dense ones first; yields their names.
+
+    Weights off the masks become zero when the first sparse variant is built.
+    """
+    for variant in sorted(variants, key=lambda each: each.sparse):
+        folder = directory / variant.name
+        folder.mkdir(parents=True)
+        if variant.sparse:
+            _build_sparse(source, variant, folder)
+        else:
+            _build_dense(source, variant, folder)
+        yield variant.name
+
+
+def model_bytes(path: Path) -> int:
+    """Bytes of a graph and its weights on disk."""
+    return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+def bytes_a_token(path: Path, facts: LanguageModelFacts, kv_bytes_a_position: int, context: int) -> int:
+    """Bytes that one decode step must read at batch 1: every weight once, and the cache up to `context`.
+
+    Of an embedding that is not also lm_head, and of the rotary tables, a step reads a row.
+    """
+    model = onnx.load(path, load_external_data=False)
+    uses: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            uses.setdefault(name, set()).add(node.op_type)
+    read_whole = [
+        tensor
+        for tensor in model.graph.initializer
+        if uses.get(tensor.name, set()) != {"Gather"} and not tensor.name.startswith("rotary.")
+    ]
+    return sum(map(_tensor_bytes, read_whole)) + context * kv_bytes_a_position
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims)) * itemsize
+
+
+def _random_model(name: str, density: float, context: int) -> SourceModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **PAPER_SIZES[name], vocab_size=_VOCABULARY, max_position_embeddings=context, tie_word_embeddings=False
+    )
+    model = LlamaForCausalLM(config).eval()
+    masks = {
+        layer: np.ones(tuple(module.weight.shape), bool)
+        if layer == "lm_head"
+        else initial_mask("brf", module.out_features, module.in_features, density, seed=number).numpy()
+        for number, (layer, module) in enumerate(model.named_modules())
+        if isinstance(module, nn.Linear)
+    }
+    return SourceModel(Path(name), model, masks, masks_stored=True, manifest=None, eos_token_ids=())
+
+
+def _build_dense(source: SourceModel, variant: Variant, folder: Path) -> None:
+    dense = replace(source, masks={name: np.ones_like(mask) for name, mask in source.masks.items()})
+    path = folder / MODEL_FILE
+    with WeightFile(folder / "weights") as weights:
+        save_graph(build_llama(dense, weights, StockAttention()), path)
+    if variant.bits < 32:
+        model = nbits_model(onnx.load(path), variant.bits)
+        (folder / "weights").unlink()
+        onnx.save_model(model, path, save_as_external_data=True, location="weights", size_threshold=1024)
+
+
+def _build_sparse(source: SourceModel, variant: Variant, folder: Path) -> None:
+    for name, mask_NK in source.masks.items():
+        weight_NK = source.model.get_parameter(f"{name}.weight").data
+        weight_NK.masked_fill_(torch.from_numpy(~mask_NK), 0)
+    with WeightFile(folder / "weights", values=variant.values) as weights:
+        save_graph(build_llama(source, weights, VarlenAttention()), folder / MODEL_FILE)

@@ -1,0 +1,67 @@
+"""The benchmark of whole models, on a model that takes seconds."""
+
+import json
+
+import pytest
+
+from hebbline.artifacts import CheckError
+from hebbline.benchmarks import model as bench
+from hebbline.benchmarks.builds import bytes_a_token
+from hebbline.benchmarks.variants import BASELINE, VARIANTS
+from hebbline.cli import main
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """Numbers of a benchmark are not tested; that they are made is."""
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+
+
+def test_every_variant_of_a_model_directory(tiny_model_directory, tmp_path, capsys):
+    options = ["--context", "20", "--prefill", "16", "--batches", "1,3", "--docs", str(tmp_path), "--json"]
+    assert main(["bench", "model", str(tiny_model_directory), *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = {row["variant"]: row for row in document["rows"]}
+    assert set(rows) == set(VARIANTS)
+    assert rows[BASELINE]["ratios"] == {"prefill 16": 1, "decode 1": 1, "decode 3": 1}
+    assert (
+        rows["sparse int8"]["bytes_a_token"] < rows["sparse float32"]["bytes_a_token"] < rows[BASELINE]["bytes_a_token"]
+    )
+    for row in rows.values():
+        assert set(row["decode"]) == {"1", "3"}
+        assert min(row["prefill"], *row["decode"].values(), row["resident_bytes"], row["roofline"]) > 0
+        assert row["share"] == pytest.approx(row["decode"]["1"] / row["roofline"])
+    assert "| sparse int4 |" in (tmp_path / "performance.md").read_text()
+
+
+def test_bytes_a_token_count_what_a_step_reads(tiny_artifact, tiny_model_directory):
+    """Tied embeddings are lm_head too, and read whole; the rotary tables are not."""
+    facts = bench.LanguageModelFacts(128, 1, 2, 2, 16)
+    without_cache = bytes_a_token(tiny_artifact / "model.onnx", facts, 0, 10)
+    assert bytes_a_token(tiny_artifact / "model.onnx", facts, 7, 10) == without_cache + 70
+    data = (tiny_artifact / "model.onnx.data").stat().st_size
+    assert 0.8 * data < without_cache < data
+
+
+def test_a_worker_that_dies_is_reported(tmp_path):
+    """A graph that is not there ends the worker; the parent says whose."""
+    case = bench.ModelCase("llama-60m")
+    facts = bench.LanguageModelFacts(128, 320, 2, 2, 16)
+    worker = bench.Worker(VARIANTS[BASELINE], tmp_path / "nothing.onnx", facts, case)
+    with pytest.raises(Exception, match="cannot load it") as caught, worker:
+        pass
+    assert isinstance(caught.value, CheckError | bench.InputError)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nothing"], "neither a directory nor one of llama-60m"),
+        (["llama-60m", "--density", "0"], "--density 0.0 is outside (0, 1]"),
+        (["llama-60m", "--variants", "quick"], "'quick' is none of"),
+        (["llama-60m", "--batches", "0"], "must be at least 1"),
+    ],
+)
+def test_bad_options_are_named(options, message, capsys):
+    assert main(["bench", "model", *options]) == 2
+    assert message in capsys.readouterr().err
