@@ -91,7 +91,7 @@ def _rows(work: Work, tokens: int) -> float:
 def _narrow(work: Work, tokens: int) -> float:
     """Links by narrow blocks of columns, times tokens side by side."""
     per_token = 0.012 if _in_pairs(work, tokens) else 0.0165
-    return work.links * (0.62 + per_token * max(8, tokens)) + _transposing(work, tokens)
+    return work.links * (0.52 + per_token * max(8, tokens)) + _transposing(work, tokens)
 
 
 def _quads(work: Work, tokens: int) -> float:

@@ -47,7 +47,7 @@ double rows(const Workload& work, double tokens) {
 double blocks(const Workload& work, double tokens) {
   const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
   const double per_token = halves ? 0.012 : 0.0165;
-  return work.links * (0.62 + per_token * std::max(8.0, tokens)) + transposing(work, tokens);
+  return work.links * (0.52 + per_token * std::max(8.0, tokens)) + transposing(work, tokens);
 }
 
 double quads(const Workload& work, double tokens) {

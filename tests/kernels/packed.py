@@ -67,7 +67,8 @@ def round_activations(x, values, activation_scale=0.0):
     largest = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30))
     scale, inverse = largest / np.float32(127), np.float32(127) / largest
     if activation_scale:
-        scale, inverse = np.float32(activation_scale), np.float32(1) / np.float32(activation_scale)
+        scale = np.float32(activation_scale)
+        inverse = np.float32(1) / max(scale, np.float32(1e-30))
     return np.clip(np.rint(x * inverse), -127, 127).astype(np.float64) * scale
 
 
