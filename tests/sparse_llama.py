@@ -17,12 +17,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def make_sparse_llama(density=0.3, seed=0, mask_of=None, **overrides):
+def make_sparse_llama(density=0.3, seed=0, mask_of=None, vocab_size=VOCABULARY, **overrides):
     """A Llama and its masks by layer. `mask_of(name, mask, rng)` may change a mask in place.
 
     Biases, where there are any, are 0 in about half of the rows.
     """
-    model = make_llama(VOCABULARY, seed=seed, **overrides)
+    model = make_llama(vocab_size, seed=seed, **overrides)
     rng, masks = np.random.default_rng(seed), {}
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and layer.weight is not model.model.embed_tokens.weight:

@@ -6,6 +6,7 @@ from .choose import LAYOUTS, Choice, Objective, choose_layout
 from .cost import Work, dense_microseconds, predicted_microseconds, predicted_speedup
 from .csr import CsrLayout
 from .layout import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET, Layout
+from .nm24 import NM24_LAYOUTS, Nm24Layout
 from .values import VALUE_TYPES, ValueType
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "DOMAIN_VERSION",
     "IR_VERSION",
     "LAYOUTS",
+    "NM24_LAYOUTS",
     "OPSET",
     "VALUE_TYPES",
     "BitmaskLayout",
@@ -20,6 +22,7 @@ __all__ = [
     "Choice",
     "CsrLayout",
     "Layout",
+    "Nm24Layout",
     "Objective",
     "ValueType",
     "Work",

@@ -74,11 +74,14 @@ def permute(
             order_D = ordering(edit, dimension, int(np.random.SeedSequence([seed, sweep, number]).generate_state(1)[0]))
             if _reorder(edit, dimension, order_D):
                 _note(moved, dimension)
-    if goal.fit(edit.masks.values()) <= goal.fit(masks.values()):
+    before = goal.fit(masks.values())
+    if goal.fit(edit.masks.values()) <= before:
         edit, moved = ModelEdit(model, masks), {layer: [] for layer in masks}
         notes.append("no order was found that serves the objective better: all dimensions are as they were")
     layers = tuple(_change(name, masks[name], edit.masks[name], goal, moved[name]) for name in masks)
-    return Passed(edit.model, edit.masks, PassReport(f"permute {objective}", layers, (*notes, ROTARY_NOTE)))
+    after = goal.fit(edit.masks.values())
+    report = PassReport(f"permute {objective}", layers, (*notes, ROTARY_NOTE), before, after)
+    return Passed(edit.model, edit.masks, report)
 
 
 def two_of_four_fit(mask_NK: NDArray[np.bool_]) -> tuple[int, int]:

@@ -33,15 +33,26 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class PassReport:
-    """A pass over a whole model; `notes` say what it cannot do and why."""
+    """A pass over a whole model; `notes` say what it cannot do and why, `fit_*` is that of all layers together."""
 
     name: str
     layers: tuple[LayerChange, ...]
     notes: tuple[str, ...]
+    fit_before: float | None = None
+    fit_after: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
         return asdict(self)
+
+    @property
+    def summary(self) -> str:
+        """What the pass did, in one line."""
+        if self.fit_before is not None and self.fit_after is not None:
+            return f"{self.name}: {self.fit_before:.2%} fit before, {self.fit_after:.2%} after"
+        links = sum(layer.links_before - layer.links_after for layer in self.layers)
+        smaller = sum(layer.shape_before != layer.shape_after for layer in self.layers)
+        return f"{self.name}: {links:,} links without effect left, {smaller} of {len(self.layers)} layers are smaller"
 
 
 @dataclass(frozen=True)

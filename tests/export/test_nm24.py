@@ -13,10 +13,10 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from hebbline.export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET, VALUE_TYPES
+from hebbline.export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, NM24_LAYOUTS, OPSET, VALUE_TYPES
 from hebbline.export.layouts.csr import CsrLayout
 from hebbline.export.layouts.cutlass24 import Cutlass24, compress, decompress
-from hebbline.export.layouts.nm24 import NM24_LAYOUTS, fitting_links, is_two_of_four
+from hebbline.export.layouts.nm24 import fitting_links, is_two_of_four
 from hebbline.export.passes.residual import choose_nm24, encode_parts, split_two_of_four
 
 layouts = pytest.mark.parametrize("layout", NM24_LAYOUTS.values(), ids=list(NM24_LAYOUTS))
