@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     figures = {"torch": _perplexity(str(model), texts)}
     _export(model, artifact)
     figures["onnxruntime"] = _perplexity(str(artifact), texts)
+    _speed(model, recipe.model.context_length // 2)
     figures["triton"], chunk = _serve(artifact, texts)
     _check(model, figures, chunk)
     _summary(model, artifact, time.perf_counter() - started)
@@ -92,6 +93,29 @@ def _export(model: Path, artifact: Path) -> None:
     export_to_directory(model, artifact)
 
 
+def _speed(model: Path, tokens: int) -> None:
+    from ..benchmarks.model import ModelCase, run_model
+
+    _stage(
+        3,
+        "Speed",
+        "The same weights as a dense ONNX model, zeros and all, and as the sparse one on hebbline's kernels, in turns, "
+        "on one thread.",
+    )
+    case = ModelCase(str(model), variants=("sparse float32",), context=tokens, prefill=tokens, batches=(1,))
+    with tempfile.TemporaryDirectory(prefix="hebbline-demo-") as directory, console.status("") as status:
+        dense, sparse = run_model(case, Path(directory), status.update)
+    ratios = list(sparse.ratios.values())
+    console.print(
+        f"reading a prompt: {dense.prefill:,.0f} tokens/s dense, {sparse.prefill:,.0f} sparse ([bold]{ratios[0]:.2f} "
+        f"times as fast[/bold]); generating: {dense.decode[1]:,.0f} dense, {sparse.decode[1]:,.0f} sparse "
+        f"([bold]{ratios[1]:.2f} times[/bold])"
+    )
+    console.print(
+        "A model of this size fits the processor's caches; larger ones gain more: hebbline bench model", style="dim"
+    )
+
+
 def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
     from ..serve.client import Client
     from ..serve.triton.launch import TritonServer
@@ -100,7 +124,7 @@ def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
     from ..serve.triton.settings import Settings
 
     _stage(
-        3,
+        4,
         "Serve and query",
         "NVIDIA's Triton Inference Server loads the artifact; a greedy completion is streamed from it over gRPC.",
     )
@@ -152,7 +176,7 @@ def _perplexity(target: str, texts: list[str], tokenizer: Path | None = None) ->
 
 def _check(model: Path, figures: "dict[str, Perplexity]", chunk: "Chunk") -> None:
     """What was served must be what was trained: the same perplexity everywhere, and torch's own greedy tokens."""
-    _stage(4, "Check", "Is what was served what was trained?")
+    _stage(5, "Check", "Is what was served what was trained?")
     trained = figures["torch"].value
     for name, result in figures.items():
         if abs(result.value - trained) > _RELATIVE_PERPLEXITY * trained:

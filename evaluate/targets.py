@@ -54,8 +54,10 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     """A model directory, through transformers and torch in float32."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     open_model_directory(path)
+    logging.disable_progress_bar()
     if threads:
         torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
