@@ -14,14 +14,26 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ...artifacts import InputError
 
 END_OF_TEXT = "<|endoftext|>"
+PADDING = "<|padding|>"
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer: any text round-trips. Its one special token ends documents."""
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = (END_OF_TEXT,)
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer: any text round-trips.
+
+    Args:
+        texts: to count pairs in.
+        vocab_size: entries, special tokens included.
+        special_tokens: `END_OF_TEXT`, which ends documents and sentences, and `PADDING` where batches are padded.
+    """
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
+    tokenizer.train_from_iterator(
+        texts, vocab_size=vocab_size, special_tokens=list(special_tokens), show_progress=False
+    )
+    padding = {"pad_token": PADDING} if PADDING in special_tokens else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer._tokenizer, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer._tokenizer, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False, **padding
     )
 
 

@@ -23,8 +23,13 @@ class SparsityCallback(TrainerCallback):
         """`inputs` is the data, float [samples, features], for initial graphs of kind "csti"."""
         self.config = config
         self._inputs = inputs
+        self._state: dict[str, Any] | None = None
         self.sparsifier: Sparsifier | None = None
         self.updates: list[UpdateReport] = []
+
+    def resume(self, state: dict[str, Any], updates: list[UpdateReport]) -> None:
+        """Go on from the state of a sparsifier and the reports of its updates, when training begins."""
+        self._state, self.updates = state, list(updates)
 
     def on_train_begin(
         self,
@@ -37,7 +42,7 @@ class SparsityCallback(TrainerCallback):
     ) -> None:
         """Put the masks on the model and watch its optimizer."""
         assert model is not None and optimizer is not None
-        self.sparsifier = Sparsifier(model, self.config, inputs=self._inputs)
+        self.sparsifier = Sparsifier(model, self.config, self._state, inputs=self._inputs)
         # accelerate wraps the optimizer; the hooks must sit on the one that steps.
         self.sparsifier.attach(getattr(optimizer, "optimizer", optimizer))
 

@@ -31,7 +31,7 @@ class TopologyConfig:
 
     Args:
         kind: "brf" (bipartite receptive field), "bsw" (small world), "bsf" (scale free), "csti" (correlated inputs, for
-            layers that see the data) or "er" (uniformly random).
+            layers that see the data), "er" (uniformly random) or "magnitude" (the largest weights of a trained model).
         r: randomness of BRF, from 0 (nearest nodes) to 1 (any node); 0.25 where left out.
         degrees: degrees of BRF's smaller side: "fixed", also where left out, or "uniform".
         beta: share of BSW's links that are rewired; 0.25 where left out.

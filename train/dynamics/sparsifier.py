@@ -26,7 +26,7 @@ from .gradients import DenseGradients
 from .plan import LayerPlan, plan_layers
 from .sampling import seed_for
 from .sharding import check_masks, decides, gather_rows, local, local_rows, share_masks, whole
-from .update import Moment, UpdateReport, regrow, remove
+from .update import Moment, UpdateReport, magnitude_mask, regrow, remove
 from .warmup import RateWarmup
 
 Masks = dict[str, Tensor]
@@ -67,6 +67,7 @@ class Sparsifier:
             inputs: float [samples, features], the data, for initial graphs of kind "csti".
         """
         self.config = config
+        self._inputs = inputs
         self.steps = 0
         self.plans = plan_layers(model, config)
         self._layers = {name: model.get_submodule(name) for name in self.plans}
@@ -74,7 +75,7 @@ class Sparsifier:
         self._optimizers: list[Optimizer] = []
         self._gradients = DenseGradients()
         self._warmup = RateWarmup(config.update.warmup, self._steps_since_update)
-        self.masks = {name: self._initial_mask(plan, inputs) for name, plan in self.plans.items()}
+        self.masks = {name: self._initial_mask(plan) for name, plan in self.plans.items()}
         self.ever = {name: mask_NK.clone() for name, mask_NK in self.masks.items()}
         self._grown = {name: torch.zeros_like(mask_NK) for name, mask_NK in self.masks.items()}
         self.stopped: set[str] = set()
@@ -101,6 +102,10 @@ class Sparsifier:
     def density(self) -> float:
         """Links over possible links, of all sparse layers together."""
         return _share(self.masks)
+
+    def initial_masks(self) -> dict[str, Tensor]:
+        """The graphs that training began with, drawn again from the seed: bool [N, K] by layer."""
+        return {name: self._initial_mask(plan) for name, plan in self.plans.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the dynamics depend on, beside the configuration.
@@ -138,11 +143,13 @@ class Sparsifier:
         assert isinstance(weight, nn.Parameter)
         return weight
 
-    def _initial_mask(self, plan: LayerPlan, inputs: ArrayLike | None) -> Tensor:
-        if plan.topology == "csti" and inputs is None:
+    def _initial_mask(self, plan: LayerPlan) -> Tensor:
+        if plan.topology == "csti" and self._inputs is None:
             raise InputError(f"topology 'csti' of layer '{plan.name}' needs the data, which this task does not give")
+        if plan.topology == "magnitude":
+            return magnitude_mask(plan, whole(self._weight(plan.name)), self.config.seed)
         out_features, in_features = plan.shape
-        parameters: dict[str, Any] = {"inputs": inputs} if plan.topology == "csti" else plan.topology_parameters
+        parameters: dict[str, Any] = {"inputs": self._inputs} if plan.topology == "csti" else plan.topology_parameters
         mask_NK = initial_mask(
             plan.topology,
             out_features,

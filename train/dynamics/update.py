@@ -110,6 +110,25 @@ def regrow(plan: LayerPlan, mask_NK: Tensor, gradient_NK: Tensor | None, when: M
     return plan.structure.unfold(torch.cat(grown))
 
 
+@torch.no_grad()
+def magnitude_mask(plan: LayerPlan, weight_NK: Tensor, seed: int) -> Tensor:
+    """The initial graph of a model that was trained dense: the units with the largest weights, bool [N, K]."""
+    magnitude = plan.structure.fold(weight_NK.abs())
+    grown = [
+        regrow_links(
+            scores_RC,
+            torch.zeros_like(scores_RC, dtype=torch.bool),
+            plan.units(0)[part],
+            rule="top",
+            temperature=1,
+            generator=generator_for(seed, plan.name, "initial", part),
+            grouped=plan.structure.grouped,
+        )
+        for part, (scores_RC,) in enumerate(_parts(plan, magnitude))
+    ]
+    return plan.structure.unfold(torch.cat(grown))
+
+
 def _regrow_part(
     plan: LayerPlan, mask_RC: Tensor, gradient_RC: Tensor, missing: int, generator: torch.Generator
 ) -> Tensor:

@@ -1,6 +1,17 @@
 """What can be trained."""
 
-from .language_model import TrainingResult, train_language_model
-from .recipe import LanguageModelRecipe, read_recipe
+from .image_recipe import ImageRecipe
+from .language_model import train_language_model
+from .reading import read_recipe
+from .recipe import LanguageModelRecipe
+from .result import TrainingResult
+from .translation_recipe import TranslationRecipe
 
-__all__ = ["LanguageModelRecipe", "TrainingResult", "read_recipe", "train_language_model"]
+__all__ = [
+    "ImageRecipe",
+    "LanguageModelRecipe",
+    "TrainingResult",
+    "TranslationRecipe",
+    "read_recipe",
+    "train_language_model",
+]

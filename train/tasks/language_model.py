@@ -3,45 +3,28 @@
 Legend: B blocks, S tokens a block.
 """
 
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
     set_seed,
 )
 
-from ...console import progress
-from ..data import Documents, load_documents, pack_tokens, train_tokenizer
-from ..dynamics import UpdateReport
-from ..dynamics.callback import SparsityCallback
+from ...artifacts import InputError
+from ..data import load_documents, pack_tokens, train_tokenizer
+from ..engine import Training, run_training
+from ..settings import RunSettings
+from ..trainer import world_size
 from .recipe import LanguageModelRecipe, ModelConfig
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What training leaves. `masks` is empty for a dense model; `log` holds loss, density and update records."""
-
-    model: LlamaForCausalLM
-    tokenizer: PreTrainedTokenizerFast
-    documents: Documents
-    masks: dict[str, Tensor]
-    updates: list[UpdateReport]
-    log: list[dict[str, Any]]
-    seconds: float = 0.0
-    tokens: int = 0
+from .result import TrainingResult
 
 
 def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -62,60 +45,63 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Llam
     )
 
 
-def train_language_model(recipe: LanguageModelRecipe) -> TrainingResult:
-    """Load the text, train the tokenizer and the model. The same recipe gives the same bits on the same machine."""
+def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | None = None) -> TrainingResult:
+    """Load the text, train the tokenizer and the model. The same recipe gives the same bits on the same machine.
+
+    Args:
+        recipe: what to train.
+        settings: where checkpoints and logs go; without them, there are none.
+    """
     documents = load_documents(recipe.data.source, recipe.data.validation_share)
-    tokenizer = train_tokenizer(documents.train, recipe.model.vocab_size)
+    if recipe.model.pretrained:
+        model, tokenizer = load_pretrained(recipe.model.pretrained, recipe.data.sequence_length)
+        set_seed(recipe.optimization.seed)
+    else:
+        tokenizer = train_tokenizer(documents.train, recipe.model.vocab_size)
+        set_seed(recipe.optimization.seed)
+        model = build_model(recipe.model, tokenizer)
     blocks_BS = pack_tokens(tokenizer, documents.train, recipe.data.sequence_length)
-    set_seed(recipe.optimization.seed)
-    model = build_model(recipe.model, tokenizer)
-    sparsity = SparsityCallback(recipe.sparsity)
-    started = time.perf_counter()
-    log = _run_trainer(recipe, model, blocks_BS, sparsity)
-    assert sparsity.sparsifier is not None
-    steps = recipe.optimization.steps
-    return TrainingResult(
-        model=model.eval(),
-        tokenizer=tokenizer,
-        documents=documents,
-        masks=sparsity.sparsifier.masks,
-        updates=sparsity.updates,
-        log=log,
-        seconds=time.perf_counter() - started,
-        tokens=steps * recipe.optimization.batch_size * recipe.data.sequence_length,
-    )
-
-
-def _run_trainer(
-    recipe: LanguageModelRecipe, model: LlamaForCausalLM, blocks_BS: Tensor, sparsity: SparsityCallback
-) -> list[dict[str, Any]]:
     optimization = recipe.optimization
-    with TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            max_steps=optimization.steps,
-            per_device_train_batch_size=optimization.batch_size,
-            learning_rate=optimization.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=optimization.warmup_steps,
-            max_grad_norm=optimization.max_grad_norm,
-            logging_steps=optimization.log_every,
-            seed=optimization.seed,
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
+    tokens_a_step = optimization.batch_size * optimization.accumulate * world_size() * recipe.data.sequence_length
+    training = Training(
+        model=model,
+        dataset=_Blocks(blocks_BS),
+        optimizer=build_optimizer(recipe, model),
+        sparsity=recipe.sparsity,
+        engine=optimization.engine,
+        warmup_steps=optimization.warmup_steps,
+        unit="tokens",
+        units_a_step=tokens_a_step,
+    )
+    trained = run_training(training, settings)
+    tokens = optimization.steps * tokens_a_step
+    train_bytes, validation_bytes = documents.bytes
+    summary = (
+        f"{tokens:,} tokens in {trained.seconds:.0f} s ({tokens / trained.seconds:,.0f} tokens/s) from "
+        f"{train_bytes / 1e6:.2f} MB of text; {validation_bytes / 1e6:.2f} MB in other documents are held out"
+    )
+    return TrainingResult(model.eval(), tokenizer, trained, summary, {"tokens": tokens})
+
+
+def load_pretrained(source: str, sequence_length: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A dense Llama and its tokenizer, from a directory or the hub.
+
+    Raises:
+        InputError: there is none, it is no Llama, or its context is too short.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.pretrained '{source}' cannot be loaded: {' '.join(str(error).split())}") from error
+    if not isinstance(model, LlamaForCausalLM):
+        raise InputError(f"model.pretrained '{source}' is a {type(model).__name__}; only Llamas are trained here")
+    if sequence_length > model.config.max_position_embeddings:
+        raise InputError(
+            f"data.sequence_length {sequence_length} is above the context of model.pretrained '{source}', "
+            f"{model.config.max_position_embeddings}"
         )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=_Blocks(blocks_BS),
-            optimizers=(build_optimizer(recipe, model), None),
-            callbacks=[sparsity, _ProgressCallback(sparsity, optimization.batch_size * blocks_BS.shape[1])],
-        )
-        _silence_printing(trainer)
-        trainer.train()
-        return trainer.state.log_history
+    return model, tokenizer
 
 
 def build_optimizer(recipe: LanguageModelRecipe, model: nn.Module) -> torch.optim.AdamW:
@@ -148,54 +134,3 @@ class _Blocks(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Mapping[str, Tensor]:
         block_S = self.blocks_BS[index]
         return {"input_ids": block_S, "labels": block_S}
-
-
-def _silence_printing(trainer: Trainer) -> None:
-    """The progress bar shows what PrinterCallback would print."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-@dataclass
-class _ProgressCallback(TrainerCallback):
-    """A progress bar with loss, perplexity, density and speed."""
-
-    sparsity: SparsityCallback
-    tokens_a_step: int
-    started: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self.bar = progress("[cyan]{task.fields[facts]}")
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Show the bar."""
-        self.started = time.perf_counter()
-        self.task = self.bar.add_task("training", total=state.max_steps, facts="")
-        self.bar.start()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        self.bar.update(self.task, completed=state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Show the newest loss, and keep density and speed with it in the log."""
-        if not logs or "loss" not in logs or self.sparsity.sparsifier is None:
-            return
-        speed = state.global_step * self.tokens_a_step / (time.perf_counter() - self.started)
-        density = self.sparsity.sparsifier.density
-        state.log_history[-1] |= {"density": density, "tokens_per_second": speed}
-        loss = float(logs["loss"])
-        facts = f"loss {loss:.2f}, density {density:.2f}, {speed:,.0f} tokens/s"
-        self.bar.update(self.task, facts=facts)
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Close the bar."""
-        self.bar.stop()

@@ -1,15 +1,11 @@
-"""The recipe of a language model: one YAML file, every field of which can be overridden on the command line."""
+"""The recipe of a language model."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any
-
-import yaml
-from jsonargparse import Namespace
+from dataclasses import dataclass, field
+from typing import Literal
 
 from ...artifacts import InputError
-from ...console import Parser
 from ..dynamics import SparsityConfig
+from ..settings import CheckpointConfig, EngineConfig, LoggingConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +21,8 @@ class ModelConfig:
         context_length: longest text, prompt and completion together, in tokens.
         vocab_size: entries of the tokenizer that is trained on the data.
         tie_embeddings: share the input embedding with lm_head.
+        pretrained: a directory or hub name of a dense Llama to start from, with its tokenizer; the fields above then
+            do not count. Initial graphs of kind "magnitude" keep its largest weights.
     """
 
     hidden_size: int = 256
@@ -35,6 +33,7 @@ class ModelConfig:
     context_length: int = 512
     vocab_size: int = 4096
     tie_embeddings: bool = True
+    pretrained: str = ""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "context_length"):
@@ -84,6 +83,8 @@ class OptimizationConfig:
         max_grad_norm: gradients are clipped to this norm.
         log_every: steps between entries of the log.
         seed: of weights and data order.
+        accumulate: batches a step; `batch_size` is of one of them, on one process.
+        precision: of products: "float32", or "bfloat16" with float32 weights.
     """
 
     steps: int = 600
@@ -96,11 +97,26 @@ class OptimizationConfig:
     max_grad_norm: float = 1.0
     log_every: int = 10
     seed: int = 0
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
+        for name in ("steps", "batch_size", "log_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"optimization.{name} must be at least 1")
+
+    @property
+    def engine(self) -> EngineConfig:
+        """What the engine is told."""
+        return EngineConfig(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            max_grad_norm=self.max_grad_norm,
+            log_every=self.log_every,
+            seed=self.seed,
+            accumulate=self.accumulate,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,84 +128,24 @@ class LanguageModelRecipe:
         data: its text.
         optimization: its weights' training.
         sparsity: its graphs' training.
+        checkpoint: what to resume from.
+        logging: what is recorded.
+        task: "language-model".
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    task: Literal["language-model"] = "language-model"
 
     def __post_init__(self) -> None:
+        if self.model.pretrained:
+            return
         if not 2 <= self.data.sequence_length <= self.model.context_length:
             raise InputError(
                 f"data.sequence_length {self.data.sequence_length} is outside [2, model.context_length = "
                 f"{self.model.context_length}]"
             )
-
-
-def recipe_parser() -> Parser:
-    """A parser of every field of the recipe, as `--model.layers 4` or `--sparsity.density 0.3`, and `--recipe FILE`."""
-    parser = Parser(prog="hebbline train", description="Train a sparse model from a recipe.")
-    parser.add_argument("--recipe", action="config", help="a recipe file, or the name of a shipped one")
-    parser.add_class_arguments(LanguageModelRecipe)
-    return parser
-
-
-def read_recipe(recipe: str, overrides: list[str] | None = None) -> tuple[LanguageModelRecipe, str]:
-    """Read a recipe file, or a shipped recipe by name, with overrides like `--sparsity.density=0.3`.
-
-    Returns:
-        The recipe, and all of it as YAML, defaults included.
-
-    Raises:
-        InputError: no such recipe, an unknown field, or a value out of range; the field is named.
-    """
-    parser = recipe_parser()
-    values = parser.parse_args([f"--recipe={recipe_path(recipe)}", *(overrides or [])])
-    return build_recipe(parser, values)
-
-
-def build_recipe(parser: Parser, values: Namespace) -> tuple[LanguageModelRecipe, str]:
-    """The recipe that parsed values describe, and its YAML."""
-    values = values.clone()
-    values.pop("recipe", None)
-    recipe = parser.instantiate(values)
-    return LanguageModelRecipe(**vars(recipe)), parser.dump(values)
-
-
-def recipe_path(recipe: str) -> Path:
-    """The file of a recipe given by path or by the name of a shipped one.
-
-    Raises:
-        InputError: there is no such recipe, it is not YAML, or it has a field that recipes do not have.
-    """
-    path = _find_recipe(recipe)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    # The argument parser passes over an unknown field that holds an empty mapping, and fails on a section that is none.
-    _check_fields(path, LanguageModelRecipe, {} if content is None else content)
-    return path
-
-
-def _check_fields(path: Path, section: Any, content: Any, prefix: str = "") -> None:
-    """Refuse a field that the dataclass `section` does not have, and a section that is not a mapping."""
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: {prefix.rstrip('.') or 'the recipe'} must be a mapping of fields, not {content!r}")
-    types = {field.name: field.type for field in fields(section)}
-    for name, value in content.items():
-        if name not in types:
-            raise InputError(f"{path}: there is no field '{prefix}{name}'; the fields are {', '.join(types)}")
-        if is_dataclass(types[name]):
-            _check_fields(path, types[name], value, f"{prefix}{name}.")
-
-
-def _find_recipe(recipe: str) -> Path:
-    if Path(recipe).is_file():
-        return Path(recipe)
-    shipped = Path(__file__).parents[1] / "recipes"
-    if (shipped / f"{recipe}.yaml").is_file():
-        return shipped / f"{recipe}.yaml"
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise InputError(f"recipe '{recipe}' is neither a file nor a shipped recipe ({names})")

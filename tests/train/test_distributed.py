@@ -1,0 +1,63 @@
+"""Two real processes over gloo, by torchrun: masks are the same everywhere, and the result is that of one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import make_text
+
+from hebbline.artifacts import load_masks
+from hebbline.serve.triton.process import free_ports
+
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(processes, *command):
+    """Run a Python script or `-m` module in several processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    launch += ["--master-addr=127.0.0.1", f"--master-port={free_ports().grpc}"]
+    done = subprocess.run([*launch, *map(str, command)], env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize(("kind", "method"), [("ddp", "rigl"), ("fsdp2", "mest")])
+def test_two_processes_agree_with_each_other_and_with_one(tmp_path, kind, method):
+    torchrun(2, SCRIPT, kind, method, tmp_path)
+    single = [sys.executable, str(SCRIPT), "single", method, str(tmp_path)]
+    done = subprocess.run(single, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-4000:]
+    first, second = (load_file(tmp_path / f"{kind}-{method}-{rank}.safetensors") for rank in (0, 1))
+    alone = load_file(tmp_path / f"single-{method}-0.safetensors")
+    assert first.keys() == second.keys() == alone.keys()
+    masks = [name for name in first if name.startswith("mask:")]
+    assert len(masks) == 14
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    for name in masks:
+        weight = first[name.removeprefix("mask:") + ".weight"]
+        assert not weight[first[name] == 0].any()
+        # Sums over processes round otherwise than over a batch: a link at the edge of a choice may differ.
+        differing = int((first[name] != alone[name]).sum())
+        assert differing <= 0.01 * int(alone[name].sum()), f"{name}: {differing}"
+
+
+def test_train_command_under_torchrun_resumes_and_publishes_once(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(make_text(40)))
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+model: {{hidden_size: 32, intermediate_size: 48, layers: 1, heads: 2, kv_heads: 1, context_length: 64, vocab_size: 300}}
+data: {{source: {tmp_path}/text.txt, validation_share: 0.2, sequence_length: 16}}
+optimization: {{steps: 8, batch_size: 4, warmup_steps: 2}}
+sparsity: {{method: granet, update: {{every: 2, stop: 6}}}}
+checkpoint: {{every: 4}}
+"""
+    )
+    torchrun(2, "-m", "hebbline", "train", tmp_path / "recipe.yaml", "--out", tmp_path / "model")
+    masks = load_masks(tmp_path / "model/masks.safetensors")
+    assert len(masks) == 7 and all(mask.any() for mask in masks.values())
+    assert not (tmp_path / "model.run/checkpoints").exists()

@@ -1,0 +1,62 @@
+"""From a recipe to a published model directory, for every task."""
+
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from .save import save_model_directory
+from .settings import RunSettings
+from .tasks.image import train_image_classifier
+from .tasks.image_recipe import ImageRecipe
+from .tasks.language_model import train_language_model
+from .tasks.reading import Recipe, recipe_digest
+from .tasks.result import TrainingResult
+from .tasks.translation import train_translation
+from .tasks.translation_recipe import TranslationRecipe
+
+
+def train_and_publish(recipe: Recipe, yaml: str, out: Path, *, resume: bool = False) -> TrainingResult:
+    """Train by a recipe and publish the model directory; the run's checkpoints go once it is there.
+
+    Args:
+        recipe: of any task.
+        yaml: all of it, to be kept beside the model.
+        out: the model directory.
+        resume: go on from the newest checkpoint.
+
+    Raises:
+        InputError: the recipe does not fit its data or model, or there is nothing to resume from.
+    """
+    settings = RunSettings(out, recipe_digest(recipe), recipe.checkpoint, recipe.logging, resume)
+    result = _train(recipe, settings)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        _publish(result, recipe, yaml, out)
+        shutil.rmtree(settings.checkpoints, ignore_errors=True)
+    return result
+
+
+def _train(recipe: Recipe, settings: RunSettings) -> TrainingResult:
+    if isinstance(recipe, ImageRecipe):
+        return train_image_classifier(recipe, settings)
+    if isinstance(recipe, TranslationRecipe):
+        return train_translation(recipe, settings)
+    return train_language_model(recipe, settings)
+
+
+def _publish(result: TrainingResult, recipe: Recipe, yaml: str, out: Path) -> None:
+    extra: dict[str, str] = {}
+    if recipe.logging.report:
+        from .report import REPORT_FILE, training_report
+
+        extra[REPORT_FILE] = training_report(result.trained, result.facts)
+    save_model_directory(
+        out,
+        result.model,
+        result.tokenizer,
+        result.trained.masks,
+        method=recipe.sparsity.method,
+        recipe=yaml,
+        log=[*result.trained.log, dict(result.facts)],
+        extra=extra,
+    )
