@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, OPSET, choose_layout
+from ..layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, OPSET, Choice, choose_layout
 from .weights import WeightFile
 
 MICROSOFT = "com.microsoft"
@@ -52,6 +52,10 @@ class GraphBuilder:
         """Declare a graph output."""
         self.outputs.append(helper.make_tensor_value_info(name, element_type, shape))
         return name
+
+    def choose(self, name: str, choice: Choice) -> None:
+        """Record the layout of a projection that `linear` is not asked for."""
+        self._weights.choices[name] = choice
 
     def linear(
         self, x: str, name: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_], bias_N: NDArray | None, output: str

@@ -13,12 +13,22 @@ from onnx import TensorProto
 
 from .attention import AttentionForm
 from .builder import MICROSOFT, GraphBuilder
+from .head import HeadForm, add_head
 from .source import SourceModel
 from .weights import WeightFile
 
 
-def build_llama(source: SourceModel, weights: WeightFile, attention: AttentionForm) -> onnx.ModelProto:
-    """The ONNX model, with its initializers in `weights`, whose `choices` say which layout each projection got."""
+def build_llama(
+    source: SourceModel, weights: WeightFile, attention: AttentionForm, lm_head: HeadForm = "packed"
+) -> onnx.ModelProto:
+    """The ONNX model, with its initializers in `weights`, whose `choices` say which layout each projection got.
+
+    Args:
+        source: the model.
+        weights: may hold the tensors of other graphs of this model; see `add_head` on their forms of lm_head.
+        attention: the form of attention, and with it of the inputs.
+        lm_head: the form of lm_head.
+    """
     builder = GraphBuilder(weights)
     attention.declare_inputs(builder)
     builder.input("logit_rows", TensorProto.INT64, ["rows"])
@@ -31,7 +41,9 @@ def build_llama(source: SourceModel, weights: WeightFile, attention: AttentionFo
     for layer in range(source.config.num_hidden_layers):
         hidden, update = _decoder_layer(builder, source, attention, layer, hidden, update)
     assert update is not None
-    _head(builder, source, attention.flat, hidden, update)
+    normed = _wanted_rows(builder, source, attention.flat, hidden, update)
+    builder.output("logits", TensorProto.FLOAT, ["rows", source.config.vocab_size])
+    add_head(builder, source, lm_head, normed)
     return builder.model("llama", portable=attention.portable)
 
 
@@ -71,8 +83,8 @@ def _mlp(builder: GraphBuilder, source: SourceModel, prefix: str, normed: str) -
     return _projection(builder, source, f"{prefix}.down_proj", product)
 
 
-def _head(builder: GraphBuilder, source: SourceModel, flat: bool, hidden: str, update: str) -> None:
-    """Gather the wanted rows of the residual stream, then the final norm and lm_head."""
+def _wanted_rows(builder: GraphBuilder, source: SourceModel, flat: bool, hidden: str, update: str) -> str:
+    """Gather the wanted rows of the residual stream, then the final norm."""
     rows = []
     for part, name in (("hidden", hidden), ("update", update)):
         if not flat:
@@ -80,11 +92,7 @@ def _head(builder: GraphBuilder, source: SourceModel, flat: bool, hidden: str, u
             name = builder.node("Reshape", [name, shape], f"head.{part}.flat")
         rows.append(builder.node("Gather", [name, "logit_rows"], f"head.{part}.rows", axis=0))
     _, normed = _norm(builder, source, "model.norm", rows[0], rows[1])
-    builder.output("logits", TensorProto.FLOAT, ["rows", source.config.vocab_size])
-    if source.config.tie_word_embeddings:
-        builder.node("Gemm", [normed, "model.embed_tokens.weight"], "logits", transB=1)
-    else:
-        builder.linear(normed, "lm_head", source.weight("lm_head"), source.masks["lm_head"], None, "logits")
+    return normed
 
 
 def _projection(builder: GraphBuilder, source: SourceModel, name: str, x: str) -> str:

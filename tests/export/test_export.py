@@ -11,7 +11,8 @@ from tiny import make_llama
 
 from hebbline.artifacts import CheckError, DamagedArtifactError, InputError, UnsupportedModelError, read_manifest
 from hebbline.export import export_model, exporter, verify
-from hebbline.export.graph import SourceModel, StockAttention, VarlenAttention, load_source
+from hebbline.export.graph import SourceModel, StockAttention, VarlenAttention, head, load_source
+from hebbline.export.graph.head import quantise_rows
 from hebbline.export.layouts import LAYOUTS
 from hebbline.export.verify import float32_rounding, torch_greedy
 from hebbline.serve.engine.onnxruntime import OnnxRunner
@@ -176,8 +177,8 @@ def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
     """The weights are right, and one of the graphs over them is not."""
     build = exporter.build_llama
 
-    def build_wrong(source, weights, attention):
-        model = build(source, weights, attention)
+    def build_wrong(source, weights, attention, lm_head):
+        model = build(source, weights, attention, lm_head)
         if isinstance(attention, form):
             norm = next(node for node in model.graph.node if node.op_type == "SkipSimplifiedLayerNormalization")
             norm.attribute[0].f = 0.1
@@ -295,3 +296,47 @@ def test_a_taken_directory_is_refused_before_any_work(tiny_model_directory, tmp_
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not published by hebbline"):
         export_model(tiny_model_directory, tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_int8_head_is_quick_and_greedy_is_exact(tokenizer, tmp_path, tied):
+    model = make_llama(len(tokenizer), tie_word_embeddings=tied)
+    source = save_plain(tmp_path / "model", model, tokenizer)
+    export_model(source, tmp_path / "artifact", lm_head="int8")
+    files = set(read_manifest(tmp_path / "artifact").files)
+    assert files == {
+        "model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"
+    }  # fmt: skip
+    prompt = list(range(3, 20))
+    expected, _ = torch_greedy(model, prompt, 20)
+    with torch.no_grad():
+        exact = model(torch.tensor([prompt])).logits[0].numpy()
+    for graph, is_int8 in (("portable", False), ("kernels", True)):
+        runner = OnnxRunner.open(tmp_path / "artifact", slots=1, threads=1, graph=graph)
+        logits = runner.prefill(0, prompt, 0, range(len(prompt))).copy()
+        difference = np.abs(logits - exact)
+        best = difference[np.arange(len(prompt)), exact.argmax(axis=1)]
+        assert best.max() < 1e-4
+        assert (difference.max() > 1e-3) == is_int8
+        assert difference.max() < 0.03 * np.abs(exact).max()
+        tokens = [int(logits[-1].argmax())]
+        while len(tokens) < 20:
+            tokens.append(int(runner.decode(0, tokens[-1:], [len(prompt) + len(tokens) - 1])[0].argmax()))
+        assert tokens == expected
+
+
+def test_the_float32_matrix_of_an_int8_head_is_the_one_embedding(tokenizer, tmp_path):
+    source = save_plain(tmp_path / "model", make_llama(len(tokenizer)), tokenizer)
+    export_model(source, tmp_path / "exact")
+    export_model(source, tmp_path / "int8", lm_head="int8")
+    sizes = [(tmp_path / name / "model.onnx.data").stat().st_size for name in ("exact", "int8")]
+    vocab_size, hidden = len(tokenizer), 96
+    assert 0 <= sizes[1] - sizes[0] - vocab_size * (hidden + 4) < 3 * 4096
+
+
+def test_an_int8_head_that_misses_the_best_token_is_not_published(tokenizer, tmp_path, monkeypatch):
+    source = save_plain(tmp_path / "model", make_llama(len(tokenizer)), tokenizer)
+    monkeypatch.setattr(head, "quantise_rows", lambda weight: quantise_rows(-weight))
+    with pytest.raises(CheckError, match="lm_head in int8: a best logit is"):
+        export_model(source, tmp_path / "artifact", lm_head="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,58 @@
+"""The lm_head of an exported Llama, exact or with an int8 pass before it.
+
+Legend: R rows whose logits are wanted, V vocabulary, E hidden size.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..layouts import DOMAIN
+from ..layouts.choose import FLOAT32_BYTES, Choice
+from .builder import GraphBuilder
+from .source import SourceModel
+
+HeadForm = Literal["packed", "dense", "int8"]
+SHORTLIST = 64
+"""Logits of a row that are computed again in float32. Of trained models, the best was among the first 16 every time."""
+_LARGEST = 127
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+def add_head(builder: GraphBuilder, source: SourceModel, form: HeadForm, normed: str) -> None:
+    """The node `logits` [R, V] from the normed hidden states [R, E].
+
+    "packed": the exact product, with a weight of its own packed like that of any projection. "dense": the exact product
+    with float32 weights [V, E]. "int8": the op `ShortlistHead`, which reads int8 weights with a scale a row, and
+    computes the `SHORTLIST` highest logits of a row again from the weights of "dense": the largest is exact, and the
+    others are off by about a hundredth of it. Graphs over one weight file may mix the last two.
+    """
+    if form == "packed" and not source.config.tie_word_embeddings:
+        builder.linear(normed, "lm_head", source.weight("lm_head"), source.masks["lm_head"], None, "logits")
+        return
+    weight = _dense_weight(builder, source)
+    if form != "int8":
+        builder.node("Gemm", [normed, weight], "logits", transB=1)
+        return
+    int8_VE, scales_V = quantise_rows(source.parameter(weight))
+    inputs = [normed, builder.initializer("lm_head.int8", int8_VE), builder.initializer("lm_head.scales", scales_V)]
+    builder.node("ShortlistHead", [*inputs, weight], "logits", DOMAIN, shortlist=SHORTLIST)
+
+
+def _dense_weight(builder: GraphBuilder, source: SourceModel) -> str:
+    """The initializer [V, E]: the embedding where the two are tied."""
+    if source.config.tie_word_embeddings:
+        return builder.initializer(_EMBEDDING, source.parameter(_EMBEDDING))
+    weight_VE = source.weight("lm_head")
+    size = weight_VE.size * FLOAT32_BYTES
+    builder.choose("lm_head", Choice(None, size, size, "left dense: lm_head in int8 computes its best logits from it"))
+    return builder.initializer("lm_head.weight", weight_VE)
+
+
+def quantise_rows(weight_VE: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers [V, E], and scales [V]: a row's largest magnitude / 127. Their products are about the weight."""
+    largest_V = np.maximum(np.abs(weight_VE).max(axis=1), np.finfo(np.float32).tiny)
+    scales_V = (largest_V / _LARGEST).astype(np.float32)
+    quants_VE = np.rint(weight_VE * (_LARGEST / largest_V)[:, None])
+    return np.clip(quants_VE, -_LARGEST, _LARGEST).astype(np.int8), scales_V
