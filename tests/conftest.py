@@ -9,6 +9,8 @@ import torch
 
 # Before transformers is imported: nothing here may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before triton is imported, which transformers does: its kernels run in the interpreter, on the CPU.
+os.environ["TRITON_INTERPRET"] = "1"
 
 from tiny import make_llama, make_text
 from transformers import PreTrainedTokenizerFast

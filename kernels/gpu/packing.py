@@ -1,0 +1,162 @@
+"""Weights in the forms that the GPU kernels read.
+
+Legend: T tokens, N out_features, K in_features, Z links, P = ceil(K / 8), W = ceil(K / TILE) tiles of columns, G =
+ceil(K / 4) groups of four columns, Q blocks, b block size, R links of the residual.
+
+bitmask: `values` [Z]; `mask` uint8 [N, P], bit k % 8 of byte k // 8 is link k; `tile_offsets` int32 [N, W], the place
+    in `values` of a tile's first link.
+csr: `values` [Z]; `columns` uint16 [Z] (int32 where K > 65536); `row_offsets` int32 [N + 1].
+block: `values` [Q, b, b]; `columns` int32 [Q], in blocks; `row_offsets` int32 [ceil(N / b) + 1].
+nm24: `values` [N, 2 G], two slots a group; `metadata` uint8 [N, ceil(G / 2)], four bits a group: p0 + 4 p1; and the
+    links that are a third or fourth of their group as a CSR residual: `residual_values` [R], `residual_columns`,
+    `residual_offsets`.
+
+They are the canonical layouts of `export/layouts` but for what a kernel cannot do without: `tile_offsets`, and the
+residual, which lets any mask be 2:4. Values are float16 or bfloat16.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 128
+"""Columns of a tile of a bitmask row, for which the place of the first link is stored."""
+BLOCK_SIZES = (16, 32, 64)
+GROUP, SLOTS = 4, 2
+_UINT16_COLUMNS = 1 << 16
+
+
+@dataclass(frozen=True)
+class GpuWeight:
+    """A packed weight [N, K]: the form's name, its sizes, and its tensors by name in the order of the kernels'
+    arguments."""
+
+    form: str
+    out_features: int
+    in_features: int
+    tensors: Mapping[str, NDArray]
+
+    @property
+    def bytes(self) -> int:
+        """What a pass over the weight reads."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def pack_bitmask(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> GpuWeight:
+    """One bit a possible link, and the links row by row."""
+    _check(weight_NK, mask_NK)
+    tiles_NW = np.add.reduceat(mask_NK, np.arange(0, mask_NK.shape[1], TILE), axis=1, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(tiles_NW)])[:-1].reshape(tiles_NW.shape)
+    tensors = {
+        "values": weight_NK[mask_NK],
+        "mask": np.packbits(mask_NK, axis=1, bitorder="little"),
+        "tile_offsets": _int32(offsets),
+    }
+    return GpuWeight("bitmask", mask_NK.shape[0], mask_NK.shape[1], tensors)
+
+
+def pack_csr(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> GpuWeight:
+    """Compressed sparse rows."""
+    _check(weight_NK, mask_NK)
+    return GpuWeight("csr", mask_NK.shape[0], mask_NK.shape[1], _csr_tensors(weight_NK, mask_NK, ""))
+
+
+def pack_block(weight_NK: NDArray, mask_NK: NDArray[np.bool_], size: int = 32) -> GpuWeight:
+    """All blocks of size x size that hold a link, absent links in them as zeros; N and K are padded to whole blocks.
+
+    Raises:
+        ValueError: the size is none of `BLOCK_SIZES`.
+    """
+    _check(weight_NK, mask_NK)
+    if size not in BLOCK_SIZES:
+        raise ValueError(f"block size {size} is none of {', '.join(map(str, BLOCK_SIZES))}")
+    rows, columns = (-(-extent // size) for extent in mask_NK.shape)
+    padded = np.zeros((rows * size, columns * size), weight_NK.dtype)
+    padded[: mask_NK.shape[0], : mask_NK.shape[1]] = weight_NK
+    links = np.pad(mask_NK, [(0, -extent % size) for extent in mask_NK.shape])
+    blocks = padded.reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
+    active = links.reshape(rows, size, columns, size).any(axis=(1, 3))
+    tensors = {
+        "values": np.ascontiguousarray(blocks[active]),
+        "columns": _int32(np.nonzero(active)[1]),
+        "row_offsets": _int32(np.concatenate([[0], np.cumsum(active.sum(axis=1))])),
+    }
+    return GpuWeight("block", mask_NK.shape[0], mask_NK.shape[1], tensors)
+
+
+def pack_nm24(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> GpuWeight:
+    """The two largest links of every four columns, and the others as a residual."""
+    _check(weight_NK, mask_NK)
+    rows, columns = mask_NK.shape
+    groups = -(-columns // GROUP)
+    padding = [(0, 0), (0, groups * GROUP - columns)]
+    weight_NG4 = np.pad(weight_NK, padding).reshape(rows, groups, GROUP)
+    mask_NG4 = np.pad(mask_NK, padding).reshape(rows, groups, GROUP)
+    kept_NG4 = _two_largest(weight_NG4, mask_NG4)
+    residual_NK = (mask_NG4 & ~kept_NG4).reshape(rows, -1)[:, :columns]
+    tensors = {
+        **_slots_and_places(weight_NG4, kept_NG4),
+        **_csr_tensors(np.where(residual_NK, weight_NK, np.zeros((), weight_NK.dtype)), residual_NK, "residual_"),
+    }
+    return GpuWeight("nm24", rows, columns, tensors)
+
+
+PACKERS: dict[str, Callable[[NDArray, NDArray[np.bool_]], GpuWeight]] = {
+    "bitmask": pack_bitmask,
+    "csr": pack_csr,
+    "block": pack_block,
+    "nm24": pack_nm24,
+}
+
+
+def _two_largest(weight_NG4: NDArray, mask_NG4: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """At most two links of each group, the largest in magnitude; of equals the first."""
+    magnitude = np.where(mask_NG4, np.abs(weight_NG4.astype(np.float32)), np.float32(-1))
+    order = np.argsort(-magnitude, axis=2, kind="stable")
+    kept = np.zeros_like(mask_NG4)
+    np.put_along_axis(kept, order[..., :SLOTS], True, axis=2)
+    return kept & mask_NG4
+
+
+def _slots_and_places(weight_NG4: NDArray, kept_NG4: NDArray[np.bool_]) -> dict[str, NDArray]:
+    """`values` and `metadata`: p0 < p1 two links, p0 = p1 one, p0 = 3 and p1 = 0 none; unused slots hold 0."""
+    rows, groups, _ = kept_NG4.shape
+    count_NG = kept_NG4.sum(axis=2)
+    first_NG = kept_NG4.argmax(axis=2)
+    last_NG = GROUP - 1 - kept_NG4[..., ::-1].argmax(axis=2)
+    slots_NGS = np.zeros((rows, groups, SLOTS), weight_NG4.dtype)
+    for slot, (place_NG, present_NG) in enumerate([(first_NG, count_NG > 0), (last_NG, count_NG > 1)]):
+        values_NG = np.take_along_axis(weight_NG4, place_NG[..., None], axis=2)[..., 0]
+        slots_NGS[..., slot] = np.where(present_NG, values_NG, np.zeros((), weight_NG4.dtype))
+    code_NG = np.where(count_NG > 0, first_NG + GROUP * last_NG, GROUP - 1).astype(np.uint8)
+    codes = np.pad(code_NG, [(0, 0), (0, groups % 2)]).reshape(rows, -1, 2)
+    return {"values": slots_NGS.reshape(rows, -1), "metadata": codes[..., 0] | codes[..., 1] << 4}
+
+
+def _csr_tensors(weight_NK: NDArray, mask_NK: NDArray[np.bool_], prefix: str) -> dict[str, NDArray]:
+    kind = np.uint16 if mask_NK.shape[1] <= _UINT16_COLUMNS else np.int32
+    offsets = "residual_offsets" if prefix else "row_offsets"
+    return {
+        f"{prefix}values": weight_NK[mask_NK],
+        f"{prefix}columns": np.nonzero(mask_NK)[1].astype(kind),
+        offsets: _int32(np.concatenate([[0], np.cumsum(mask_NK.sum(axis=1, dtype=np.int64))])),
+    }
+
+
+def _check(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> None:
+    """Raise ValueError where shapes differ, a weight off the mask is not zero, or values are not 16 bit wide."""
+    if weight_NK.shape != mask_NK.shape or weight_NK.ndim != 2 or 0 in weight_NK.shape:
+        raise ValueError(f"weight {weight_NK.shape} and mask {mask_NK.shape} are not two equal matrices")
+    if weight_NK.dtype.itemsize != 2:
+        raise ValueError(f"values are {weight_NK.dtype}, not float16 or bfloat16")
+    lost = int(np.count_nonzero(weight_NK[~mask_NK]))
+    if lost:
+        raise ValueError(f"{lost} weights off the mask are not zero")
+
+
+def _int32(values: NDArray) -> NDArray[np.int32]:
+    if values.size and values.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"{values.max()} links are more than int32 offsets can count")
+    return values.astype(np.int32)

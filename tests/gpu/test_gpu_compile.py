@@ -1,0 +1,75 @@
+"""The same kernels compiled for three GPU generations, with no GPU, by the real compiler and assembler."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hebbline.artifacts import InputError
+from hebbline.export.tensorrt.gpu import find_gpu
+from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
+
+KERNELS = {f"{form}_{phase}" for form in ("bitmask", "csr", "block", "nm24") for phase in ("decode", "prefill")}
+
+
+def compile_in_a_process(*arguments):
+    """Without the interpreter, which this process has chosen."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "hebbline.kernels.gpu.compile", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_every_kernel_becomes_a_cubin_for_every_architecture_and_spills_nothing(tmp_path):
+    done = compile_in_a_process("--json", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert {(f["name"], f["architecture"], f["value_type"]) for f in figures} == {
+        (name, architecture, values)
+        for name in KERNELS
+        for architecture in (80, 90, 120)
+        for values in ("float16", "bfloat16")
+    }
+    assert {f["target"] for f in figures} == {"sm_80", "sm_90a", "sm_120a"}
+    for kernel in figures:
+        assert kernel["spilled_bytes"] == 0 and 16 <= kernel["registers"] <= 255, kernel
+        assert kernel["shared_bytes"] <= 48 * 1024, kernel
+    files = list(tmp_path.iterdir())
+    assert len(files) == len(figures) and all(file.read_bytes()[:4] == b"\x7fELF" for file in files)
+
+
+def test_the_interpreter_does_not_pretend_to_compile():
+    compiling = pytest.importorskip("hebbline.kernels.gpu.compile")
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        compiling.compile_kernel("csr", "decode", "float16", 80)
+
+
+def test_kernels_stay_importable_as_a_top_level_package(tmp_path):
+    """In the root of a checkout transformers finds a package `kernels`: importing it must import nothing of ours."""
+    import hebbline
+
+    root = str(Path(hebbline.__file__).parent)
+    code = (
+        f"import sys; sys.path.insert(0, {root!r}); import kernels; "
+        "assert kernels.__name__ == 'kernels', kernels; "
+        "assert not [name for name in sys.modules if name.startswith('hebbline') and 'editable' not in name]; "
+        "assert 'triton' not in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def has_driver():
+    try:
+        Driver.open()
+    except CudaUnavailableError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA GPU")
+def test_without_a_driver_the_message_says_so():
+    with pytest.raises(InputError, match=r"no NVIDIA GPU can be used here: the NVIDIA driver's libcuda\.so\.1"):
+        find_gpu()
