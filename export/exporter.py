@@ -3,12 +3,13 @@
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import onnxruntime
+from transformers import LlamaForCausalLM
 
 from ..artifacts import InputError, LanguageModelFacts, Manifest, publish
 from ..artifacts.model_directory import TOKENIZER_FILE
@@ -28,12 +29,14 @@ from .graph import (
     load_source,
     save_graph,
 )
+from .passes import PassOptions, run_passes
 from .report import ExportReport, layer_report, write_reports
 from .shortlist import check_shortlist
 from .verify import ParityFigures, check_parity
 
 DATA_FILE = MODEL_FILE + ".data"
 """The weights of all graphs of an artifact."""
+NO_PASSES = PassOptions()
 _CHECKED_FILE = "checked.onnx"
 _PARITY_SLOTS = 3
 
@@ -46,6 +49,7 @@ def export_model(
     progress: Callable[[str], None] = lambda stage: None,
     *,
     lm_head: Literal["float32", "int8"] = "float32",
+    passes: PassOptions = NO_PASSES,
 ) -> ExportReport:
     """Export a Llama directory to sparse ONNX, and publish it where it agrees with torch.
 
@@ -57,7 +61,8 @@ def export_model(
         model_directory: a Hugging Face directory with tokenizer; masks are those stored in it, else the non-zero
         weights. out: where to publish the artifact. progress: told each stage as it begins. lm_head: "int8" makes
         lm_head of the second graph several times faster and the artifact larger by a byte a weight of it; the largest
-        logit of a token stays exact, others are off by about a hundredth of it (see `graph.head`).
+        logit of a token stays exact, others are off by about a hundredth of it (see `graph.head`). passes: what is done
+        to the model before it is packed; the artifact is held against the model as it was.
 
     Raises:
         InputError: the model is unfit (see `load_source`) or `out` is taken; CheckError: parity failed. Nothing is
@@ -68,16 +73,17 @@ def export_model(
     source = load_source(model_directory)
     with publish(out) as publication:
         staging = publication.directory
+        packed, pass_reports = run_passes(source, passes, progress)
         progress("packing the layers")
         graphs = _graphs(int8_head=lm_head == "int8")
         with WeightFile(staging / DATA_FILE) as weights:
             for graph in graphs:
-                save_graph(build_llama(source, weights, graph.attention, graph.lm_head), staging / graph.file)
-        parity = _check(source, graphs, staging, progress)
-        report = _report(source, weights, parity, staging)
-        write_reports(staging, report, source.masks)
+                save_graph(build_llama(packed, weights, graph.attention, graph.lm_head), staging / graph.file)
+        parity = _check(source.model, packed.facts(), graphs, staging, progress)
+        report = replace(_report(packed, weights, parity, staging), passes=pass_reports)
+        write_reports(staging, report, packed.masks)
         shutil.copyfile(model_directory / TOKENIZER_FILE, staging / TOKENIZER_FILE)
-        publication.finish(_manifest(source, weights))
+        publication.finish(_manifest(packed, weights))
     return report
 
 
@@ -111,19 +117,23 @@ def _graphs(int8_head: bool) -> list[_Graph]:
 
 
 def _check(
-    source: SourceModel, graphs: Sequence[_Graph], staging: Path, progress: Callable[[str], None]
+    model: LlamaForCausalLM,
+    facts: LanguageModelFacts,
+    graphs: Sequence[_Graph],
+    staging: Path,
+    progress: Callable[[str], None],
 ) -> ParityFigures:
     """Check every graph; the worst figures of all. Removes the graph that is not published."""
     figures: list[ParityFigures] = []
     for graph in graphs:
         tell = partial(_tell, progress, graph.file)
-        runner = graph.open(staging, source.facts())
+        runner = graph.open(staging, facts)
         if graph.lm_head == "int8":
-            exact = next(other for other in graphs if other.file == _CHECKED_FILE).open(staging, source.facts())
+            exact = next(other for other in graphs if other.file == _CHECKED_FILE).open(staging, facts)
             off = check_shortlist(exact, runner, figures[-1].logit_tolerance, tell)
             logger.info("lm_head in int8: logits are off by up to %.2g of the largest", off)
         else:
-            figures.append(check_parity(source.model, runner, tell))
+            figures.append(check_parity(model, runner, tell))
     (staging / _CHECKED_FILE).unlink(missing_ok=True)
     return _worst(figures)
 

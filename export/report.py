@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from .layouts import Choice
 from .page import STYLE, local_density, picture
+from .passes.report import LayerChange, PassReport
 from .verify import ParityFigures
 
 
@@ -37,7 +38,8 @@ class LayerReport:
 class ExportReport:
     """The whole export.
 
-    `masks` says where they came from; `file_bytes` counts the ONNX files, `dense_bytes` those of the same model dense.
+    `masks` says where they came from; `file_bytes` counts the ONNX files, `dense_bytes` those of the same model dense;
+    `passes` are those that changed the model before it was packed.
     """
 
     source: str
@@ -46,6 +48,7 @@ class ExportReport:
     parity: ParityFigures
     file_bytes: int
     dense_bytes: int
+    passes: tuple[PassReport, ...] = ()
 
     @property
     def density(self) -> float:
@@ -87,6 +90,7 @@ def _html(report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> str:
         f'<tr><td>{escape(name)}</td><td class="number">{value:g}</td></tr>'
         for name, value in report.parity.to_json().items()
     )
+    passes = "".join(_pass_section(one) for one in report.passes)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{STYLE}</style></head><body>
 <h1>Export report</h1>
@@ -96,8 +100,25 @@ files take {report.file_bytes / 1e6:.2f} MB; the same model dense would take {re
 <p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
 <table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th
 class="number">density</th> <th>layout</th><th class="number">kB</th><th class="number">dense kB</th></tr>
-{rows}</table></body></html>
+{rows}</table>{passes}</body></html>
 """
+
+
+def _pass_section(one: PassReport) -> str:
+    """What a pass did and could not do, and its line on each layer."""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in one.notes)
+    rows = "\n".join(_pass_row(layer) for layer in one.layers)
+    return f"""<h2>{escape(one.summary)}</h2><ul>{notes}</ul><table><tr><th>layer</th><th class="number">shape</th><th
+class="number">links</th><th class="number">fit</th></tr>
+{rows}</table>"""
+
+
+def _pass_row(layer: LayerChange) -> str:
+    shapes = [f"{rows}&times;{columns}" for rows, columns in (layer.shape_before, layer.shape_after)]
+    fits = [f"{fit:.2%}" for fit in (layer.fit_before, layer.fit_after) if fit is not None]
+    pairs = [shapes, [f"{layer.links_before:,}", f"{layer.links_after:,}"], fits]
+    cells = "".join(f'<td class="number">{" &rarr; ".join(dict.fromkeys(pair))}</td>' for pair in pairs)
+    return f'<tr><td>{escape(layer.name)}<div class="reason">{escape(layer.reason)}</div></td>{cells}</tr>'
 
 
 def _row(layer: LayerReport, mask_NK: NDArray[np.bool_]) -> str:
