@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 _NS_PER_BYTE = 0.05
 _NS_PER_TRANSPOSED = 0.3
+_NS_PER_ROUNDED = 0.8
 _VECTOR_FIXED = 0.7
 _HALF_BYTE_FIXED = 1.1
 _VECTOR_PER_TOKEN = 0.29
@@ -85,13 +86,13 @@ def _rows(work: Work, tokens: int) -> float:
     """Links by whole rows, times tokens side by side."""
     padded = 1 if tokens <= 1 else max(8, tokens)
     per_token = 0.0155 if _in_pairs(work, tokens) else 0.022 if padded <= 16 else 0.037
-    return work.links * (0.34 + per_token * padded) + _transposing(work, tokens)
+    return work.links * (0.34 + per_token * padded) + _transposing(work, tokens) + _rounding(work, tokens)
 
 
 def _narrow(work: Work, tokens: int) -> float:
     """Links by narrow blocks of columns, times tokens side by side."""
     per_token = 0.012 if _in_pairs(work, tokens) else 0.0165
-    return work.links * (0.52 + per_token * max(8, tokens)) + _transposing(work, tokens)
+    return work.links * (0.52 + per_token * max(8, tokens)) + _transposing(work, tokens) + _rounding(work, tokens)
 
 
 def _quads(work: Work, tokens: int) -> float:
@@ -102,3 +103,8 @@ def _quads(work: Work, tokens: int) -> float:
 
 def _transposing(work: Work, tokens: int) -> float:
     return 0 if tokens < 2 else _NS_PER_TRANSPOSED * tokens * (work.out_features + work.in_features)
+
+
+def _rounding(work: Work, tokens: int) -> float:
+    """X to whole numbers, where products are taken in float32 all the same."""
+    return _NS_PER_ROUNDED * tokens * work.in_features if work.values in ("int8", "int4") else 0

@@ -7,7 +7,7 @@ namespace hebbline {
 namespace {
 
 constexpr double kNanosecondsPerByte = 0.05;  // 20 GB/s
-constexpr double kNanosecondsPerTransposed = 0.3;
+constexpr double kNanosecondsPerTransposed = 0.3, kNanosecondsPerRounded = 0.8;
 constexpr double kVectorFixed = 0.7, kVectorPerToken = 0.29;
 constexpr double kHalfByteFixed = 1.1;
 
@@ -22,6 +22,12 @@ double value_bytes(ValueType values) {
 // X in, Y out.
 double transposing(const Workload& work, double tokens) {
   return tokens < 2 ? 0 : kNanosecondsPerTransposed * tokens * (work.rows + work.columns);
+}
+
+// X to whole numbers, as floats.
+double rounding(const Workload& work, double tokens) {
+  const bool integers = work.values == ValueType::kInt8 || work.values == ValueType::kInt4;
+  return integers ? kNanosecondsPerRounded * tokens * work.columns : 0;
 }
 
 double tile(const Workload& work, Isa isa, double tokens) {
@@ -41,13 +47,13 @@ double rows(const Workload& work, double tokens) {
   const double padded = tokens <= 1 ? 1 : std::max(8.0, tokens);
   // Tiles of X^T wider than the first-level cache are read from the second.
   const double per_token = halves ? 0.0155 : padded <= 16 ? 0.022 : 0.037;
-  return work.links * (0.34 + per_token * padded) + transposing(work, tokens);
+  return work.links * (0.34 + per_token * padded) + transposing(work, tokens) + rounding(work, tokens);
 }
 
 double blocks(const Workload& work, double tokens) {
   const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
   const double per_token = halves ? 0.012 : 0.0165;
-  return work.links * (0.52 + per_token * std::max(8.0, tokens)) + transposing(work, tokens);
+  return work.links * (0.52 + per_token * std::max(8.0, tokens)) + transposing(work, tokens) + rounding(work, tokens);
 }
 
 double quads(const Workload& work, double tokens) {

@@ -61,9 +61,7 @@ class CsrPacking : public Packing {
 
   void multiply(const Call& call, const Parallel& parallel) const override {
     if (call.tokens == 0 || rows_ == 0) return;
-    const RoundedActivations rounded = payload_ == Payload::kQuad
-                                           ? packed_words(call, parallel)
-                                           : round_activations(call, x_columns_, values_, parallel);
+    const RoundedActivations rounded = prepared(call, parallel);
     const int64_t tiles = ceil_div(call.tokens, kTileTokens);
     const float* data_KW = rounded.x_MK;
     if (tile_of(0, call.tokens).width > 1) data_KW = transposed(rounded.x_MK, call.tokens, tiles, parallel);
@@ -182,6 +180,14 @@ class CsrPacking : public Packing {
     return next - first;
   }
 
+  RoundedActivations prepared(const Call& call, const Parallel& parallel) const {
+#if defined(__x86_64__)
+    if (payload_ == Payload::kQuad) return packed_words(call, parallel);
+#endif
+    return round_activations(call, x_columns_, values_, parallel);
+  }
+
+#if defined(__x86_64__)
   // X rounded to words of four int8, stored + 128.
   RoundedActivations packed_words(const Call& call, const Parallel& parallel) const {
     const auto words = static_cast<size_t>(call.tokens * columns_);
@@ -197,6 +203,7 @@ class CsrPacking : public Packing {
     });
     return {reinterpret_cast<const float*>(words_MK), scales_M};
   }
+#endif
 
   const float* transposed(const float* x_MK, int64_t tokens, int64_t tiles, const Parallel& parallel) const {
     const auto bytes = static_cast<size_t>(columns_ * (ceil_div(tokens, 32) * 32)) * sizeof(float);
@@ -229,8 +236,10 @@ std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa, bool whol
   return std::make_unique<CsrPacking>(matrix, isa, false, whole_rows);
 }
 
+#if defined(__x86_64__)
 std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix, Isa isa) {
   return std::make_unique<CsrPacking>(matrix, isa, true, false);
 }
+#endif
 
 }  // namespace hebbline

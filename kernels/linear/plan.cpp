@@ -1,19 +1,22 @@
 #include "linear/plan.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "linear/cost.h"
 
 namespace hebbline {
 namespace {
 
-constexpr int64_t kFewTokens = 1, kManyTokens = 64;
-constexpr double kWorthACopy = 1.2;
+constexpr std::array<int64_t, 3> kTypicalTokens{1, 8, 64};
+constexpr double kCopyPenalty = 0.2;    // a second copy of the weight must pay for its memory
+constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
 constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kRows, "rows"},
@@ -55,17 +58,19 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
   switch (family) {
+#if defined(__x86_64__)
     case Family::kSell:
       return pack_sell(matrix);
+    case Family::kQuad:
+      return pack_quad(matrix, isa);
+#endif
     case Family::kTile:
       return pack_tile(matrix, isa);
     case Family::kPanel:
       return pack_panel(matrix, isa);
-    case Family::kQuad:
-      return pack_quad(matrix, isa);
     case Family::kRows:
       return pack_csr(matrix, isa, true);
-    case Family::kCsr:
+    default:  // kCsr; what needs AVX-512 is not planned without it
       break;
   }
   return pack_csr(matrix, isa, false);
@@ -91,15 +96,35 @@ Workload workload(const SparseMatrix& matrix, bool blocks) {
           static_cast<double>(matrix.links()), blocks ? count_vectors(matrix) : 0};
 }
 
-Family cheapest(const SparseMatrix& matrix, const Workload& work, Isa isa, bool blocks, int64_t tokens) {
-  Family best = Family::kCsr;
-  double least = std::numeric_limits<double>::infinity();
+std::vector<Family> candidates(const SparseMatrix& matrix, Isa isa, bool blocks) {
+  std::vector<Family> families;
   for (const auto& [family, known] : kNames) {
-    if (!can_hold(family, matrix, isa) || (family == Family::kPanel && !blocks)) continue;
-    const double cost = cost_microseconds(family, work, isa, static_cast<double>(tokens));
-    if (cost >= least) continue;
-    least = cost;
-    best = family;
+    if (can_hold(family, matrix, isa) && (family != Family::kPanel || blocks)) families.push_back(family);
+  }
+  return families;
+}
+
+// The plan whose time over the best time, summed over numbers of tokens, is least.
+Plan cheapest_pair(const std::vector<Family>& families, const Workload& work, Isa isa) {
+  const auto cost = [&](Family family, int64_t tokens) {
+    return cost_microseconds(family, work, isa, static_cast<double>(tokens)) + kSmallestCost;
+  };
+  Plan best{};
+  double least = std::numeric_limits<double>::infinity();
+  for (const Family few : families) {
+    for (const Family many : families) {
+      double score = few == many ? 0 : kCopyPenalty;
+      for (const int64_t tokens : kTypicalTokens) {
+        double fastest = std::numeric_limits<double>::infinity();
+        for (const Family family : families) fastest = std::min(fastest, cost(family, tokens));
+        score += std::min(cost(few, tokens), cost(many, tokens)) / fastest;
+      }
+      if (score >= least || cost(few, 1) > cost(many, 1)) continue;
+      least = score;
+      int64_t from = 2;
+      while (from < kTypicalTokens.back() && cost(few, from) <= cost(many, from)) ++from;
+      best = {few, many, from};
+    }
   }
   return best;
 }
@@ -128,18 +153,7 @@ Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks) {
     return forced_plan(wanted, matrix, isa);
   }
   if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, matrix, isa)) return {Family::kTile, Family::kTile, kAlways};
-  const Workload work = workload(matrix, blocks);
-  const Family few = cheapest(matrix, work, isa, blocks, kFewTokens);
-  const Family many = cheapest(matrix, work, isa, blocks, kManyTokens);
-  const auto cost = [&](Family family, int64_t tokens) {
-    return cost_microseconds(family, work, isa, static_cast<double>(tokens));
-  };
-  // A second copy of the weight must pay for its memory.
-  if (cost(few, kManyTokens) <= kWorthACopy * cost(many, kManyTokens)) return {few, few, kAlways};
-  if (cost(many, kFewTokens) <= kWorthACopy * cost(few, kFewTokens)) return {many, many, kAlways};
-  int64_t from = kFewTokens + 1;
-  while (from < kManyTokens && cost(few, from) <= cost(many, from)) ++from;
-  return {few, many, from};
+  return cheapest_pair(candidates(matrix, isa, blocks), workload(matrix, blocks), isa);
 }
 
 std::unique_ptr<Packing> pack(const SparseMatrix& matrix, Isa isa, bool blocks) {
