@@ -13,13 +13,13 @@ from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
 from ...artifacts.publish import check_target
 from ...serve.engine.engines import EngineFacts, write_engines
+from ...serve.engine.gpu import find_gpu
 from ...serve.engine.static_cache import StepLimits
 from ..exporter import export_model
 from ..graph.source import SourceModel, load_source
 from ..report import ExportReport
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
-from .gpu import find_gpu
 from .llama import build_static_llama, step_profiles
 from .parity import EngineParity, check_graph
 from .report import REPORT_FILE, EngineReport, write_engine_report

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from ...artifacts import CheckError, LanguageModelFacts
+from ...serve.engine.runner import Runner
 from ...serve.engine.static_cache import StaticCacheRunner, Step, StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from ..verify import ParityFigures, check_parity, torch_greedy
@@ -108,11 +109,20 @@ def check_file(source: SourceModel, model: Path, precision: Precision) -> tuple[
         # ONNX Runtime multiplies no bfloat16 on a CPU: the file's own nodes and rounded weights run in float32.
         runnable = model.with_name("widened.onnx")
         save_typed_model(widened(onnx.load(model)), runnable)
-    in_precision, torch_in_precision = _precision_differences(source, _runner(runnable, source), precision)
+    return check_precision(source, _runner(runnable, source), precision, "the graph")
+
+
+def check_precision(source: SourceModel, runner: Runner, precision: Precision, what: str) -> tuple[float, float]:
+    """Compare a runner in `precision` to torch; as `check_file`, whose figures it returns. `what` is for the message.
+
+    Raises:
+        CheckError: the runner is too far from torch in float32.
+    """
+    in_precision, torch_in_precision = _precision_differences(source, runner, precision)
     if not in_precision <= PRECISION_FACTOR * torch_in_precision:
         raise CheckError(
-            f"parity: the graph in {precision.name} is {in_precision:.2e} from torch in float32, torch in "
-            f"{precision.name} {torch_in_precision:.2e}; nothing was published"
+            f"parity: {what} in {precision.name} is {in_precision:.2e} from torch in float32, torch in "
+            f"{precision.name} {torch_in_precision:.2e}: more than {PRECISION_FACTOR:g} times as much"
         )
     return in_precision, torch_in_precision
 
@@ -136,7 +146,7 @@ def _runner(model: Path, source: SourceModel) -> StaticCacheRunner:
     return StaticCacheRunner(facts, _SLOTS, limits, OnnxStepExecutor(model, facts, _SLOTS))
 
 
-def _precision_differences(source: SourceModel, runner: StaticCacheRunner, precision: Precision) -> tuple[float, float]:
+def _precision_differences(source: SourceModel, runner: Runner, precision: Precision) -> tuple[float, float]:
     """How far the runner, and torch in the precision, are from torch in float32, on a sequence that torch goes on."""
     prompt = np.random.default_rng(1).integers(0, runner.vocab_size, 8).tolist()
     length = min(_SEQUENCE, runner.context_length) - len(prompt)

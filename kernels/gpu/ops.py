@@ -65,7 +65,7 @@ def linear(x: Tensor, weight: GpuWeight, tensors: tuple[Tensor, ...]) -> Tensor:
 
 def to_torch(weight: GpuWeight, device: str | torch.device = "cuda") -> tuple[Tensor, ...]:
     """The tensors of a packed weight, in the order of the operator's arguments."""
-    return tuple(_tensor(array).to(device) for array in weight.tensors.values())
+    return tuple(to_tensor(array).to(device) for array in weight.tensors.values())
 
 
 def _linear(form: str, x: Tensor, tensors: tuple[Tensor, ...], out_features: int) -> Tensor:
@@ -77,7 +77,7 @@ def _linear(form: str, x: Tensor, tensors: tuple[Tensor, ...], out_features: int
     return y_TN.reshape(*x.shape[:-1], out_features)
 
 
-def _tensor(array: NDArray) -> Tensor:
+def to_tensor(array: NDArray) -> Tensor:
     """A torch tensor of a NumPy array, bfloat16 included, which torch cannot take from NumPy itself."""
     array = np.ascontiguousarray(array)
     if array.dtype.name == "bfloat16":

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hebbline.artifacts import InputError
-from hebbline.export.tensorrt.gpu import find_gpu
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
+from hebbline.serve.engine.gpu import find_gpu
 
 KERNELS = {f"{form}_{phase}" for form in ("bitmask", "csr", "block", "nm24") for phase in ("decode", "prefill")}
 

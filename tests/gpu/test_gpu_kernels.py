@@ -27,7 +27,7 @@ def random_layer(rng, rows, columns, density, kind):
 
 
 def run(x, packed):
-    return ops.linear(ops._tensor(x), packed, ops.to_torch(packed, "cpu")).float().numpy()
+    return ops.linear(ops.to_tensor(x), packed, ops.to_torch(packed, "cpu")).float().numpy()
 
 
 def check(x, weight, packed, rounding):

@@ -2,7 +2,7 @@
 
 from ...artifacts import InputError
 from ...kernels.gpu.driver import CudaUnavailableError, Driver
-from ...serve.engine.engines import Gpu
+from .engines import Gpu
 
 
 def find_gpu() -> Gpu:

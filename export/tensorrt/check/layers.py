@@ -1,0 +1,148 @@
+"""Single layers timed on a GPU: each form against dense cuBLAS, and TensorRT dense against TensorRT on 2:4 weights.
+
+Legend: T tokens, N out_features, K in_features.
+"""
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ....artifacts import CheckError
+from ....kernels.gpu import ops
+from ....kernels.gpu.packing import PACKERS
+from ..build import EngineRequest, EngineRuntime, build_engine
+from ..sparsity import LayerSparsity, layer_sparsity, parse_sparsity_log
+from ..typed_graph import PRECISIONS, TypedGraph, save_typed_model
+from .cases import DENSITIES, TIMED_SHAPE, TOKENS, random_weight, timed_mask
+from .timing import GraphReplay, Timing, compare, copies_beyond_cache
+
+TWO_FOUR_DENSITY = 0.5
+_PARITY_FACTOR = 2.0**-8
+"""Error allowed to a float16 layer of TensorRT, relative to the sum of magnitudes."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer timed: what ran it, its density and tokens, against which baseline, and the times."""
+
+    what: str
+    baseline: str
+    density: float
+    tokens: int
+    timing: Timing
+
+
+def time_kernels(values: str = "float16") -> Iterator[LayerTime]:
+    """Every form at every density and number of tokens, against torch's dense product."""
+    for density in DENSITIES:
+        for form in PACKERS:
+            mask_NK = timed_mask(form, density)
+            weight_NK = random_weight(np.random.default_rng(0), mask_NK, values)
+            for tokens in TOKENS:
+                timing = _time_form(form, weight_NK, mask_NK, tokens)
+                yield LayerTime(form, "cuBLAS", float(mask_NK.mean()), tokens, timing)
+
+
+def _time_form(form: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_], tokens: int) -> Timing:
+    packed = PACKERS[form](weight_NK, mask_NK)
+    dense_NK = ops.to_tensor(weight_NK).cuda()
+    x_TK = torch.randn(tokens, mask_NK.shape[1], dtype=dense_NK.dtype, device="cuda")
+    denses = [dense_NK.clone() for _ in range(copies_beyond_cache(weight_NK.nbytes))]
+    sparses = [ops.to_torch(packed) for _ in range(copies_beyond_cache(packed.bytes))]
+    baseline = GraphReplay([_bound(torch.nn.functional.linear, x_TK, weight) for weight in denses])
+    candidate = GraphReplay([_bound(ops.linear, x_TK, packed, tensors) for tensors in sparses])
+    return compare(baseline, candidate)
+
+
+def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: function(*arguments)
+
+
+@dataclass(frozen=True)
+class TensorRtLayer:
+    """A layer that TensorRT ran: times with sparse tactics allowed over times without, and the builder's verdict."""
+
+    tokens: int
+    error: float
+    timing: Timing
+    sparsity: LayerSparsity
+
+
+def time_tensorrt(runtime: EngineRuntime, capability: str) -> Iterator[TensorRtLayer]:
+    """A 2:4 layer built with and without sparse tactics, compared with float64 and timed.
+
+    Raises:
+        CheckError: a build fails, or a result is wrong.
+    """
+    mask_NK = timed_mask("nm24", TWO_FOUR_DENSITY)
+    weight_NK = random_weight(np.random.default_rng(0), mask_NK, "float16")
+    with tempfile.TemporaryDirectory(prefix="hebbline-gpu-check-") as directory:
+        for tokens in TOKENS:
+            folder = Path(directory) / str(tokens)
+            folder.mkdir()
+            yield _time_two_four(runtime, capability, weight_NK, mask_NK, tokens, folder)
+
+
+def _time_two_four(
+    runtime: EngineRuntime, capability: str, weight_NK: NDArray, mask_NK: NDArray, tokens: int, folder: Path
+) -> TensorRtLayer:
+    graph = TypedGraph(PRECISIONS["float16"])
+    graph.input("x", [tokens, weight_NK.shape[1]])
+    graph.output("y", [tokens, weight_NK.shape[0]])
+    graph.linear("x", "layer", weight_NK, None, "y")
+    save_typed_model(graph.model("layer"), folder / "layer.onnx")
+    replays, logs, errors = [], [], []
+    for sparse in (False, True):
+        engine = folder / f"{'sparse' if sparse else 'dense'}.engine"
+        request = EngineRequest(runtime, folder / "layer.onnx", engine, [], (capability,), sparse_weights=sparse)
+        logs.append(build_engine(request).log)
+        trt = importlib.import_module(runtime.module)
+        # A sparse weight takes 9 / 16 of the bytes.
+        copies = copies_beyond_cache(weight_NK.nbytes * 9 // 16)
+        layers = [LayerEngine(trt, engine, tokens, weight_NK.shape) for _ in range(copies)]
+        errors.append(layers[0].error(weight_NK))
+        replays.append(GraphReplay([layer.launch for layer in layers]))
+    log = None if runtime.builds_without_gpu else parse_sparsity_log(logs[1])
+    timing = compare(replays[0], replays[1])
+    return TensorRtLayer(tokens, max(errors), timing, layer_sparsity("layer", mask_NK, "y", log))
+
+
+class LayerEngine:
+    """An engine with one input x [T, K] and one output y [T, N], in torch's memory and stream."""
+
+    def __init__(self, trt: Any, engine: Path, tokens: int, shape: tuple[int, ...]) -> None:
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(engine.read_bytes())
+        if self._engine is None:
+            raise CheckError(f"{engine}: TensorRT {trt.__version__} cannot read the engine that it built")
+        self._context = self._engine.create_execution_context()
+        self._x_TK = torch.randn(tokens, shape[1], dtype=torch.float16, device="cuda")
+        self._y_TN = torch.empty(tokens, shape[0], dtype=torch.float16, device="cuda")
+        self._context.set_tensor_address("x", self._x_TK.data_ptr())
+        self._context.set_tensor_address("y", self._y_TN.data_ptr())
+
+    def launch(self) -> torch.Tensor:
+        """Run once on torch's current stream."""
+        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise CheckError("TensorRT could not start a layer")
+        return self._y_TN
+
+    def error(self, weight_NK: NDArray) -> float:
+        """The largest error against float64, relative to the sum of magnitudes.
+
+        Raises:
+            CheckError: it is more than float16 explains.
+        """
+        actual = self.launch().to(torch.float64).cpu().numpy()
+        x64, w64 = self._x_TK.to(torch.float64).cpu().numpy(), weight_NK.astype(np.float64)
+        error = float((np.abs(actual - x64 @ w64.T) / (np.abs(x64) @ np.abs(w64).T)).max())
+        if not error <= _PARITY_FACTOR:
+            raise CheckError(f"a TensorRT layer of {TIMED_SHAPE} is wrong: relative error {error:.1e}")
+        return error

@@ -1,0 +1,139 @@
+"""The whole check: conditions, parity of kernels and engines, times, page, verdict."""
+
+import importlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ....artifacts import CheckError, InputError
+from ....artifacts.publish import write_atomically
+from ....serve.engine.engines import Gpu, is_installed, read_engines
+from ....serve.engine.gpu import find_gpu
+from ....serve.engine.static_cache import StepLimits
+from ....serve.engine.tensorrt import TensorRtRunner, open_runner
+from ...graph.source import load_source
+from ..build import RUNTIMES, EngineRuntime
+from ..exporter import EngineOptions, export_engines
+from ..parity import check_precision
+from ..typed_graph import PRECISIONS
+from .page import EngineCheck, GpuCheck, page_name, render_page
+
+Progress = Callable[[str], None]
+_LIMITS = StepLimits(batch=4, tokens=64)
+
+
+def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda stage: None) -> tuple[GpuCheck, Path]:
+    """Check everything that needs a GPU, write the page, and return what was found and where the page is.
+
+    Args:
+        model: a model directory to build engines of; None makes a small one. docs: where pages lie.
+
+    Raises:
+        InputError: the machine has no GPU, no TensorRT, or a torch or Triton language that cannot use it. (What is
+        wrong on a machine that has them is in the result's `mismatches`.)
+    """
+    gpu, runtimes = check_conditions()
+    from .cases import check_kernels
+    from .layers import time_kernels, time_tensorrt
+
+    mismatches: list[str] = []
+    progress("comparing the kernels with float64")
+    parity = list(check_kernels("cuda"))
+    mismatches += [
+        f"kernel {e.form} in {e.values} on {e.tokens}x{e.out_features}x{e.in_features}: error {e.error:.2g} of the "
+        "allowed one"
+        for e in parity
+        if not e.passed
+    ]
+    engines = _collect(runtimes, mismatches, lambda runtime: [_check_engine(runtime, model, progress)])
+    progress("timing the kernels")
+    kernels = list(time_kernels())
+    progress("timing TensorRT")
+    layers = _collect(runtimes, mismatches, lambda runtime: list(time_tensorrt(runtime, gpu.compute_capability)))
+    check = GpuCheck(
+        gpu.name, gpu.compute_capability, _versions(runtimes), parity, engines, kernels, layers, mismatches
+    )
+    docs.mkdir(parents=True, exist_ok=True)
+    page = docs / page_name(gpu.name)
+    write_atomically(page, render_page(check))
+    return check, page
+
+
+def check_conditions() -> tuple[Gpu, list[EngineRuntime]]:
+    """The GPU and the installed runtimes; raises InputError, in one line, where something is missing."""
+    gpu = find_gpu()
+    runtimes = [runtime for runtime in RUNTIMES.values() if is_installed(runtime.module)]
+    if not runtimes:
+        raise InputError(f"TensorRT is not installed: {RUNTIMES['tensorrt'].installation}")
+    if not is_installed("triton"):
+        raise InputError("the Triton language is not installed: pip install 'hebbline[gpu-build]'")
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        raise InputError(f"torch {torch.__version__} cannot use the GPU: install a build with CUDA")
+    return gpu, runtimes
+
+
+def _collect(
+    runtimes: list[EngineRuntime], mismatches: list[str], check: Callable[[EngineRuntime], list[Any]]
+) -> list[Any]:
+    """What a check finds for each runtime; a failed one is a mismatch, and the others go on."""
+    found: list[Any] = []
+    for runtime in runtimes:
+        try:
+            found += check(runtime)
+        except CheckError as error:
+            mismatches.append(f"{runtime.title}: {error}")
+    return found
+
+
+def _check_engine(runtime: EngineRuntime, model: Path | None, progress: Progress) -> EngineCheck:
+    """Export with this runtime, and compare the engine, run on the GPU, with torch."""
+    with tempfile.TemporaryDirectory(prefix="hebbline-gpu-check-") as directory:
+        source_path = model or small_model(Path(directory) / "model")
+        artifact = Path(directory) / "artifact"
+        progress(f"building an engine with {runtime.title}")
+        export_engines(source_path, artifact, EngineOptions(runtime=runtime.name, limits=_LIMITS), progress)
+        (facts,) = read_engines(artifact)
+        runner = open_runner(artifact, slots=3)
+        if not isinstance(runner, TensorRtRunner):
+            raise CheckError(f"{facts.file} was built here and is not run here")
+        source = load_source(source_path)
+        engine, torch = check_precision(source, runner, PRECISIONS[facts.precision], "the engine")
+    return EngineCheck(runtime.name, facts.version, facts.precision, engine, torch)
+
+
+def small_model(directory: Path) -> Path:
+    """A random Llama of two layers with 2:4 projections and a tokenizer of bytes, in the Hugging Face layout."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.view(-1, 4)[:, 1:3] = 0
+    model.save_pretrained(directory)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def _versions(runtimes: list[EngineRuntime]) -> dict[str, str]:
+    packages = {runtime.title: runtime.module for runtime in runtimes} | {"torch": "torch", "Triton": "triton"}
+    return {title: str(importlib.import_module(module).__version__) for title, module in packages.items()}

@@ -1,0 +1,135 @@
+"""Everything of the GPU check that needs no GPU."""
+
+import numpy as np
+import pytest
+
+from hebbline.artifacts import CheckError, InputError
+from hebbline.commands import gpu_check
+from hebbline.export.tensorrt import EngineOptions, export_engines
+from hebbline.export.tensorrt.sparsity import illegal_groups, layer_sparsity, parse_sparsity_log
+from hebbline.serve.engine.engines import is_installed
+from hebbline.serve.engine.gpu import find_gpu
+from hebbline.serve.engine.static_cache import StepLimits
+
+pytest.importorskip("triton", reason="the Triton language is not installed: pip install 'hebbline[gpu-build]'")
+
+from hebbline.export.tensorrt.check import run
+from hebbline.export.tensorrt.check.cases import KernelParity, check_kernels, timed_mask
+from hebbline.export.tensorrt.check.layers import LayerTime, TensorRtLayer
+from hebbline.export.tensorrt.check.page import EngineCheck, GpuCheck, page_name, render_page
+from hebbline.export.tensorrt.check.timing import Timing, compare, copies_beyond_cache
+
+
+def has_gpu():
+    try:
+        return find_gpu() is not None
+    except InputError:
+        return False
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU")
+def test_without_a_gpu_it_fails_in_one_clear_line(tmp_path):
+    with pytest.raises(InputError, match="no NVIDIA GPU can be used here") as caught:
+        gpu_check.main(["--docs", str(tmp_path)])
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def a_check(**changes):
+    log = parse_sparsity_log("[I] (Sparsity) Found 1 layer(s) eligible to use sparse tactics: y\n"
+                             "[I] (Sparsity) Chose 1 layer(s) using sparse tactics: y")  # fmt: skip
+    two_four = layer_sparsity("layer", timed_mask("nm24", 0.5, (512, 512)), "y", log)
+    values = {
+        "gpu": "NVIDIA A100-SXM4-80GB",
+        "compute_capability": "8.0",
+        "versions": {"TensorRT": "11.4.0", "torch": "2.13.0"},
+        "parity": [KernelParity("csr", "float16", 1, 2, 3, 0.25), KernelParity("csr", "bfloat16", 1, 2, 3, 0.5)],
+        "engines": [EngineCheck("tensorrt", "11.4.0", "float16", 0.004, 0.006)],
+        "kernels": [LayerTime("csr", "cuBLAS", 0.05, 1, Timing(3e-6, 18e-6, 5.9))],
+        "tensorrt": [TensorRtLayer(64, 1e-4, Timing(1e-5, 1.5e-5, 1.5), two_four)],
+        "mismatches": [],
+    }
+    return GpuCheck(**(values | changes))
+
+
+def test_the_page_says_what_was_run_and_what_was_predicted():
+    page = render_page(a_check())
+    assert "Everything agreed." in page and "TensorRT 11.4.0, torch 2.13.0" in page
+    assert "| kernels of `csr` against float64 | 0.50 of what rounding allows |" in page
+    assert "speed-up (run) | speed-up (predicted)" in page and "| csr | 0.05 | 1 | 3.0 | 18.0 | 5.90 | 6." in page
+    assert "| 64 | 10.0 | 15.0 | 1.50 | yes | yes | 2:4 by structure; the builder timed a sparse tactic" in page
+    other = render_page(a_check(gpu="NVIDIA T4", mismatches=["kernel csr: error 2 of the allowed one"]))
+    assert "no model of this GPU" in other and "**Not everything agreed:**\n- kernel csr" in other
+    assert page_name("NVIDIA A100-SXM4-80GB") == "a100-sxm4-80gb.md" and page_name("NVIDIA L4") == "l4.md"
+
+
+def test_a_mismatch_ends_with_exit_code_1(monkeypatch, tmp_path):
+    monkeypatch.setattr("hebbline.serve.engine.gpu.find_gpu", lambda: None)
+    found = [a_check(), a_check(mismatches=["kernel csr is wrong"])]
+    monkeypatch.setattr(run, "run_gpu_check", lambda model, docs, progress: (found.pop(0), docs / "a.md"))
+    assert gpu_check.main(["--docs", str(tmp_path)]) == 0
+    with pytest.raises(CheckError, match="1 mismatches on NVIDIA A100-SXM4-80GB, the first: kernel csr is wrong") as e:
+        gpu_check.main(["--docs", str(tmp_path)])
+    assert e.value.exit_code == 1
+
+
+def test_a_runtime_that_fails_is_a_mismatch_and_the_others_go_on():
+    mismatches = []
+
+    def check(runtime):
+        if runtime.name == "tensorrt":
+            raise CheckError("logits differ")
+        return [runtime.name]
+
+    assert run._collect(list(run.RUNTIMES.values()), mismatches, check) == ["tensorrt-rtx"]
+    assert mismatches == ["TensorRT: logits differ"]
+
+
+def test_the_kernel_comparison_runs_and_sees_a_wrong_kernel(monkeypatch):
+    found = list(check_kernels("cpu", shapes=[(1, 1, 1), (2, 9, 33)]))
+    assert len(found) == 2 * 2 * 4 and all(entry.passed for entry in found)
+    from hebbline.kernels.gpu import ops
+
+    right = ops.linear
+    monkeypatch.setattr(ops, "linear", lambda x, weight, tensors: right(x, weight, tensors) * 1.05)
+    assert not any(entry.passed for entry in check_kernels("cpu", shapes=[(2, 9, 33)]))
+    monkeypatch.setattr(ops, "linear", lambda x, weight, tensors: right(x, weight, tensors) * float("nan"))
+    assert not any(entry.passed for entry in check_kernels("cpu", shapes=[(2, 9, 33)]))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5])
+def test_masks_suit_the_form_that_is_timed(density):
+    shape = (256, 512)
+    for form in ("bitmask", "csr", "block", "nm24"):
+        mask = timed_mask(form, density, shape)
+        assert mask.shape == shape and mask.mean() == pytest.approx(density, abs=0.06)
+    assert illegal_groups(timed_mask("nm24", density, shape))[1] == 0
+    blocks = timed_mask("block", density, shape).reshape(8, 32, 16, 32).mean(axis=(1, 3))
+    assert set(np.unique(blocks)) == {0.0, 1.0}
+
+
+class Scripted:
+    def __init__(self, launches, seconds):
+        self.launches, self._seconds = launches, list(seconds)
+
+    def seconds(self):
+        return self._seconds.pop(0)
+
+
+def test_times_are_medians_and_ratios_are_of_the_same_turn():
+    baseline = Scripted(2, [100, 8, 16, 4, 8, 8])
+    candidate = Scripted(4, [100, 8, 16, 4, 8, 80])
+    assert compare(baseline, candidate, rounds=5) == Timing(2.0, 4.0, 2.0)
+
+
+def test_copies_exceed_the_cache():
+    assert copies_beyond_cache(32 << 20, 40 << 20) == 4 and copies_beyond_cache(1 << 30, 40 << 20) == 2
+
+
+@pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="pip install 'hebbline[gpu-build]'")
+def test_the_small_model_is_two_four_and_becomes_an_engine(tmp_path):
+    model = run.small_model(tmp_path / "model")
+    _, report = export_engines(model, tmp_path / "out", EngineOptions(limits=StepLimits(4, 64)))
+    projections = [layer for layer in report.layers if layer.name.endswith("proj")]
+    assert len(projections) == 14 and all(layer.two_four for layer in projections)
+    assert {layer.name for layer in projections} <= set(report.carried)
+    assert all("does not report sparse tactics" in layer.reason for layer in projections)
