@@ -1,5 +1,6 @@
 """`hebbline train RECIPE [--sparsity.density 0.3 …] [--resume]`."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     check_target(out)
     recipe, yaml = build_recipe(parser, values, task)
     result = train_to_directory(recipe, yaml, out, resume=resume)
-    if as_json:
+    if as_json and not int(os.environ.get("RANK", "0")):
         updates = [asdict(report) for report in result.trained.updates]
         print_json({"out": str(out), "seconds": result.trained.seconds, **result.facts, "updates": updates})
     return 0
@@ -42,6 +43,8 @@ def train_to_directory(recipe: Any, yaml: str, out: Path, *, resume: bool = Fals
     from ..train.publish import train_and_publish
 
     result = train_and_publish(recipe, yaml, out, resume=resume)
+    if int(os.environ.get("RANK", "0")):
+        return result
     seconds, updates = result.trained.seconds, result.trained.updates
     console.print(result.summary)
     update_seconds = sum(report.seconds for report in updates)

@@ -1,9 +1,11 @@
 """Runs one training: the Trainer with its arguments, logs, progress bar, checkpoints and resumption."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -69,6 +71,13 @@ class Trained:
     seconds: float
 
 
+def check_run(settings: RunSettings, sparsity: SparsityConfig) -> None:
+    """Raise an InputError at once where a run could not begin, before data is loaded."""
+    find_checkpoint(settings, sparsity)
+    if settings.logging.wandb and find_spec("wandb") is None:
+        raise InputError("logging.wandb needs the package 'wandb': pip install wandb")
+
+
 def find_checkpoint(settings: RunSettings, sparsity: SparsityConfig) -> Checkpoint | None:
     """The checkpoint that a run is to go on from; None for a run from the start.
 
@@ -132,8 +141,13 @@ def _checkpoint_plan(settings: RunSettings | None) -> CheckpointPlan | None:
 def _arguments(training: Training, settings: RunSettings | None, scratch: str) -> TrainingArguments:
     engine = training.engine
     every = settings.checkpoint.every if settings is not None else 0
+    # Without being told, the Trainer takes processes without accelerators for unrelated ones.
+    on_cpu = world_size() > 1 and not torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=scratch,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu else None,
+        ddp_find_unused_parameters=False,
         max_steps=engine.steps,
         per_device_train_batch_size=engine.batch_size,
         gradient_accumulation_steps=engine.accumulate,
@@ -271,12 +285,6 @@ class _TensorBoardCallback(TrainerCallback):
 
 
 def _wandb_callback(project: str) -> TrainerCallback:
-    from importlib.util import find_spec
-
-    if find_spec("wandb") is None:
-        raise InputError("logging.wandb needs the package 'wandb': pip install wandb")
-    import os
-
     from transformers.integrations import WandbCallback
 
     os.environ.setdefault("WANDB_PROJECT", project)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from .engine import check_run
 from .save import save_model_directory
 from .settings import RunSettings
 from .tasks.image import train_image_classifier
@@ -29,6 +30,7 @@ def train_and_publish(recipe: Recipe, yaml: str, out: Path, *, resume: bool = Fa
         InputError: the recipe does not fit its data or model, or there is nothing to resume from.
     """
     settings = RunSettings(out, recipe_digest(recipe), recipe.checkpoint, recipe.logging, resume)
+    check_run(settings, recipe.sparsity)
     result = _train(recipe, settings)
     if not dist.is_initialized() or dist.get_rank() == 0:
         _publish(result, recipe, yaml, out)

@@ -1,4 +1,4 @@
-"""What two processes run in `test_distributed.py`, started by torchrun: trains by DDP or FSDP2 and writes what came out."""
+"""What two processes run in `test_distributed.py`, started by torchrun: training by DDP and by FSDP2."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from tiny import make_llama
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -16,50 +16,51 @@ from hebbline.artifacts import CheckError
 from hebbline.train import Sparsifier, SparsityConfig
 from hebbline.train.dynamics import UpdateConfig
 from hebbline.train.dynamics.sharding import check_masks, whole
+from hebbline.train.state import load_model_tensors, load_optimizer_state, model_tensors, optimizer_state
 
 
-def main(kind: str, method: str, out: Path) -> None:
-    torch.set_num_threads(1)
-    if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
+def train(kind: str, method: str) -> tuple[dict[str, Tensor], Sparsifier]:
+    """Train some steps as "ddp", "fsdp2" or "single"; returns weights and masks, and the sparsifier."""
     model = make_llama(64)
     wrapped: nn.Module = model
     if kind == "fsdp2":
-        for layer in model.model.layers:
-            fully_shard(layer, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for layer in (*model.model.layers, model):
+            fully_shard(layer, mesh=mesh)
     config = SparsityConfig(method=method, density=0.3, update=UpdateConfig(every=2, stop=6), exclude=["lm_head"])
     sparsifier = Sparsifier(model, config)
     if kind == "ddp":
         wrapped = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     sparsifier.attach(optimizer)
-    train(wrapped, optimizer, sparsifier)
-    state = {name: whole(value.detach()).contiguous() for name, value in model.named_parameters()}
-    state |= {f"mask:{name}": mask.to(torch.uint8) for name, mask in sparsifier.masks.items()}
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    save_file(state, out / f"{kind}-{method}-{rank}.safetensors")
-    if kind == "ddp":
-        refuse_other_masks(sparsifier, rank)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, sparsifier: Sparsifier) -> None:
-    """The same global batch of 4 texts, whatever the number of processes."""
+    # The same global batch of 4 texts, whatever the number of processes.
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(7):
+    for step in range(7):
         ids_BS = torch.randint(0, 64, (4, 12), generator=generator).chunk(size)[rank]
         optimizer.zero_grad()
-        model(ids_BS, labels=ids_BS).loss.backward()
+        wrapped(ids_BS, labels=ids_BS).loss.backward()
         optimizer.step()
         sparsifier.step()
+        if step == 3:
+            reload(model, optimizer)
+    state = {name: whole(value.detach()).contiguous() for name, value in model.named_parameters()}
+    return state | {f"mask:{name}": mask.to(torch.uint8) for name, mask in sparsifier.masks.items()}, sparsifier
 
 
-def refuse_other_masks(sparsifier: Sparsifier, rank: int) -> None:
+def reload(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write over the state and take it back, as a resumed run does."""
+    weights = {name: value.clone() for name, value in model_tensors(model).items()}
+    moments, values = optimizer_state(model, optimizer)
+    moments = {name: value.clone() for name, value in moments.items()}
+    load_model_tensors(model, {name: torch.zeros_like(value) for name, value in weights.items()})
+    load_model_tensors(model, weights)
+    load_optimizer_state(model, optimizer, moments, values)
+
+
+def refuse_other_masks(sparsifier: Sparsifier) -> None:
     name = next(iter(sparsifier.masks))
-    if rank == 1:
+    if dist.get_rank() == 1:
         sparsifier.masks[name][0, 0] ^= True
     try:
         check_masks(sparsifier.masks)
@@ -69,4 +70,15 @@ def refuse_other_masks(sparsifier: Sparsifier, rank: int) -> None:
     raise AssertionError("masks that differ went unnoticed")
 
 
-main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for kind, method in (("ddp", "rigl"), ("fsdp2", "mest")):
+        state, sparsifier = train(kind, method)
+        save_file(state, out / f"{kind}-{dist.get_rank()}.safetensors")
+    refuse_other_masks(sparsifier)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -13,6 +13,9 @@ from tiny import make_text
 from hebbline.artifacts import load_masks
 from hebbline.serve.triton.process import free_ports
 
+sys.path.insert(0, str(Path(__file__).parent))
+from distributed_run import train
+
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -25,14 +28,17 @@ def torchrun(processes, *command):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    out = tmp_path_factory.mktemp("distributed")
+    torchrun(2, SCRIPT, out)
+    return out
+
+
 @pytest.mark.parametrize(("kind", "method"), [("ddp", "rigl"), ("fsdp2", "mest")])
-def test_two_processes_agree_with_each_other_and_with_one(tmp_path, kind, method):
-    torchrun(2, SCRIPT, kind, method, tmp_path)
-    single = [sys.executable, str(SCRIPT), "single", method, str(tmp_path)]
-    done = subprocess.run(single, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-4000:]
-    first, second = (load_file(tmp_path / f"{kind}-{method}-{rank}.safetensors") for rank in (0, 1))
-    alone = load_file(tmp_path / f"single-{method}-0.safetensors")
+def test_two_processes_agree_with_each_other_and_with_one(results, kind, method):
+    first, second = (load_file(results / f"{kind}-{rank}.safetensors") for rank in (0, 1))
+    alone, _ = train("single", method)
     assert first.keys() == second.keys() == alone.keys()
     masks = [name for name in first if name.startswith("mask:")]
     assert len(masks) == 14
@@ -46,7 +52,7 @@ def test_two_processes_agree_with_each_other_and_with_one(tmp_path, kind, method
         assert differing <= 0.01 * int(alone[name].sum()), f"{name}: {differing}"
 
 
-def test_train_command_under_torchrun_resumes_and_publishes_once(tmp_path):
+def test_train_command_under_torchrun_checkpoints_and_publishes(tmp_path):
     (tmp_path / "text.txt").write_text("\n\n".join(make_text(40)))
     (tmp_path / "recipe.yaml").write_text(
         f"""

@@ -1,12 +1,12 @@
 """The recipe's `sparsity` block: how masks start, change and end.
 
-A field left out (None) is as the method has it; see `methods.PRESETS`. `SparsityConfig` fills them in, so that what it
-holds is what will be done. In a group, a field left out is as in the block itself.
+A field left out (None) is as the method has it; see `methods.PRESETS`. `SparsityConfig.resolved` fills them in, and
+says so all that will be done. In a group, a field left out is as in the block itself.
 """
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ...artifacts import InputError
 from ..topology.structure import Structure, StructureKind
@@ -223,11 +223,6 @@ class SparsityConfig:
         if self.method not in PRESETS:
             raise InputError(f"sparsity.method '{self.method}' is none of {', '.join(PRESETS)}")
         _check_densities("sparsity", self.density, self.initial_density)
-        for name, value in self._preset_values().items():
-            object.__setattr__(self, name, value)
-        if self.initial_density is None:
-            initial = PRESETS[self.method].initial_density
-            object.__setattr__(self, "initial_density", max(initial, self.density) if self.decays else self.density)
         if self.first_density < self.density:
             raise InputError(
                 f"sparsity.initial_density {self.initial_density} is below sparsity.density {self.density}: "
@@ -238,7 +233,7 @@ class SparsityConfig:
     @property
     def decays(self) -> bool:
         """Whether the density falls."""
-        return self.schedule != "constant"
+        return (self.schedule or PRESETS[self.method].schedule) != "constant"
 
     @property
     def changes(self) -> bool:
@@ -248,24 +243,30 @@ class SparsityConfig:
     @property
     def first_density(self) -> float:
         """Density of the initial graphs."""
-        return required(self.initial_density) if self.decays else self.density
+        if not self.decays:
+            return self.density
+        if self.initial_density is None:
+            return max(PRESETS[self.method].initial_density, self.density)
+        return self.initial_density
 
-    def _preset_values(self) -> dict[str, Any]:
-        """The fields that the method decides, filled in where the recipe left them out."""
+    def resolved(self) -> "SparsityConfig":
+        """The same with every field that was left out filled in, as the method has it."""
         preset = PRESETS[self.method]
         topology = TopologyConfig(preset.topology, r=0.25, degrees="fixed", beta=0.25)
         removal = RemovalConfig(preset.removal_score, preset.removal_rule, (1.0, 9.0), preset.chains)
         regrowth = RegrowthConfig(preset.regrowth_score, preset.regrowth_rule, 1.0)
-        early_stop = self.update.early_stop
-        return {
-            "schedule": self.schedule or preset.schedule,
-            "distribution": self.distribution or preset.distribution,
-            "topology": merge(self.topology, topology),
-            "removal": merge(self.removal, removal),
-            "regrowth": merge(self.regrowth, regrowth),
-            "fraction": merge(self.fraction, FractionConfig(preset.fraction, preset.removed)),
-            "update": replace(self.update, early_stop=preset.early_stop if early_stop is None else early_stop),
-        }
+        early_stop = preset.early_stop if self.update.early_stop is None else self.update.early_stop
+        return replace(
+            self,
+            initial_density=self.first_density,
+            schedule=self.schedule or preset.schedule,
+            distribution=self.distribution or preset.distribution,
+            topology=merge(self.topology, topology),
+            removal=merge(self.removal, removal),
+            regrowth=merge(self.regrowth, regrowth),
+            fraction=merge(self.fraction, FractionConfig(preset.fraction, preset.removed)),
+            update=replace(self.update, early_stop=early_stop),
+        )
 
 
 Section = TypeVar("Section", TopologyConfig, RemovalConfig, RegrowthConfig, FractionConfig)
@@ -279,7 +280,7 @@ def merge(chosen: Section, otherwise: Section) -> Section:
 
 
 def required(value: Value | None) -> Value:
-    """A field that `SparsityConfig` has filled in."""
+    """A field that `SparsityConfig.resolved` has filled in."""
     assert value is not None
     return value
 

@@ -66,6 +66,7 @@ def plan_layers(model: nn.Module, config: SparsityConfig) -> dict[str, LayerPlan
     Raises:
         InputError: globs that match no layer, or a structure that a layer's shape or density does not admit.
     """
+    config = config.resolved()
     layers = dict(sparse_layers(model, config))
     groups = {name: _group_of(name, config.groups) for name in layers}
     _check_globs(config.groups, list(layers))

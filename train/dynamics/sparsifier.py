@@ -62,11 +62,11 @@ class Sparsifier:
 
         Args:
             model: not yet wrapped for DDP; after it was split, for FSDP2.
-            config: its settings.
+            config: its settings; `self.config` has them resolved.
             state: of an earlier `state_dict()`.
             inputs: float [samples, features], the data, for initial graphs of kind "csti".
         """
-        self.config = config
+        self.config = config = config.resolved()
         self._inputs = inputs
         self.steps = 0
         self.plans = plan_layers(model, config)

@@ -52,9 +52,10 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         recipe: what to train.
         settings: where checkpoints and logs go; without them, there are none.
     """
+    dense = load_pretrained(recipe.model.pretrained, recipe.data.sequence_length) if recipe.model.pretrained else None
     documents = load_documents(recipe.data.source, recipe.data.validation_share)
-    if recipe.model.pretrained:
-        model, tokenizer = load_pretrained(recipe.model.pretrained, recipe.data.sequence_length)
+    if dense is not None:
+        model, tokenizer = dense
         set_seed(recipe.optimization.seed)
     else:
         tokenizer = train_tokenizer(documents.train, recipe.model.vocab_size)

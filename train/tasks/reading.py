@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,7 +38,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[Any, str]:
     """Read a recipe file, or a shipped recipe by name, with overrides like `--sparsity.density=0.3`.
 
     Returns:
-        The recipe, of its task's class, and all of it as YAML, defaults included.
+        The recipe, of its task's class and with its method's pieces filled in, and all of it as YAML.
 
     Raises:
         InputError: no such recipe, an unknown field, or a value out of range; the field is named.
@@ -52,7 +52,8 @@ def build_recipe(parser: Parser, values: Namespace, task: str = DEFAULT_TASK) ->
     """The recipe that parsed values describe, and its YAML."""
     values = values.clone()
     values.pop("recipe", None)
-    recipe = RECIPES[task](**vars(parser.instantiate(values)))
+    recipe: Any = RECIPES[task](**vars(parser.instantiate(values)))
+    recipe = replace(recipe, sparsity=recipe.sparsity.resolved())
     return recipe, yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
 
 
