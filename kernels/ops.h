@@ -13,7 +13,7 @@ std::vector<const ort::CustomOp*> linear_ops();
 // VarlenAttention.
 std::vector<const ort::CustomOp*> attention_ops();
 
-// ShortlistHead.
+// DenseHead, ShortlistHead.
 std::vector<const ort::CustomOp*> head_ops();
 
 }  // namespace hebbline

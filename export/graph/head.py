@@ -20,20 +20,24 @@ _LARGEST = 127
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def add_head(builder: GraphBuilder, source: SourceModel, form: HeadForm, normed: str) -> None:
+def add_head(builder: GraphBuilder, source: SourceModel, form: HeadForm, portable: bool, normed: str) -> None:
     """The node `logits` [R, V] from the normed hidden states [R, E].
 
     "packed": the exact product, with a weight of its own packed like that of any projection. "dense": the exact product
-    with float32 weights [V, E]. "int8": the op `ShortlistHead`, which reads int8 weights with a scale a row, and
-    computes the `SHORTLIST` highest logits of a row again from the weights of "dense": the largest is exact, and the
-    others are off by about a hundredth of it. Graphs over one weight file may mix the last two.
+    with float32 weights [V, E], which the op `DenseHead` reads as they lie; a portable graph has a Gemm, of whose
+    weights ONNX Runtime makes a copy. "int8", never portable: the op `ShortlistHead`, which reads int8 weights with a
+    scale a row, and computes the `SHORTLIST` highest logits of a row again from the weights of "dense": the largest is
+    exact, and the others are off by about a hundredth of it. Graphs over one weight file may mix the last two.
     """
     if form == "packed" and not source.config.tie_word_embeddings:
         builder.linear(normed, "lm_head", source.weight("lm_head"), source.masks["lm_head"], None, "logits")
         return
     weight = _dense_weight(builder, source)
-    if form != "int8":
+    if portable:
         builder.node("Gemm", [normed, weight], "logits", transB=1)
+        return
+    if form != "int8":
+        builder.node("DenseHead", [normed, weight], "logits", DOMAIN)
         return
     int8_VE, scales_V = quantise_rows(source.parameter(weight))
     inputs = [normed, builder.initializer("lm_head.int8", int8_VE), builder.initializer("lm_head.scales", scales_V)]

@@ -43,7 +43,7 @@ def build_llama(
     assert update is not None
     normed = _wanted_rows(builder, source, attention.flat, hidden, update)
     builder.output("logits", TensorProto.FLOAT, ["rows", source.config.vocab_size])
-    add_head(builder, source, lm_head, normed)
+    add_head(builder, source, lm_head, attention.portable, normed)
     return builder.model("llama", portable=attention.portable)
 
 

@@ -12,7 +12,8 @@ namespace hebbline {
 namespace {
 
 constexpr int64_t kRowsPerTask = 512;  // of the weight
-constexpr int64_t kGroup = 64;         // logits whose largest is kept, to find the high ones; divides the above
+constexpr int64_t kFloatRowsPerTask = 128;
+constexpr int64_t kGroup = 64;  // logits whose largest is kept, to find the high ones; divides the above
 constexpr float kLargestQuant = 127;
 
 void quantise(const float* hidden_E, int64_t hidden, float inverse, int8_t* token_E) {
@@ -104,6 +105,22 @@ const HeadKernels& head_kernels() {
   return scalar::kHeadKernels;
 }
 
+void multiply_head(const HeadKernels& kernels, const float* weight_VE, int64_t vocabulary, int64_t hidden,
+                   const float* hidden_RE, int64_t rows, float* logits_RV, const Parallel& parallel) {
+  const int64_t steps = std::max<int64_t>(1, (rows + kFloatTokens - 1) / kFloatTokens);
+  const int64_t step = std::max<int64_t>(1, (rows + steps - 1) / steps);  // of about the same number of tokens
+  parallel(static_cast<size_t>((vocabulary + kFloatRowsPerTask - 1) / kFloatRowsPerTask), [&](size_t task) {
+    const int64_t first = static_cast<int64_t>(task) * kFloatRowsPerTask;
+    const int64_t last = std::min(vocabulary, first + kFloatRowsPerTask);
+    for (int64_t r = 0; r < rows; r += step) {
+      // The first tokens wait for the weights to come from memory; the next fetch those of the following task.
+      const int64_t ahead = r == step ? kFloatRowsPerTask * hidden : 0;
+      kernels.multiply_floats(weight_VE, hidden, first, last, hidden_RE + r * hidden, std::min(step, rows - r), ahead,
+                              logits_RV + r * vocabulary + first, vocabulary);
+    }
+  });
+}
+
 ShortlistHead::ShortlistHead(const HeadWeights& weights, int64_t shortlist)
     : weights_(weights), shortlist_(shortlist), row_sums_V_(static_cast<size_t>(weights.vocabulary)) {
   for (int64_t v = 0; v < weights.vocabulary; ++v) {
@@ -132,11 +149,11 @@ void ShortlistHead::compute(const float* hidden_RE, int64_t rows, float* logits_
 
 void ShortlistHead::estimate(const int8_t* tokens_RE, const float* token_scales_R, int64_t rows, int64_t first,
                              int64_t last, float* logits_RV, float* largest_RG) const {
-  int32_t sums[kHeadTokens * kRowsPerTask];
-  for (int64_t r = 0; r < rows; r += kHeadTokens) {
-    const int64_t count = std::min<int64_t>(kHeadTokens, rows - r);
-    kernels_.multiply(weights_, row_sums_V_.data(), first, last, tokens_RE + r * weights_.hidden, count, sums,
-                      kRowsPerTask);
+  int32_t sums[kInt8Tokens * kRowsPerTask];
+  for (int64_t r = 0; r < rows; r += kInt8Tokens) {
+    const int64_t count = std::min<int64_t>(kInt8Tokens, rows - r);
+    kernels_.multiply_int8(weights_, row_sums_V_.data(), first, last, tokens_RE + r * weights_.hidden, count, sums,
+                           kRowsPerTask);
     for (int64_t t = 0; t < count; ++t) {
       float* logits_V = logits_RV + (r + t) * weights_.vocabulary;
       const int32_t* sums_V = sums + t * kRowsPerTask - first;
@@ -167,7 +184,7 @@ std::vector<int32_t> ShortlistHead::candidates(std::span<const float> largest_G,
 float ShortlistHead::rescore(const float* hidden_E, const std::vector<int32_t>& tokens, float* logits_V) const {
   float most = -std::numeric_limits<float>::infinity();
   for (const int32_t v : tokens) {
-    logits_V[v] = kernels_.dot(hidden_E, weights_.float_VE + v * weights_.hidden, weights_.hidden);
+    kernels_.multiply_floats(weights_.float_VE, weights_.hidden, v, v + 1, hidden_E, 1, 0, logits_V + v, 0);
     most = std::max(most, logits_V[v]);
   }
   return most;

@@ -1,5 +1,5 @@
-// The head of a language model in two passes: all logits from int8 weights and activations, then those of a shortlist
-// from the float32 weights.
+// The head of a language model: exact, or in two passes: all logits from int8 weights and activations, then those of a
+// shortlist from the float32 weights.
 //
 // The int8 pass reads a quarter of the bytes, which is what a head costs at few tokens. It misjudges a logit by about a
 // hundredth of the largest; what decides between tokens, the highest logits, is computed again.
@@ -18,7 +18,8 @@ namespace hebbline {
 // Runs task(0) ... task(count - 1), at the same time where it can.
 using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
 
-inline constexpr int kHeadTokens = 4;  // most tokens of a call of HeadKernels::multiply
+inline constexpr int kInt8Tokens = 4;   // most tokens of a call of HeadKernels::multiply_int8
+inline constexpr int kFloatTokens = 6;  // and of multiply_floats
 
 // The weights. weight[v][e] is about int8_VE[v][e] * scales_V[v].
 struct HeadWeights {
@@ -30,17 +31,24 @@ struct HeadWeights {
 
 // One instruction set's kernels.
 struct HeadKernels {
-  // sums[t][v - first] for `tokens` tokens, at most kHeadTokens, and v in [first, last): products of whole numbers,
+  // sums[t][v - first] for `tokens` tokens, at most kInt8Tokens, and v in [first, last): products of whole numbers,
   // exact. `stride` is from one token's sums to the next.
-  void (*multiply)(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
-                   const int8_t* tokens_TE, int64_t tokens, int32_t* sums, int64_t stride);
-  float (*dot)(const float* a_E, const float* b_E, int64_t count);
+  void (*multiply_int8)(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
+                        const int8_t* tokens_TE, int64_t tokens, int32_t* sums, int64_t stride);
+  // The same for float32 weights and at most kFloatTokens tokens. What a token gets does not depend on the others. The
+  // weights `ahead` floats on are fetched meanwhile.
+  void (*multiply_floats)(const float* weight_VE, int64_t hidden, int64_t first, int64_t last, const float* tokens_TE,
+                          int64_t tokens, int64_t ahead, float* logits, int64_t stride);
 };
 
 // Those of the instruction set that platform/cpu.h selects.
 const HeadKernels& head_kernels();
 
-// A head, made once for a node.
+// logits_RV = hidden_RE times weight_VE, in float32. The weight is read as it lies: no copy of it is made.
+void multiply_head(const HeadKernels& kernels, const float* weight_VE, int64_t vocabulary, int64_t hidden,
+                   const float* hidden_RE, int64_t rows, float* logits_RV, const Parallel& parallel);
+
+// A head in two passes, made once for a node.
 class ShortlistHead {
  public:
   // `shortlist`: the logits of a token that are exact, at least 1.

@@ -5,6 +5,8 @@
 #include "head/head.h"
 
 namespace hebbline::avx512 {
+#include "head/head_floats.inc"
+
 namespace {
 
 constexpr int kRows = 4;
@@ -21,8 +23,8 @@ inline __m128i sums_of_lanes(const __m512i x[kRows]) {
 // sums[t * kRows + r] of four rows of the weight and kTokens tokens. VPDPBUSD takes unsigned times signed numbers:
 // tokens go in plus 128, and 128 times the row's sum comes off at the end.
 template <int kTokens>
-inline void multiply_rows(const int8_t* const weights_E[kRows], __m128i row_sums, const int8_t* tokens_TE,
-                          int64_t hidden, int32_t* sums) {
+inline void multiply_int8_rows(const int8_t* const weights_E[kRows], __m128i row_sums, const int8_t* tokens_TE,
+                               int64_t hidden, int32_t* sums) {
   const __m512i offset = _mm512_set1_epi8(-128);
   __m512i totals[kTokens][kRows];
   for (int t = 0; t < kTokens; ++t) {
@@ -48,8 +50,8 @@ inline void multiply_rows(const int8_t* const weights_E[kRows], __m128i row_sums
 // The four rows of a step lie far apart: four streams that the processor prefetches. Four neighbouring rows are read in
 // an order that it does not see through, at a third of the speed.
 template <int kTokens>
-void multiply_all(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
-                  const int8_t* tokens_TE, int32_t* sums, int64_t stride) {
+void multiply_int8_all(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
+                       const int8_t* tokens_TE, int32_t* sums, int64_t stride) {
   const int64_t quarter = (last - first) / kRows;
   const auto step = [&](int64_t v, int64_t apart, int rows) {
     const int8_t* weights_E[kRows];
@@ -60,7 +62,7 @@ void multiply_all(const HeadWeights& weights, const int32_t* row_sums_V, int64_t
     }
     int32_t found[kTokens * kRows];
     const __m128i packed = _mm_load_si128(reinterpret_cast<const __m128i*>(row_sums));
-    multiply_rows<kTokens>(weights_E, packed, tokens_TE, weights.hidden, found);
+    multiply_int8_rows<kTokens>(weights_E, packed, tokens_TE, weights.hidden, found);
     for (int t = 0; t < kTokens; ++t) {
       for (int r = 0; r < rows; ++r) sums[t * stride + v + r * apart - first] = found[t * kRows + r];
     }
@@ -69,34 +71,23 @@ void multiply_all(const HeadWeights& weights, const int32_t* row_sums_V, int64_t
   for (int64_t v = first + kRows * quarter; v < last; ++v) step(v, 0, 1);
 }
 
-void multiply(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
-              const int8_t* tokens_TE, int64_t tokens, int32_t* sums, int64_t stride) {
-  static_assert(kHeadTokens == 4);
+void multiply_int8(const HeadWeights& weights, const int32_t* row_sums_V, int64_t first, int64_t last,
+                   const int8_t* tokens_TE, int64_t tokens, int32_t* sums, int64_t stride) {
+  static_assert(kInt8Tokens == 4);
   switch (tokens) {
     case 1:
-      return multiply_all<1>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+      return multiply_int8_all<1>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
     case 2:
-      return multiply_all<2>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+      return multiply_int8_all<2>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
     case 3:
-      return multiply_all<3>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+      return multiply_int8_all<3>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
     default:
-      return multiply_all<4>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
+      return multiply_int8_all<4>(weights, row_sums_V, first, last, tokens_TE, sums, stride);
   }
-}
-
-float dot(const float* a_E, const float* b_E, int64_t count) {
-  __m512 lanes = _mm512_setzero_ps();
-  int64_t e = 0;
-  for (; e + 16 <= count; e += 16) lanes = _mm512_fmadd_ps(_mm512_loadu_ps(a_E + e), _mm512_loadu_ps(b_E + e), lanes);
-  if (e < count) {
-    const auto mask = static_cast<__mmask16>((1U << (count - e)) - 1);
-    lanes = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, a_E + e), _mm512_maskz_loadu_ps(mask, b_E + e), lanes);
-  }
-  return _mm512_reduce_add_ps(lanes);
 }
 
 }  // namespace
 
-const HeadKernels kHeadKernels{multiply, dot};
+const HeadKernels kHeadKernels{multiply_int8, multiply_floats};
 
 }  // namespace hebbline::avx512

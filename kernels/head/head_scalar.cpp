@@ -1,7 +1,8 @@
 #include "head/head.h"
 
 namespace hebbline::scalar {
-#include "head/head_kernels.inc"
+#include "head/head_floats.inc"
+#include "head/head_int8.inc"
 
-const HeadKernels kHeadKernels{multiply, dot};
+const HeadKernels kHeadKernels{multiply_int8, multiply_floats};
 }  // namespace hebbline::scalar

@@ -1,4 +1,4 @@
-"""ShortlistHead against float64 and against its int8 arithmetic in whole numbers.
+"""DenseHead against float64; ShortlistHead against float64 and against its int8 arithmetic in whole numbers.
 
 Legend: R rows, V vocabulary, E hidden size.
 """
@@ -22,9 +22,11 @@ def quantise(weight_VE):
 def make_model(weight_VE, shortlist, **changed):
     int8, scales = quantise(weight_VE)
     tensors = {"int8": int8, "scales": scales, "weight": weight_VE} | changed
-    node = helper.make_node(
-        "ShortlistHead", ["hidden", *tensors], ["logits"], name="head", domain=DOMAIN, shortlist=shortlist
-    )
+    return model_of("ShortlistHead", tensors, shortlist=shortlist)
+
+
+def model_of(op_type, tensors, **attributes):
+    node = helper.make_node(op_type, ["hidden", *tensors], ["logits"], name="head", domain=DOMAIN, **attributes)
     hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["R", "E"])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["R", "V"])
     initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
@@ -64,6 +66,25 @@ def isa(request, monkeypatch):
             pytest.skip(f"this processor lacks {request.param}")
         raise
     return request.param
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 16])
+@pytest.mark.parametrize(("vocabulary", "hidden"), [(1, 1), (3, 15), (130, 16), (515, 64), (1030, 100)])
+def test_the_dense_head_is_the_product(isa, vocabulary, hidden, rows):
+    weight, tokens = make_case(vocabulary, hidden, rows)
+    exact = tokens.astype(np.float64) @ weight.astype(np.float64).T
+    for threads in (1, 2):
+        logits = open_session(model_of("DenseHead", {"weight": weight}), threads).run(None, {"hidden": tokens})[0]
+        assert logits.shape == (rows, vocabulary)
+        assert np.abs(logits - exact).max(initial=0) < 1e-6 * np.sqrt(hidden)
+
+
+def test_a_row_of_the_dense_head_does_not_depend_on_its_neighbours(isa):
+    weight, tokens = make_case(700, 72, 7, seed=6)
+    session = open_session(model_of("DenseHead", {"weight": weight}), threads=2)
+    together = session.run(None, {"hidden": tokens})[0]
+    for row in range(7):
+        assert session.run(None, {"hidden": tokens[row : row + 1]})[0].tobytes() == together[row].tobytes()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 16])
@@ -163,6 +184,11 @@ BAD_NODES = {
 def test_malformed_heads_are_refused_at_load(changed, shortlist, message):
     with pytest.raises(Exception, match=f"node 'head': .*{message}"):
         open_session(make_model(WEIGHT, shortlist, **changed))
+
+
+def test_a_malformed_dense_head_is_refused_at_load():
+    with pytest.raises(Exception, match=r"node 'head': weight is not \[vocabulary, hidden\]"):
+        open_session(model_of("DenseHead", {"weight": np.ones(8, np.float32)}))
 
 
 def test_hidden_states_of_another_size_are_refused():
