@@ -69,7 +69,7 @@ class EngineRequest:
     generations (of those that the runtime builds for without one), and options.
 
     `timing_cache`: a file that is read where it exists and written after the build; it spares the next build on the
-    same GPU most of its timing.
+    same GPU most of its timing. `plugins`: register the plugins of `kernels/gpu` first (TensorRT only).
     """
 
     runtime: EngineRuntime
@@ -79,6 +79,7 @@ class EngineRequest:
     compute_capabilities: tuple[str, ...]
     sparse_weights: bool = True
     timing_cache: Path | None = None
+    plugins: bool = False
     seconds: float = 3600.0
 
 
@@ -124,6 +125,7 @@ def _request_json(request: EngineRequest, log: Path, result: Path) -> dict[str, 
         "compute_capabilities": list(request.compute_capabilities) if request.runtime.builds_without_gpu else [],
         "profiles": [{name: [list(shape) for shape in shapes] for name, shapes in p.items()} for p in request.profiles],
         "sparse_weights": request.sparse_weights,
+        "plugins": request.plugins,
         "timing_cache": None if request.timing_cache is None else str(request.timing_cache.absolute()),
     }
 

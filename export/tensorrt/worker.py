@@ -1,8 +1,9 @@
 """The process that builds one engine: this file is run as a script, with the request's path as its last argument.
 
 NVIDIA's parser and builder can abort the process that they run in, and a build can take hours; so they run here, and
-`build` starts, limits and reads this process. It imports nothing of ours, to be up in no time. The request and the
-result are JSON files; the builder's log is written line by line, so that what was said before an abort is kept.
+`build` starts, limits and reads this process. It imports nothing of ours but plugins that are asked for, to be
+up in no time. The request and the result are JSON files; the builder's log is written line by line, so that what was
+said before an abort is kept.
 """
 
 import importlib
@@ -28,6 +29,8 @@ def main(request_file: Path) -> None:
 
 def _build(trt: Any, request: dict[str, Any], log: TextIO) -> dict[str, Any]:
     logger = _make_logger(trt, log)
+    if request["plugins"]:
+        _register_plugins(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt))
     parser = trt.OnnxParser(network, logger)
@@ -61,10 +64,19 @@ def _make_logger(trt: Any, log: TextIO) -> Any:
     return FileLogger()
 
 
+def _register_plugins(trt: Any) -> None:
+    plugins = importlib.import_module("hebbline.kernels.gpu.plugins")
+    plugins.register_plugins(importlib.import_module(f"{trt.__name__}.plugin"), trt)
+
+
 def _network_flags(trt: Any) -> int:
-    """Strongly typed: the types in the file are those of the engine. From TensorRT 11 on there is no other kind."""
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
+    """Strongly typed: the types in the file are those of the engine. From TensorRT 11 on there is no other kind.
+
+    Plugins are to be compiled into the engine, not called back in Python.
+    """
+    wanted = ("STRONGLY_TYPED", "PREFER_AOT_PYTHON_PLUGINS")
+    flags = [getattr(trt.NetworkDefinitionCreationFlag, name, None) for name in wanted]
+    return sum(1 << int(flag) for flag in flags if flag is not None)
 
 
 def _parser_error(error: Any) -> dict[str, str]:

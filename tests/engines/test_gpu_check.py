@@ -44,7 +44,10 @@ def a_check(**changes):
         "versions": {"TensorRT": "11.4.0", "torch": "2.13.0"},
         "parity": [KernelParity("csr", "float16", 1, 2, 3, 0.25), KernelParity("csr", "bfloat16", 1, 2, 3, 0.5)],
         "engines": [EngineCheck("tensorrt", "11.4.0", "float16", 0.004, 0.006)],
-        "kernels": [LayerTime("csr", "cuBLAS", 0.05, 1, Timing(3e-6, 18e-6, 5.9))],
+        "kernels": [
+            LayerTime("csr", "cuBLAS", 0.05, 1, Timing(3e-6, 18e-6, 5.9)),
+            LayerTime("csr plugin", "TensorRT dense", 0.05, 1, Timing(4e-6, 20e-6, 5.0)),
+        ],
         "tensorrt": [TensorRtLayer(64, 1e-4, Timing(1e-5, 1.5e-5, 1.5), two_four)],
         "mismatches": [],
     }
@@ -55,7 +58,9 @@ def test_the_page_says_what_was_run_and_what_was_predicted():
     page = render_page(a_check())
     assert "Everything agreed." in page and "TensorRT 11.4.0, torch 2.13.0" in page
     assert "| kernels of `csr` against float64 | 0.50 of what rounding allows |" in page
-    assert "speed-up (run) | speed-up (predicted)" in page and "| csr | 0.05 | 1 | 3.0 | 18.0 | 5.90 | 6." in page
+    assert (
+        "speed-up (run) | speed-up (predicted)" in page and "| csr | 0.05 | 1 | 3.0 | cuBLAS | 18.0 | 5.90 | 6." in page
+    )
     assert "| 64 | 10.0 | 15.0 | 1.50 | yes | yes | 2:4 by structure; the builder timed a sparse tactic" in page
     other = render_page(a_check(gpu="NVIDIA T4", mismatches=["kernel csr: error 2 of the allowed one"]))
     assert "no model of this GPU" in other and "**Not everything agreed:**\n- kernel csr" in other

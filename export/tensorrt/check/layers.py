@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -18,12 +19,14 @@ from ....artifacts import CheckError
 from ....kernels.gpu import ops
 from ....kernels.gpu.packing import PACKERS
 from ..build import EngineRequest, EngineRuntime, build_engine
+from ..packed import add_packed_linear
 from ..sparsity import LayerSparsity, layer_sparsity, parse_sparsity_log
 from ..typed_graph import PRECISIONS, TypedGraph, save_typed_model
 from .cases import DENSITIES, TIMED_SHAPE, TOKENS, random_weight, timed_mask
 from .timing import GraphReplay, Timing, compare, copies_beyond_cache
 
 TWO_FOUR_DENSITY = 0.5
+PLUGIN_DENSITY = 0.1
 _PARITY_FACTOR = 2.0**-8
 """Error allowed to a float16 layer of TensorRT, relative to the sum of magnitudes."""
 
@@ -93,11 +96,7 @@ def time_tensorrt(runtime: EngineRuntime, capability: str) -> Iterator[TensorRtL
 def _time_two_four(
     runtime: EngineRuntime, capability: str, weight_NK: NDArray, mask_NK: NDArray, tokens: int, folder: Path
 ) -> TensorRtLayer:
-    graph = TypedGraph(PRECISIONS["float16"])
-    graph.input("x", [tokens, weight_NK.shape[1]])
-    graph.output("y", [tokens, weight_NK.shape[0]])
-    graph.linear("x", "layer", weight_NK, None, "y")
-    save_typed_model(graph.model("layer"), folder / "layer.onnx")
+    save_typed_model(_layer_graph("dense", weight_NK, mask_NK, tokens), folder / "layer.onnx")
     replays, logs, errors = [], [], []
     for sparse in (False, True):
         engine = folder / f"{'sparse' if sparse else 'dense'}.engine"
@@ -112,6 +111,52 @@ def _time_two_four(
     log = None if runtime.builds_without_gpu else parse_sparsity_log(logs[1])
     timing = compare(replays[0], replays[1])
     return TensorRtLayer(tokens, max(errors), timing, layer_sparsity("layer", mask_NK, "y", log))
+
+
+def time_plugins(runtime: EngineRuntime, capability: str) -> Iterator[LayerTime]:
+    """Every form as a plugin in a TensorRT engine, against TensorRT's dense product, at each number of tokens.
+
+    Raises:
+        CheckError: a build fails, or a result is wrong.
+    """
+    for form in PACKERS:
+        mask_NK = timed_mask(form, PLUGIN_DENSITY)
+        weight_NK = random_weight(np.random.default_rng(0), mask_NK, "float16")
+        for tokens in TOKENS:
+            with tempfile.TemporaryDirectory(prefix="hebbline-gpu-check-") as directory:
+                replays = []
+                for what in ("dense", form):
+                    path = Path(directory) / f"{what}.onnx"
+                    save_typed_model(_layer_graph(what, weight_NK, mask_NK, tokens), path)
+                    request = EngineRequest(
+                        runtime, path, path.with_suffix(".engine"), [], (capability,), plugins=what != "dense"
+                    )
+                    build_engine(request)
+                    replays.append(_replay(runtime, request.engine, tokens, weight_NK))
+                timing = compare(replays[0], replays[1])
+            yield LayerTime(f"{form} plugin", "TensorRT dense", float(mask_NK.mean()), tokens, timing)
+
+
+def _layer_graph(form: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_], tokens: int) -> onnx.ModelProto:
+    """One layer, dense or packed for the plugin of a form."""
+    graph = TypedGraph(PRECISIONS["float16"])
+    graph.input("x", [tokens, weight_NK.shape[1]])
+    graph.output("y", [tokens, weight_NK.shape[0]])
+    if form == "dense":
+        graph.linear("x", "layer", weight_NK, None, "y")
+    else:
+        add_packed_linear(graph, "x", "layer", PACKERS[form](weight_NK, mask_NK), "y")
+    return graph.model("layer")
+
+
+def _replay(runtime: EngineRuntime, engine: Path, tokens: int, weight_NK: NDArray) -> GraphReplay:
+    """Several copies of an engine, whose results were compared with float64."""
+    trt = importlib.import_module(runtime.module)
+    # An engine file is about as large as the weight in it.
+    copies = copies_beyond_cache(engine.stat().st_size)
+    layers = [LayerEngine(trt, engine, tokens, weight_NK.shape) for _ in range(copies)]
+    layers[0].error(weight_NK)
+    return GraphReplay([layer.launch for layer in layers])
 
 
 class LayerEngine:

@@ -35,7 +35,7 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
     """
     gpu, runtimes = check_conditions()
     from .cases import check_kernels
-    from .layers import time_kernels, time_tensorrt
+    from .layers import time_kernels, time_plugins, time_tensorrt
 
     mismatches: list[str] = []
     progress("comparing the kernels with float64")
@@ -51,6 +51,10 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
     kernels = list(time_kernels())
     progress("timing TensorRT")
     layers = _collect(runtimes, mismatches, lambda runtime: list(time_tensorrt(runtime, gpu.compute_capability)))
+    progress("timing the plugins")
+    # TensorRT-RTX takes no plugins.
+    takers = [runtime for runtime in runtimes if not runtime.builds_without_gpu]
+    kernels += _collect(takers, mismatches, lambda runtime: list(time_plugins(runtime, gpu.compute_capability)))
     check = GpuCheck(
         gpu.name, gpu.compute_capability, _versions(runtimes), parity, engines, kernels, layers, mismatches
     )
