@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test gpu-check lint clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -12,6 +12,10 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/pytest
+
+# On a machine with an NVIDIA GPU: builds, runs, compares and times, and writes docs/gpu/<gpu>.md.
+gpu-check: $(INSTALLED)
+	$(BIN)/hebbline gpu-check
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -16,13 +16,14 @@ COMMANDS = {
     "eval": ("evaluate", "perplexity of a model, an artifact or a grpc:// URL"),
     "inspect": ("inspect", "layers, densities, layouts and digests of a model or artifact"),
     "bench": ("bench", "the speed of sparse layers on this machine, dense ones beside them"),
+    "gpu-check": ("gpu_check", "engines and kernels on this machine's NVIDIA GPU: run, compared, timed"),
     "demo": ("demo", "the whole road on real text, in minutes, on a CPU"),
 }
 
 
 def usage() -> str:
     """The help text: one line a command."""
-    rows = "\n".join(f"  {name:<9}{help_line}" for name, (_, help_line) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11}{help_line}" for name, (_, help_line) in COMMANDS.items())
     return f"usage: hebbline COMMAND [options]\n\n{rows}\n\n`hebbline COMMAND --help` lists a command's options."
 
 

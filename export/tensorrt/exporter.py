@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
@@ -15,8 +16,9 @@ from ...artifacts.publish import check_target
 from ...serve.engine.engines import EngineFacts, write_engines
 from ...serve.engine.gpu import find_gpu
 from ...serve.engine.static_cache import StepLimits
-from ..exporter import export_model
+from ..exporter import NO_PASSES, export_model
 from ..graph.source import SourceModel, load_source
+from ..passes import PassOptions, run_passes
 from ..report import ExportReport
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
@@ -42,9 +44,20 @@ class EngineOptions:
 
 
 def export_engines(
-    model_directory: Path, out: Path, options: EngineOptions, progress: Progress = lambda stage: None
+    model_directory: Path,
+    out: Path,
+    options: EngineOptions,
+    progress: Progress = lambda stage: None,
+    *,
+    values: str = "float32",
+    lm_head: Literal["float32", "int8"] = "float32",
+    passes: PassOptions = NO_PASSES,
 ) -> tuple[ExportReport, EngineReport]:
     """Export a Llama directory to sparse ONNX and an engine, and publish both where they agree with torch.
+
+    Args:
+        model_directory, out, progress: as `export_model`. options: of the engine. values, lm_head: of the ONNX; the
+        engine's numbers are of its own precision. passes: what is done to the model first, for both.
 
     Raises:
         InputError: the runtime is not installed, the model is unfit, or `out` is taken; UnsupportedModelError: NVIDIA's
@@ -57,8 +70,8 @@ def export_engines(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.engines.", dir=out.absolute().parent) as directory:
         work = Path(directory)
         portable = work / "portable"
-        onnx_report = export_model(model_directory, portable, progress)
-        source = load_source(model_directory)
+        onnx_report = export_model(model_directory, portable, progress, values=values, lm_head=lm_head, passes=passes)
+        source, _ = run_passes(load_source(model_directory), passes, progress)
         with publish(out) as publication:
             engine, report = _build(source, runtime, options, work, publication.directory, progress)
             manifest = _move_portable(portable, publication.directory)

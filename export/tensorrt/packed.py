@@ -108,7 +108,7 @@ class _Body:
         return self("Reshape", parts, self.constant([-1]))
 
     def rows(self, offsets: str, count: str, row_count: str) -> str:
-        """Of `row_count` rows the one of each of `count` entries: by binary search the last row whose offset is not beyond the entry."""
+        """The row of each of `count` entries: by binary search the last of `row_count` rows that begins by then."""
         entries = self("Range", self.constant(0), self("Squeeze", count), self.constant(1))
         place = self("Mul", entries, self.constant(0))
         for step in reversed(range(_SEARCH_STEPS)):

@@ -20,7 +20,6 @@ from ...artifacts import CheckError, LanguageModelFacts
 from ...kernels.gpu.driver import CudaUnavailableError, Driver
 from .engines import EngineFacts, Gpu, choose_engine, is_installed, read_engines
 from .onnxruntime import OnnxRunner, language_model_facts
-from .runner import Runner
 from .static_cache import StaticCacheRunner, Step, cache_names, past_name, present_name
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -134,7 +133,7 @@ class TensorRtRunner(StaticCacheRunner):
         self.description = description
 
 
-def open_runner(artifact: Path, slots: int, threads: int | None = None) -> Runner:
+def open_runner(artifact: Path, slots: int, threads: int | None = None) -> OnnxRunner | TensorRtRunner:
     """The runner of a published artifact: an engine that fits this machine's GPU, else the ONNX, which runs anywhere.
 
     Where the artifact has engines and none fits, a warning says why.

@@ -14,7 +14,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from ...artifacts import InputError
-from ..engine.onnxruntime import OnnxRunner
+from ..engine.tensorrt import open_runner
 from ..generation import CANCELLED, Chunk
 from ..scheduler import Event, Failure, QueueFullError, Scheduler, Ticket, UnavailableError
 from ..tokenizer import load_tokenizer
@@ -29,7 +29,7 @@ class Backend:
     """The artifact's runner and scheduler, and the responder."""
 
     def __init__(self, artifact: Path, settings: Settings) -> None:
-        runner = OnnxRunner.open(artifact, settings.slots, settings.threads or None)
+        runner = open_runner(artifact, settings.slots, settings.threads or None)
         self._tokenizer = load_tokenizer(artifact)
         self._scheduler = Scheduler(
             runner, self._tokenizer, runner.facts.eos_token_ids, max_waiting=settings.max_waiting

@@ -11,6 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ...artifacts import InputError, LanguageModelFacts
+from ..engine.engines import read_engines
 from ..engine.onnxruntime import language_model_facts
 from ..tokenizer import load_tokenizer
 from .settings import MODEL_NAME, Settings
@@ -30,7 +31,8 @@ def fill_repository(artifact: Path, repository: Path, settings: Settings, *, cop
         artifact: a published directory of kind "onnx"; every file is verified.
         repository: made where it does not exist.
         settings: the parameters of `config.pbtxt`.
-        copy: copy the artifact instead of linking it, for a directory that is used on another machine.
+        copy: copy the artifact instead of linking it, for a directory that is used on another machine. Where the
+        artifact has engines, the model is then of KIND_GPU.
 
     Raises:
         InputError: the artifact is damaged or of another kind, or the repository's `llm` is not hebbline's.
@@ -81,8 +83,10 @@ def _fill_model(model: Path, artifact: Path, settings: Settings, copy: bool) -> 
     config = _read_config(model / CONFIG_FILE)
     for name, value in settings.as_parameters().items():
         config.parameters[name].string_value = value
+    # An artifact with engines goes to a machine with a GPU; here Triton would not load a model that asks for one.
+    kinds = model_config_pb2.ModelInstanceGroup
     for group in config.instance_group:
-        group.kind = model_config_pb2.ModelInstanceGroup.KIND_CPU
+        group.kind = kinds.KIND_GPU if copy and read_engines(artifact) else kinds.KIND_CPU
     (model / CONFIG_FILE).write_text(text_format.MessageToString(config))
 
 

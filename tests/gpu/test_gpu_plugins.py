@@ -25,7 +25,7 @@ FORMS = list(PACKERS)
 def registered():
     """What a process finds that registers the plugins; without the interpreter, as it compiles kernels."""
     if not is_installed("tensorrt_lean"):
-        pytest.skip("TensorRT's lean runtime is not installed: pip install 'hebbline[gpu-build]'")
+        pytest.skip("TensorRT's lean runtime is not installed: pip install 'hebbline[dev]'")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("lean_plugins.py")
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=200)
