@@ -1,7 +1,7 @@
 """`hebbline export MODEL --out DIR`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..console import Parser, console, print_json
 
@@ -15,7 +15,30 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="hebbline export", description="Turn a model directory into a sparse ONNX artifact.")
     parser.add_argument("model", type=Path, help="a Hugging Face Llama directory, with or without masks")
     parser.add_argument("--out", type=Path, required=True, help="where to publish the artifact")
-    parser.add_argument("--target", choices=["onnx"], default="onnx", help="what to export to")
+    parser.add_argument(
+        "--target",
+        choices=["onnx", "tensorrt-rtx", "tensorrt"],
+        default="onnx",
+        help="what to export to: ONNX, or ONNX with an engine; tensorrt-rtx builds without a GPU",
+    )
+    parser.add_argument(
+        "--precision", choices=["float16", "bfloat16"], default="float16", help="of an engine's weights and cache"
+    )
+    parser.add_argument(
+        "--timing-cache", type=Path, default=None, help="what building an engine on this GPU keeps for the next time"
+    )
+    parser.add_argument(
+        "--values",
+        choices=["float32", "bfloat16", "int8", "int4"],
+        default="float32",
+        help="how weights are stored: float32 is exact, of the others the report states the cost in perplexity",
+    )
+    parser.add_argument(
+        "--lm-head",
+        choices=["float32", "int8"],
+        default="float32",
+        help="int8: faster, with the best logits computed again exactly",
+    )
     parser.add_argument(
         "--compact", action="store_true", help="first remove neurons that have no effect; the function stays as it is"
     )
@@ -25,15 +48,63 @@ def main(arguments: list[str]) -> int:
         help="first reorder hidden dimensions so that more links are 2:4 or share blocks; the function stays as it is",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    values = parser.parse_args(arguments)
-    report = export_to_directory(values.model, values.out, compact=values.compact, permute=values.permute)
-    if values.json:
+    options = parser.parse_args(arguments)
+    if options.target == "onnx":
+        report = export_to_directory(
+            options.model,
+            options.out,
+            values=options["values"],
+            lm_head=options.lm_head,
+            compact=options.compact,
+            permute=options.permute,
+        )
+    else:
+        report = _export_with_engine(options)
+    if options.json:
         print_json(report.to_dict())
     return 0
 
 
+def _export_with_engine(options: Any) -> "ExportReport":
+    """Export with an engine, publish the artifact, and say what was done."""
+    from ..export.passes import PassOptions
+    from ..export.tensorrt import EngineOptions, export_engines
+
+    engine = EngineOptions(options.target, options.precision, timing_cache=options.timing_cache)
+    with console.status("exporting") as status:
+        report, built = export_engines(
+            options.model,
+            options.out,
+            engine,
+            lambda stage: status.update(stage),
+            values=options["values"],
+            lm_head=options.lm_head,
+            passes=PassOptions(compact=options.compact, permute=options.permute),
+        )
+    facts, two_four = built.engine, sum(layer.two_four for layer in built.layers)
+    console.print(
+        f"{facts.file}: {built.engine_bytes / 1e6:.2f} MB for compute capability "
+        f"{', '.join(facts.compute_capabilities)}, by {facts.runtime} {facts.version} in {built.build_seconds:.1f} s; "
+        f"{two_four} of {len(built.layers)} projections are 2:4 by structure"
+    )
+    console.print(
+        f"parity of its graph with torch: logits within {built.parity.in_precision:.1e} in {facts.precision} (torch in "
+        f"{facts.precision}: {built.parity.torch_in_precision:.1e}); the engine itself was built and not run"
+    )
+    console.print(
+        f"the artifact is in [bold]{options.out}[/bold]; {options.out / 'engines.html'} shows every layer of the engine"
+    )
+    return report
+
+
 def export_to_directory(
-    model: Path, out: Path, *, compact: bool = False, permute: "Objective | None" = None
+    model: Path,
+    out: Path,
+    *,
+    values: str = "float32",
+    lm_head: Literal["float32", "int8"] = "float32",
+    compact: bool = False,
+    permute: "Objective | None" = None,
 ) -> "ExportReport":
     """Export, publish the artifact, and say what was done."""
     from ..export import export_model
@@ -41,7 +112,12 @@ def export_to_directory(
 
     with console.status("exporting") as status:
         report = export_model(
-            model, out, lambda stage: status.update(stage), passes=PassOptions(compact=compact, permute=permute)
+            model,
+            out,
+            lambda stage: status.update(stage),
+            values=values,
+            lm_head=lm_head,
+            passes=PassOptions(compact=compact, permute=permute),
         )
     for one in report.passes:
         console.print(one.summary)
@@ -53,5 +129,10 @@ def export_to_directory(
         f"parity with torch: logits within {largest:.1e} (allowed {parity.logit_tolerance:.1e}), "
         f"{parity.greedy_tokens} of {parity.greedy_tokens} greedy tokens identical"
     )
+    if report.quality is not None:
+        console.print(
+            f"perplexity of held-out English text: {report.quality.perplexity_float32:.4f} in float32, "
+            f"{max(report.quality.perplexity.values()):.4f} as exported ({report.quality.cost - 1:+.2%})"
+        )
     console.print(f"the artifact is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")
     return report

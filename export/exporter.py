@@ -17,6 +17,7 @@ from ..artifacts.publish import check_target
 from ..kernels import register
 from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
 from ..serve.engine.portable import PortableRunner
+from ..serve.engine.runner import Runner
 from ..serve.engine.varlen import VarlenRunner
 from .graph import (
     AttentionForm,
@@ -30,6 +31,7 @@ from .graph import (
     save_graph,
 )
 from .passes import PassOptions, run_passes
+from .quality import QualityFigures, measure_quality, text_windows
 from .report import ExportReport, layer_report, write_reports
 from .shortlist import check_shortlist
 from .verify import ParityFigures, check_parity
@@ -48,6 +50,7 @@ def export_model(
     out: Path,
     progress: Callable[[str], None] = lambda stage: None,
     *,
+    values: str = "float32",
     lm_head: Literal["float32", "int8"] = "float32",
     passes: PassOptions = NO_PASSES,
 ) -> ExportReport:
@@ -59,7 +62,9 @@ def export_model(
 
     Args:
         model_directory: a Hugging Face directory with tokenizer; masks are those stored in it, else the non-zero
-        weights. out: where to publish the artifact. progress: told each stage as it begins. lm_head: "int8" makes
+        weights. out: where to publish the artifact. progress: told each stage as it begins. values: how the weights of
+        sparse projections are stored, a name of `layouts.VALUE_TYPES`; anything but "float32" rounds weights and
+        activations, and its cost in perplexity is in the report. lm_head: "int8" makes
         lm_head of the second graph several times faster and the artifact larger by a byte a weight of it; the largest
         logit of a token stays exact, others are off by about a hundredth of it (see `graph.head`). passes: what is done
         to the model before it is packed; the artifact is held against the model as it was.
@@ -74,13 +79,19 @@ def export_model(
     with publish(out) as publication:
         staging = publication.directory
         packed, pass_reports = run_passes(source, passes, progress)
-        progress("packing the layers")
         graphs = _graphs(int8_head=lm_head == "int8")
-        with WeightFile(staging / DATA_FILE) as weights:
-            for graph in graphs:
-                save_graph(build_llama(packed, weights, graph.attention, graph.lm_head), staging / graph.file)
-        parity = _check(source.model, packed.facts(), graphs, staging, progress)
+        if values == "float32":
+            weights = _build(packed, graphs, staging, values, progress)
+            parity = _check(source.model, packed.facts(), graphs, staging, progress)
+        else:
+            parity = _check_exact_form(source.model, packed, graphs, staging, progress)
+            weights = _build(
+                packed, [graph for graph in graphs if graph.file != _CHECKED_FILE], staging, values, progress
+            )
         report = replace(_report(packed, weights, parity, staging), passes=pass_reports)
+        if values != "float32" or lm_head == "int8":
+            quality = _quality(source, packed, graphs, staging, values, lm_head, progress)
+            report = replace(report, quality=quality)
         write_reports(staging, report, packed.masks)
         shutil.copyfile(model_directory / TOKENIZER_FILE, staging / TOKENIZER_FILE)
         publication.finish(_manifest(packed, weights))
@@ -114,6 +125,50 @@ def _graphs(int8_head: bool) -> list[_Graph]:
         return [portable, _Graph(KERNELS_MODEL_FILE, VarlenAttention(), exact, VarlenRunner)]
     checked = _Graph(_CHECKED_FILE, VarlenAttention(), exact, VarlenRunner)
     return [portable, checked, _Graph(KERNELS_MODEL_FILE, VarlenAttention(), "int8", VarlenRunner)]
+
+
+def _build(
+    packed: SourceModel, graphs: Sequence[_Graph], directory: Path, values: str, progress: Callable[[str], None]
+) -> WeightFile:
+    progress("packing the layers")
+    with WeightFile(directory / DATA_FILE, values) as weights:
+        for graph in graphs:
+            save_graph(build_llama(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
+    return weights
+
+
+def _check_exact_form(
+    model: LlamaForCausalLM,
+    packed: SourceModel,
+    graphs: Sequence[_Graph],
+    staging: Path,
+    progress: Callable[[str], None],
+) -> ParityFigures:
+    """The gate of a model with rounded values: the same graphs with exact ones, which are not published."""
+    directory = staging / "exact"
+    directory.mkdir()
+    _build(packed, graphs, directory, "float32", progress)
+    parity = _check(model, packed.facts(), graphs, directory, progress)
+    shutil.rmtree(directory)
+    return parity
+
+
+def _quality(
+    source: SourceModel,
+    packed: SourceModel,
+    graphs: Sequence[_Graph],
+    staging: Path,
+    values: str,
+    lm_head: str,
+    progress: Callable[[str], None],
+) -> QualityFigures:
+    facts = packed.facts()
+    eos_token_id = facts.eos_token_ids[0] if facts.eos_token_ids else None
+    windows_WS = text_windows(source.path, eos_token_id, facts.context_length)
+    runners: dict[str, Runner] = {
+        graph.file: graph.open(staging, facts) for graph in graphs if graph.file != _CHECKED_FILE
+    }
+    return measure_quality(source.model, runners, windows_WS, values, lm_head, progress)
 
 
 def _check(

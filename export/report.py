@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .layouts import Choice
 from .page import STYLE, local_density, picture
 from .passes.report import LayerChange, PassReport
+from .quality import QualityFigures
 from .verify import ParityFigures
 
 
@@ -39,7 +40,7 @@ class ExportReport:
     """The whole export.
 
     `masks` says where they came from; `file_bytes` counts the ONNX files, `dense_bytes` those of the same model dense;
-    `passes` are those that changed the model before it was packed.
+    `passes` are those that changed the model before it was packed; `quality` is what rounded values cost.
     """
 
     source: str
@@ -49,6 +50,7 @@ class ExportReport:
     file_bytes: int
     dense_bytes: int
     passes: tuple[PassReport, ...] = ()
+    quality: QualityFigures | None = None
 
     @property
     def density(self) -> float:
@@ -58,7 +60,8 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
-        return asdict(self) | {"density": self.density}
+        quality = None if self.quality is None else self.quality.to_json()
+        return asdict(self) | {"density": self.density, "quality": quality}
 
 
 def layer_report(name: str, mask_NK: NDArray[np.bool_], choice: Choice) -> LayerReport:
@@ -91,17 +94,30 @@ def _html(report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> str:
         for name, value in report.parity.to_json().items()
     )
     passes = "".join(_pass_section(one) for one in report.passes)
+    quality = "" if report.quality is None else _quality_section(report.quality)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{STYLE}</style></head><body>
 <h1>Export report</h1>
 <p>{escape(report.masks)}. {len(report.layers)} projections hold {report.density:.1%} of their possible links. The ONNX
 files take {report.file_bytes / 1e6:.2f} MB; the same model dense would take {report.dense_bytes / 1e6:.2f} MB.</p>
-<h2>Parity with torch</h2> <table><tr><th>check</th><th class="number">figure</th></tr>{parity}</table> <h2>Layers</h2>
+{quality}<h2>Parity with torch</h2> <table><tr><th>check</th><th class="number">figure</th></tr>{parity}</table>
+<h2>Layers</h2>
 <p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
 <table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th
 class="number">density</th> <th>layout</th><th class="number">kB</th><th class="number">dense kB</th></tr>
 {rows}</table>{passes}</body></html>
 """
+
+
+def _quality_section(quality: QualityFigures) -> str:
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="number">{value:.4f}</td></tr>'
+        for name, value in {"torch, float32": quality.perplexity_float32, **quality.perplexity}.items()
+    )
+    return f"""<h2>Cost of rounding</h2> <p>The projections have {escape(quality.values)} values, lm_head of
+model.hebbline.onnx is {escape(quality.lm_head)}. On {quality.tokens:,} tokens of held-out English text the perplexity
+is {quality.cost:.4f} times that of float32. The parity below is that of the same graphs with exact values.</p>
+<table><tr><th>graph</th><th class="number">perplexity</th></tr>{rows}</table>"""
 
 
 def _pass_section(one: PassReport) -> str:

@@ -86,12 +86,14 @@ class GraphBuilder:
     def model(self, name: str, *, portable: bool) -> onnx.ModelProto:
         """The model. A portable one carries the function of every layout that it uses, for runtimes without the ops."""
         initializers = [self._weights.tensor(tensor) for tensor in self._initializers]
+        # By operator: float32 and bfloat16 values share one.
+        functions = {LAYOUTS[layout].op_type: LAYOUTS[layout].function() for layout in sorted(self._layouts)}
         graph = helper.make_graph(self._nodes, name, self.inputs, self.outputs, initializers)
         opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, DOMAIN_VERSION)]
         return helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid(*opset) for opset in opsets],
             ir_version=IR_VERSION,
-            functions=[LAYOUTS[layout].function() for layout in sorted(self._layouts)] if portable else [],
+            functions=list(functions.values()) if portable else [],
             producer_name="hebbline",
         )

@@ -1,0 +1,112 @@
+"""What values that are not exact cost: perplexity on text, before and after. It stands in the report, and is the gate.
+
+Legend: S tokens of a window, R rows of logits, V vocabulary.
+
+Rounded weights and activations cannot pass a gate of 1e-4. So the float32 form of the same graphs passes it first, and
+the published ones are held against the text: both must find it about as probable, and not much less than float32 does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from ..artifacts import CheckError
+from ..artifacts.model_directory import TOKENIZER_FILE
+from ..evaluate import Perplexity, perplexity, token_windows
+from ..serve.engine.runner import Runner
+from ..serve.engine.scoring import log_probs, token_log_probs
+
+LARGEST_COST = 2.0
+"""A perplexity that is multiplied by more than this is not published."""
+LARGEST_DISAGREEMENT = 0.02
+"""Two graphs of the same rounded weights round activations alike up to ties: their perplexities agree to this."""
+_WINDOW = 128
+_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class QualityFigures:
+    """The cost in perplexity on `tokens` tokens of held-out English text (see `text_windows`).
+
+    `values` are those of the projections, `lm_head` that of the graph for the op library. `perplexity_float32` is
+    torch's; `perplexity` has one for each graph of the artifact.
+    """
+
+    values: str
+    lm_head: str
+    perplexity_float32: float
+    perplexity: dict[str, float]
+    tokens: int
+
+    @property
+    def cost(self) -> float:
+        """The largest perplexity over the float32 one."""
+        return max(self.perplexity.values()) / self.perplexity_float32
+
+    def to_json(self) -> dict[str, object]:
+        """The figures by name."""
+        return asdict(self) | {"cost": self.cost}
+
+
+def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int) -> list[list[int]]:
+    """Up to 64 windows of up to 128 tokens, of the held-out part of the text that CPython carries."""
+    from ..train.data.documents import PYTHON_SOURCE, load_documents
+
+    texts = load_documents(PYTHON_SOURCE, 0.05).validation
+    length = min(_WINDOW, context_length)
+    return token_windows(Tokenizer.from_file(str(tokenizer / TOKENIZER_FILE)), texts, eos_token_id, length, _WINDOWS)
+
+
+def measure_quality(
+    model: LlamaForCausalLM,
+    runners: dict[str, Runner],
+    windows_WS: Sequence[list[int]],
+    values: str,
+    lm_head: str,
+    progress: Callable[[str], None],
+) -> QualityFigures:
+    """Perplexity of the torch model and of each runner, by graph.
+
+    Raises:
+        CheckError: a perplexity is not finite, is more than doubled, or the runners disagree.
+    """
+    progress("perplexity in float32")
+    exact = perplexity(windows_WS, lambda ids_S: _torch_log_probs(model, ids_S))
+    found: dict[str, Perplexity] = {}
+    for name, runner in runners.items():
+        progress(f"perplexity of {name}")
+        found[name] = _runner_perplexity(runner, windows_WS)
+    figures = QualityFigures(
+        values, lm_head, exact.value, {name: result.value for name, result in found.items()}, exact.tokens
+    )
+    _check(figures)
+    return figures
+
+
+def _check(figures: QualityFigures) -> None:
+    least, most = min(figures.perplexity.values()), max(figures.perplexity.values())
+    if not figures.cost <= LARGEST_COST:
+        raise CheckError(
+            f"{figures.values} values raise the perplexity from {figures.perplexity_float32:.4g} to {most:.4g}: choose "
+            "a more exact type. Nothing was published"
+        )
+    if most > (1 + LARGEST_DISAGREEMENT) * least:
+        raise CheckError(
+            f"the graphs of the artifact disagree: their perplexities are {figures.perplexity}. Nothing was published"
+        )
+
+
+def _torch_log_probs(model: LlamaForCausalLM, ids_S: Sequence[int]) -> NDArray[np.float64]:
+    with torch.inference_mode():
+        logits_SV = model(torch.tensor([list(ids_S)])).logits[0].numpy()
+    return token_log_probs(logits_SV[:-1], ids_S[1:])
+
+
+def _runner_perplexity(runner: Runner, windows_WS: Sequence[list[int]]) -> Perplexity:
+    return perplexity(windows_WS, lambda ids_S: log_probs(runner, ids_S))
