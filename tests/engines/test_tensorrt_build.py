@@ -14,7 +14,7 @@ from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
 from hebbline.export.tensorrt.carried import carried_layers
 from hebbline.export.tensorrt.llama import build_static_llama, step_profiles
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
-from hebbline.serve.engine.engines import is_installed
+from hebbline.serve.engine.engines import Gpu, is_installed
 from hebbline.serve.engine.static_cache import StepLimits
 
 RTX = RUNTIMES["tensorrt-rtx"]
@@ -115,6 +115,18 @@ def test_a_build_that_takes_too_long_is_ended(tmp_path):
     request = one_node(tmp_path, helper.make_node("Relu", ["x"], ["y"], name="relu"))
     with pytest.raises(CheckError, match=r"did not finish within 0\.05 s"):
         build_engine(replace(request, seconds=0.05))
+
+
+@needs_rtx
+def test_the_road_of_tensorrt_with_the_builder_that_is_here(tiny_model_directory, tmp_path, monkeypatch):
+    """Everything but TensorRT's own module: one generation, that of the GPU; a timing cache; the log in the report."""
+    monkeypatch.setitem(RUNTIMES, "tensorrt", replace(RUNTIMES["tensorrt"], module="tensorrt_rtx"))
+    monkeypatch.setattr("hebbline.export.tensorrt.exporter.find_gpu", lambda: Gpu("stand-in", "8.6"))
+    options = EngineOptions(runtime="tensorrt", limits=StepLimits(2, 16), timing_cache=tmp_path / "timing.cache")
+    _, report = export_engines(tiny_model_directory, tmp_path / "out", options)
+    assert report.engine.file == "tensorrt-sm86-float16.engine" and report.engine.compute_capabilities == ("8.6",)
+    assert (tmp_path / "timing.cache").stat().st_size > 0
+    assert {layer.two_four for layer in report.layers} == {False} and report.parity.in_precision > 0
 
 
 def test_a_runtime_that_dies_takes_only_its_own_process_with_it(tmp_path, monkeypatch):
