@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import torch.distributed as dist
+from torch import Tensor
 
 from .engine import check_run
 from .save import save_model_directory
 from .settings import RunSettings
+from .state import is_split, model_tensors
 from .tasks.image import train_image_classifier
 from .tasks.image_recipe import ImageRecipe
 from .tasks.language_model import train_language_model
@@ -32,8 +34,9 @@ def train_and_publish(recipe: Recipe, yaml: str, out: Path, *, resume: bool = Fa
     settings = RunSettings(out, recipe_digest(recipe), recipe.checkpoint, recipe.logging, resume)
     check_run(settings, recipe.sparsity)
     result = _train(recipe, settings)
+    weights = model_tensors(result.model) if is_split(result.model) else None
     if not dist.is_initialized() or dist.get_rank() == 0:
-        _publish(result, recipe, yaml, out)
+        _publish(result, weights, recipe, yaml, out)
         shutil.rmtree(settings.checkpoints, ignore_errors=True)
     return result
 
@@ -46,7 +49,7 @@ def _train(recipe: Recipe, settings: RunSettings) -> TrainingResult:
     return train_language_model(recipe, settings)
 
 
-def _publish(result: TrainingResult, recipe: Recipe, yaml: str, out: Path) -> None:
+def _publish(result: TrainingResult, weights: dict[str, Tensor] | None, recipe: Recipe, yaml: str, out: Path) -> None:
     extra: dict[str, str] = {}
     if recipe.logging.report:
         from .report import REPORT_FILE, training_report
@@ -61,4 +64,5 @@ def _publish(result: TrainingResult, recipe: Recipe, yaml: str, out: Path) -> No
         recipe=yaml,
         log=[*result.trained.log, dict(result.facts)],
         extra=extra,
+        weights=weights,
     )

@@ -27,6 +27,7 @@ def save_model_directory(
     recipe: str = "",
     log: Sequence[Mapping[str, Any]] = (),
     extra: Mapping[str, str] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Publish a model directory, atomically. Zeros are explicit, so that transformers and vLLM load it as it is.
 
@@ -39,12 +40,13 @@ def save_model_directory(
         recipe: the whole recipe as YAML.
         log: one record a line of the training log.
         extra: further text files by name.
+        weights: whole weights by name, where those of the model are split over processes.
     """
     arrays = {name: mask_NK.cpu().numpy() for name, mask_NK in masks.items()}
     transformers_logging.disable_progress_bar()
     with publish(out) as publication:
         directory = publication.directory
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
         save_masks(directory / MASKS_FILE, arrays)

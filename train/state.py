@@ -20,6 +20,11 @@ from .dynamics.sharding import local, local_rows, whole
 _PYTHON_WORDS = 625
 
 
+def is_split(model: nn.Module) -> bool:
+    """Whether FSDP2 has split the model's weights over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, tied ones once."""
     state = {name: whole(value.detach()) for name, value in model.named_parameters()}

@@ -38,6 +38,8 @@ def keep_links(
     score^temperature (arXiv 2501.19107).
     """
     places_Z = torch.nonzero(mask_NK.flatten()).flatten()
+    if count == len(places_Z):
+        return mask_NK.clone()
     scores_Z = scores_NK.flatten()[places_Z]
     if rule == "hard":
         kept = torch.topk(scores_Z, count).indices

@@ -34,7 +34,7 @@ def sample_without_replacement(log_weights: Tensor, count: int, generator: torch
         generator: a CPU generator.
 
     Returns:
-        int64 [count], on the device of `log_weights`.
+        int64 [count], in no order, on the device of `log_weights`.
     """
     log_weights = log_weights.double()
     race = torch.empty(log_weights.shape, dtype=torch.float64).exponential_(generator=generator)
@@ -42,7 +42,16 @@ def sample_without_replacement(log_weights: Tensor, count: int, generator: torch
     possible = torch.isfinite(log_weights)
     positive = int(possible.sum())
     if positive == log_weights.numel() or count <= positive:
-        return torch.topk(race - log_weights, count, largest=False).indices
+        return _smallest(race.sub_(log_weights), count)
     impossible = torch.nonzero(~possible).flatten()
-    filling = torch.topk(race[impossible], count - positive, largest=False).indices
+    filling = _smallest(race[impossible], count - positive)
     return torch.cat([torch.nonzero(possible).flatten(), impossible[filling]])
+
+
+def _smallest(keys: Tensor, count: int) -> Tensor:
+    """The indices of the `count` smallest keys, in no order; found through the others where those are fewer."""
+    if 2 * count <= keys.numel():
+        return torch.topk(keys, count, largest=False, sorted=False).indices
+    chosen = torch.ones(keys.numel(), dtype=torch.bool, device=keys.device)
+    chosen[torch.topk(keys, keys.numel() - count, sorted=False).indices] = False
+    return torch.nonzero(chosen).flatten()

@@ -8,7 +8,7 @@ in one of three ways, which agree to 1e-5:
 - at low density, products with A go over its links only (CSR);
 - where the processor multiplies int8 with int32 sums (VNNI), D is a count of 0/1 products, exact in int8, and S is cut
   into three int8 digits, 24 bits under a scale a row: a product of digits is exact too, and four times as fast as one
-  in float32. Rows whose entries differ by more than 24 bits can resolve take float32;
+  in float32. A block in which 24 bits are too few for some score takes float32;
 - elsewhere in float32.
 
 All work on blocks of rows, so that S never leaves the cache.
@@ -28,13 +28,12 @@ NODE_SCORES = ("CH2_L3n", "CH3_L3n")
 PATH_SCORES = ("CH2_L3p", "CH3_L3p")
 LINK_SCORES = NODE_SCORES + PATH_SCORES
 
-_BLOCK_ROWS = 192
+_BLOCK_ROWS = 128
 _SPARSE_BELOW = 0.07
 _DIGIT = 256
 _LARGEST_CODE = 2**24 - 2**17
 _CODE_OFFSET = 2**23
-_LARGEST_RANGE = 300.0
-"""Largest over smallest entry of a row: half a step of the code is then below 1e-5 of the smallest entry."""
+_TOLERANCE = 5e-6
 
 
 def link_scores(mask: Tensor, kind: str) -> Tensor:
@@ -133,6 +132,7 @@ class _Digits:
         self.a_RC, self.a_CR = a_RC, a_CR
         self.links_RC = a_RC.float()
         self.degree_R = self.links_RC.sum(dim=1)
+        self.shares_C = 1 / self.links_RC.sum(dim=0).clamp_(min=1)
         self.offset_C = (self.links_RC.sum(dim=0) * (_CODE_OFFSET // _DIGIT**2)).int()
 
     def scores(self, rows: slice, kind: str) -> Tensor:
@@ -143,21 +143,30 @@ class _Digits:
         itself_B = similar_BR.diagonal(rows.start).clone()
         similar_BR.diagonal(rows.start).zero_()
         largest_B1 = similar_BR.amax(dim=1, keepdim=True)
-        fits = self._smallest(kind) * _LARGEST_RANGE >= float(largest_B1.max()) or _range(similar_BR) <= _LARGEST_RANGE
-        scores_BC = self._product(similar_BR, largest_B1) if fits else similar_BR @ self.links_RC
+        scores_BC = self._product(similar_BR, largest_B1)
+        if not self._is_exact(scores_BC, largest_B1, kind):
+            scores_BC = similar_BR @ self.links_RC
         return scores_BC.addcmul_(itself_B[:, None], self.links_RC[rows])
 
-    def _smallest(self, kind: str) -> float:
-        """A bound from below of positive similarities, at no cost."""
-        return (2 if kind == "CH2_L3n" else 1) / float(self.degree_R.max())
+    def _is_exact(self, scores_BC: Tensor, largest_B1: Tensor, kind: str) -> bool:
+        """Whether rounding to codes changed no score by more than `_TOLERANCE` of itself.
+
+        A score sums as many entries of S as its node has links, each rounded by half a step of its row at most.
+        """
+        error_B1 = largest_B1 * (0.5 / _LARGEST_CODE)
+        smallest_entry = (2 if kind == "CH2_L3n" else 1) / max(1.0, float(self.degree_R.max()))
+        if float(error_B1.max()) <= _TOLERANCE * smallest_entry:
+            return True
+        mean_BC = (scores_BC * self.shares_C).masked_fill_(scores_BC == 0, torch.inf)
+        return bool((error_B1 <= _TOLERANCE * mean_BC.amin(dim=1, keepdim=True)).all())
 
     def _product(self, similar_BR: Tensor, largest_B1: Tensor) -> Tensor:
-        """S A by three int8 products. Overwrites S.
+        """S A by three int8 products.
 
         S is rounded to codes of a row's own step; a code less its offset is 65536 h + 256 m + l, digits in [-128, 127].
         """
-        step_B1 = largest_B1.clamp_(min=1e-30).div_(_LARGEST_CODE)
-        codes_BR = similar_BR.mul_(1 / step_B1).round_().sub_(_CODE_OFFSET).int()
+        step_B1 = largest_B1.clamp(min=1e-30).div_(_LARGEST_CODE)
+        codes_BR = similar_BR.mul(1 / step_B1).round_().sub_(_CODE_OFFSET).int()
         digits_3BR = torch.empty(3, *codes_BR.shape, dtype=torch.int8)
         for place in (2, 1, 0):
             digits_3BR[place].copy_(codes_BR)  # the low byte, signed
@@ -165,13 +174,6 @@ class _Digits:
         high_BC, middle_BC, low_BC = torch._int_mm(digits_3BR.flatten(0, 1), self.a_RC).view(3, len(step_B1), -1)
         low_BC.add_(middle_BC, alpha=_DIGIT)
         return high_BC.add_(self.offset_C).float().mul_(_DIGIT**2).add_(low_BC).mul_(step_B1)
-
-
-def _range(similar_BR: Tensor) -> float:
-    """The largest ratio of two positive entries of a row."""
-    largest_B = similar_BR.amax(dim=1)
-    smallest_B = similar_BR.masked_fill(similar_BR == 0, torch.inf).amin(dim=1)
-    return float((largest_B / smallest_B).max())
 
 
 @cache

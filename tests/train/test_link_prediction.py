@@ -1,0 +1,105 @@
+"""The three ways to form the node-based scores, and the path-based ones, against their definitions and the authors'."""
+
+import numpy as np
+import pytest
+import torch
+
+from hebbline.train.topology import initial_mask, link_scores
+from hebbline.train.topology import link_prediction as module
+from hebbline.train.topology.link_prediction import NODE_SCORES, PATH_SCORES
+
+WAYS = {"float": module._float_scores, "digits": module._digit_scores, "sparse": module._sparse_scores}
+
+
+def definition(mask, kind):
+    """In float64, term by term."""
+
+    def similarity(a):
+        common = a @ a.T
+        linked = common != 0
+        external = np.maximum((a.sum(axis=1)[None, :] - common) * linked, 1) - 1
+        return ((common + linked) if kind == "CH2_L3n" else linked) / (external + 1)
+
+    a = mask.numpy().astype(np.float64)
+    return similarity(a) @ a + (similarity(a.T) @ a.T).T
+
+
+def hubs(rows, columns, density, seed):
+    """Degrees over two orders of magnitude: the widest range of similarities."""
+    rng = np.random.default_rng(seed)
+    weight = np.outer(rng.pareto(1.0, rows) + 0.05, rng.pareto(1.0, columns) + 0.05)
+    keys = rng.standard_exponential((rows, columns)) / weight
+    mask = np.zeros(rows * columns, bool)
+    mask[np.argsort(keys, axis=None)[: int(density * mask.size)]] = True
+    return torch.from_numpy(mask.reshape(rows, columns))
+
+
+GRAPHS = {
+    "random": initial_mask("er", 150, 260, 0.3, seed=0),
+    "field": initial_mask("brf", 260, 150, 0.1, seed=0, r=0.1),
+    "nearest": initial_mask("brf", 140, 200, 0.3, seed=0, r=0.0),
+    "ultra-sparse": initial_mask("er", 300, 200, 0.01, seed=0),
+    "hubs": hubs(200, 150, 0.1, 0),
+    "full": torch.ones(9, 7, dtype=torch.bool),
+    "empty": torch.zeros(9, 7, dtype=torch.bool),
+    "one link": torch.eye(6, dtype=torch.bool) & (torch.arange(6) == 2),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", NODE_SCORES)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_every_way_gives_the_definition(way, kind, graph):
+    mask = GRAPHS[graph]
+    found, expected = WAYS[way](mask, kind).double().numpy(), definition(mask, kind)
+    absent = ~mask.numpy()
+    np.testing.assert_allclose(found[absent], expected[absent], rtol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_digits_give_way_to_float_where_they_would_not_do(monkeypatch):
+    """A star beside a dense part: similarities from 1 / 4000 to 50."""
+    mask = torch.zeros(120, 4200, dtype=torch.bool)
+    mask[0, :4000] = True
+    mask[1:60, 4000:4100] = torch.rand(59, 100, generator=torch.Generator().manual_seed(0)) < 0.9
+    mask[60:, 3999] = True
+    digits = []
+    product = module._Digits._product
+    monkeypatch.setattr(module._Digits, "_product", lambda *a: digits.append(product(*a)) or digits[-1])
+    exact = []
+    is_exact = module._Digits._is_exact
+    monkeypatch.setattr(module._Digits, "_is_exact", lambda *a: exact.append(is_exact(*a)) or exact[-1])
+    found = module._digit_scores(mask, "CH3_L3n").double().numpy()
+    np.testing.assert_allclose(found, definition(mask, "CH3_L3n"), rtol=1e-5)
+    assert digits and exact
+
+
+@pytest.mark.parametrize("kind", PATH_SCORES)
+def test_path_scores_agree_with_the_authors_code(vectors, kind):
+    cases = [name.removesuffix(f"/{kind}") for name in vectors if name.endswith(f"/{kind}")]
+    assert len(cases) >= 4
+    for case in cases:
+        scores = link_scores(torch.from_numpy(vectors[f"{case}/mask"]), kind)
+        np.testing.assert_allclose(scores.numpy(), vectors[f"{case}/{kind}"], rtol=1e-5, atol=1e-6, err_msg=case)
+
+
+@pytest.mark.parametrize("kind", PATH_SCORES)
+@pytest.mark.parametrize("graph", ["hubs small", "full", "empty", "one link"])
+def test_path_scores_by_their_definition(kind, graph):
+    mask = hubs(14, 23, 0.25, 1) if graph == "hubs small" else GRAPHS[graph]
+    expected = np.zeros(mask.shape)
+    a = mask.numpy()
+    for u in range(a.shape[0]):
+        for v in range(a.shape[1]):
+            inputs = [x for x in np.flatnonzero(a[u]) if x != v]
+            outputs = [x for x in np.flatnonzero(a[:, v]) if x != u]
+            between = a[np.ix_(outputs, inputs)]
+            for i, b in enumerate(outputs):
+                for j, c in enumerate(inputs):
+                    if between[i, j]:
+                        inside = (1 + between[:, j].sum()) * (1 + between[i].sum())
+                        outside = (a[:, c].sum() - between[:, j].sum()) * (a[b].sum() - between[i].sum())
+                        expected[u, v] += np.sqrt((inside if kind == "CH2_L3p" else 1) / outside)
+    np.testing.assert_allclose(link_scores(mask, kind).numpy(), expected, rtol=1e-5)
+    assert torch.equal(link_scores(mask, kind), link_scores(mask.clone(), kind))
+    np.testing.assert_allclose(link_scores(mask.T, kind).numpy().T, expected, rtol=1e-5)
