@@ -7,7 +7,7 @@ from hebbline.artifacts import CheckError, InputError
 from hebbline.commands import gpu_check
 from hebbline.export.tensorrt import EngineOptions, export_engines
 from hebbline.export.tensorrt.sparsity import illegal_groups, layer_sparsity, parse_sparsity_log
-from hebbline.serve.engine.engines import is_installed
+from hebbline.serve.engine.engines import Gpu, is_installed
 from hebbline.serve.engine.gpu import find_gpu
 from hebbline.serve.engine.static_cache import StepLimits
 
@@ -75,6 +75,24 @@ def test_a_mismatch_ends_with_exit_code_1(monkeypatch, tmp_path):
     with pytest.raises(CheckError, match="1 mismatches on NVIDIA A100-SXM4-80GB, the first: kernel csr is wrong") as e:
         gpu_check.main(["--docs", str(tmp_path)])
     assert e.value.exit_code == 1
+
+
+def test_conditions_name_what_is_missing(monkeypatch):
+    monkeypatch.setattr(run, "find_gpu", lambda: Gpu("NVIDIA H100", "9.0"))
+    monkeypatch.setattr(run, "is_installed", lambda module: module == "tensorrt_rtx")
+    with pytest.raises(InputError, match=r"no runtime for NVIDIA H100 \(9\.0\) is installed"):
+        run.check_conditions()
+    monkeypatch.setattr(run, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
+    with pytest.raises(InputError, match="the Triton language is not installed"):
+        run.check_conditions()
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU")
+def test_a_torch_without_cuda_is_told(monkeypatch):
+    monkeypatch.setattr(run, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
+    monkeypatch.setattr(run, "is_installed", lambda module: True)
+    with pytest.raises(InputError, match="cannot use the GPU: install a build with CUDA"):
+        run.check_conditions()
 
 
 def test_a_runtime_that_fails_is_a_mismatch_and_the_others_go_on():

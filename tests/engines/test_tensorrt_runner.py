@@ -2,6 +2,7 @@
 
 import json
 import logging
+import queue
 import threading
 from dataclasses import replace
 
@@ -13,12 +14,15 @@ from engines import stand_in
 from hebbline.artifacts import CheckError, DamagedArtifactError, read_manifest
 from hebbline.export.tensorrt.llama import build_static_llama
 from hebbline.export.tensorrt.typed_graph import PRECISIONS
-from hebbline.export.verify import check_parity
+from hebbline.export.verify import check_parity, torch_greedy
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
 from hebbline.serve.engine.engines import ENGINES_FILE, EngineFacts, Gpu, choose_engine, read_engines
 from hebbline.serve.engine.onnxruntime import OnnxRunner
 from hebbline.serve.engine.static_cache import StaticCacheRunner, StepLimits
 from hebbline.serve.engine.tensorrt import EngineExecutor, installed_runtimes, open_runner
+from hebbline.serve.generation import GenerationRequest
+from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.scheduler import Scheduler
 
 ENGINE = EngineFacts("a.engine", "tensorrt-rtx", "1.7.1", ("8.0", "8.6"), "float16", StepLimits(4, 16))
 L4 = Gpu("NVIDIA L4", "8.9")
@@ -48,6 +52,24 @@ def test_a_cache_of_16_bits_lies_where_the_engine_looks(source):
         each.prefill(1, prompt[:3], 0, [])
     found, expected = (each.decode(1, [7, 11], [3, 7]).copy() for each in (runner, reference))
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.05)
+
+
+def test_the_scheduler_serves_several_requests_over_it(source, tokenizer):
+    """Prompts in chunks beside decoding slots, in the scheduler's own thread; each request gets torch's tokens."""
+    backend = tokenizer.backend_tokenizer
+    scheduler = Scheduler(make_runner(source, "float32"), backend, (), max_waiting=8)
+    prompts = [[5, 9, 200], list(range(10, 50)), [7, 3, 1, 250, 8]]
+    queues = [queue.Queue() for _ in prompts]
+    for prompt, events in zip(prompts, queues, strict=True):
+        scheduler.submit(GenerationRequest(tuple(prompt), SamplingParameters(max_tokens=6)), events.put)
+    try:
+        for prompt, events in zip(prompts, queues, strict=True):
+            tokens = []
+            while len(tokens) < 6:
+                tokens += events.get(timeout=30).token_ids
+            assert tokens == torch_greedy(source.model, prompt, 6)[0]
+    finally:
+        scheduler.close()
 
 
 def test_a_step_in_another_thread_takes_the_context_there(source):

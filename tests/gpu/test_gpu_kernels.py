@@ -12,7 +12,7 @@ launching = pytest.importorskip("hebbline.kernels.gpu.launch")
 
 # The relative error that rounding Y may add. The interpreter cuts bfloat16 off where a GPU rounds to nearest.
 VALUE_TYPES = {"float16": (np.float16, 2.0**-11), "bfloat16": (ml_dtypes.bfloat16, 2.0**-7)}
-SHAPES = [(1, 1, 1), (1, 41, 300), (2, 33, 127), (9, 17, 257), (33, 5, 13), (40, 70, 130)]
+SHAPES = [(1, 1, 1), (1, 41, 300), (2, 33, 127), (9, 17, 257), (33, 5, 13), (40, 35, 130)]
 
 
 def random_layer(rng, rows, columns, density, kind):

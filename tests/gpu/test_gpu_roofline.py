@@ -1,8 +1,12 @@
 """The model of when a form wins: it must count what the packed tensors hold, and follow from its own bounds."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
+
+import hebbline
 
 pytest.importorskip("triton", reason="the Triton language is not installed: pip install 'hebbline[gpu-build]'")
 
@@ -64,3 +68,9 @@ def test_a_prediction_is_its_largest_bound():
 def test_the_table_has_a_line_for_each_case():
     lines = prediction_table(GPUS["H100"]).splitlines()
     assert len(lines) == 2 + 4 * 4 and all(line.count("|") == 8 for line in lines)
+
+
+def test_the_documented_predictions_are_those_of_the_model():
+    page = (Path(hebbline.__file__).parent / "docs/gpu/README.md").read_text()
+    for gpu in GPUS.values():
+        assert prediction_table(gpu) in page

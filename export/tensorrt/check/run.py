@@ -65,11 +65,21 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
 
 
 def check_conditions() -> tuple[Gpu, list[EngineRuntime]]:
-    """The GPU and the installed runtimes; raises InputError, in one line, where something is missing."""
+    """The GPU, and the installed runtimes that build for it; raises InputError, in one line, where something is missing.
+
+    (TensorRT-RTX has no target for some data centre GPUs.)
+    """
     gpu = find_gpu()
-    runtimes = [runtime for runtime in RUNTIMES.values() if is_installed(runtime.module)]
+    runtimes = [
+        runtime
+        for runtime in RUNTIMES.values()
+        if is_installed(runtime.module)
+        and gpu.compute_capability in (runtime.compute_capabilities or (gpu.compute_capability,))
+    ]
     if not runtimes:
-        raise InputError(f"TensorRT is not installed: {RUNTIMES['tensorrt'].installation}")
+        raise InputError(
+            f"no runtime for {gpu.name} ({gpu.compute_capability}) is installed: {RUNTIMES['tensorrt'].installation}"
+        )
     if not is_installed("triton"):
         raise InputError("the Triton language is not installed: pip install 'hebbline[gpu-build]'")
     torch = importlib.import_module("torch")
