@@ -64,10 +64,10 @@ def export_model(
         model_directory: a Hugging Face directory with tokenizer; masks are those stored in it, else the non-zero
         weights. out: where to publish the artifact. progress: told each stage as it begins. values: how the weights of
         sparse projections are stored, a name of `layouts.VALUE_TYPES`; anything but "float32" rounds weights and
-        activations, and its cost in perplexity is in the report. lm_head: "int8" makes
-        lm_head of the second graph several times faster and the artifact larger by a byte a weight of it; the largest
-        logit of a token stays exact, others are off by about a hundredth of it (see `graph.head`). passes: what is done
-        to the model before it is packed; the artifact is held against the model as it was.
+        activations, and its cost in perplexity is in the report. lm_head: "int8" makes lm_head of the second graph
+        several times faster and the artifact larger by a byte a weight of it; the largest logits of a token stay exact,
+        the others do not (see `graph.head`). passes: what is done to the model before it is packed; the artifact is
+        held against the model as it was.
 
     Raises:
         InputError: the model is unfit (see `load_source`) or `out` is taken; CheckError: parity failed. Nothing is
