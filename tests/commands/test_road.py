@@ -51,7 +51,17 @@ def test_demo_serves_the_tokens_that_torch_generates(road):
 
 def test_demo_tells_what_happened(road):
     _, figures, shown = road
-    for words in ("1. Train", "2. Export", "3. Speed", "4. Serve and query", "5. Check", "times as fast", "0.3000", "tokens/s", "report.html"):
+    for words in (
+        "1. Train",
+        "2. Export",
+        "3. Speed",
+        "4. Serve and query",
+        "5. Check",
+        "times as fast",
+        "0.3000",
+        "tokens/s",
+        "report.html",
+    ):
         assert words in shown
     values = list(figures["perplexity"].values())
     assert len(values) == 3
