@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..artifacts import InputError, LanguageModelFacts
+from ..artifacts import InputError
 from ..export.graph import (
+    HeadForm,
     SourceModel,
     StockAttention,
     VarlenAttention,
@@ -37,6 +38,8 @@ PAPER_SIZES: dict[str, dict[str, Any]] = {
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24, "num_attention_heads": 32},
 }
 _VOCABULARY = 32_000
+_SHORTLIST_EXACT = 3
+"""The input of ShortlistHead that it reads the rows of a shortlist from."""
 
 
 def load_model(name: str, density: float, context: int) -> SourceModel:
@@ -72,20 +75,23 @@ def model_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.parent.iterdir())
 
 
-def bytes_a_token(path: Path, facts: LanguageModelFacts, kv_bytes_a_position: int, context: int) -> int:
+def bytes_a_token(path: Path, kv_bytes_a_position: int, context: int) -> int:
     """Bytes that one decode step must read at batch 1: every weight once, and the cache up to `context`.
 
-    Of an embedding that is not also lm_head, and of the rotary tables, a step reads a row.
+    Of the rotary tables, of an embedding that is not also lm_head, and of the exact weights behind a shortlist, a step
+    reads some rows only.
     """
     model = onnx.load(path, load_external_data=False)
     uses: dict[str, set[str]] = {}
     for node in model.graph.node:
         for name in node.input:
             uses.setdefault(name, set()).add(node.op_type)
+        if node.op_type == "ShortlistHead":
+            uses[node.input[_SHORTLIST_EXACT]].remove(node.op_type)
     read_whole = [
         tensor
         for tensor in model.graph.initializer
-        if uses.get(tensor.name, set()) != {"Gather"} and not tensor.name.startswith("rotary.")
+        if not uses.get(tensor.name, set()) <= {"Gather"} and not tensor.name.startswith("rotary.")
     ]
     return sum(map(_tensor_bytes, read_whole)) + context * kv_bytes_a_position
 
@@ -127,4 +133,5 @@ def _build_sparse(source: SourceModel, variant: Variant, folder: Path) -> None:
         weight_NK = source.model.get_parameter(f"{name}.weight").data
         weight_NK.masked_fill_(torch.from_numpy(~mask_NK), 0)
     with WeightFile(folder / "weights", values=variant.values) as weights:
-        save_graph(build_llama(source, weights, VarlenAttention()), folder / MODEL_FILE)
+        head: HeadForm = "int8" if variant.int8_head else "packed"
+        save_graph(build_llama(source, weights, VarlenAttention(), head), folder / MODEL_FILE)

@@ -262,7 +262,7 @@ def _row(
 
     path = graph_file(directory, variant)
     kv_bytes = cache_bytes_per_slot(facts, variant.kv) // facts.context_length
-    read = bytes_a_token(path, facts, kv_bytes, case.context)
+    read = bytes_a_token(path, kv_bytes, case.context)
     first_token = seconds["prefill", case.prefill][variant.name]
     decode = {batch: batch / seconds["decode", batch][variant.name] for batch in case.batches}
     return ModelRow(

@@ -10,13 +10,17 @@ Kv = Literal["float32", "bfloat16", "int8"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One form: `bits` of a dense one's weights (32: float32), `values` of a sparse one's; `kv`: keys and values."""
+    """One form: `bits` of a dense one's weights (32: float32), `values` of a sparse one's; `kv`: keys and values.
+
+    `int8_head`: lm_head finds a shortlist in int8 and computes the best logits exactly.
+    """
 
     name: str
     sparse: bool
     bits: int = 32
     values: str = "float32"
     kv: Kv = "float32"
+    int8_head: bool = False
 
 
 VARIANTS = {
@@ -26,9 +30,9 @@ VARIANTS = {
         Variant("dense 8-bit", sparse=False, bits=8),
         Variant("dense 4-bit", sparse=False, bits=4),
         Variant("sparse float32", sparse=True),
-        Variant("sparse bfloat16", sparse=True, values="bfloat16", kv="bfloat16"),
-        Variant("sparse int8", sparse=True, values="int8", kv="int8"),
-        Variant("sparse int4", sparse=True, values="int4", kv="int8"),
+        Variant("sparse bfloat16", sparse=True, values="bfloat16", kv="bfloat16", int8_head=True),
+        Variant("sparse int8", sparse=True, values="int8", kv="int8", int8_head=True),
+        Variant("sparse int4", sparse=True, values="int4", kv="int8", int8_head=True),
     )
 }
 BASELINE = "dense float32"
