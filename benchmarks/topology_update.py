@@ -47,24 +47,24 @@ class UpdateRow:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table, or JSON."""
+    """Print the table as it comes, and JSON at the end where asked for."""
     parser = Parser(prog="topology_update", description="Topology updates against their definition in dense products.")
     parser.add_argument("--large", action="store_true", help="also 2048 x 5461, which takes a minute")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     values = parser.parse_args(arguments)
     torch.set_num_threads(values.threads)
-    rows = [run_case(*case) for case in (*CASES, *(LARGE_CASES if values.large else ()))]
-    if values.json:
-        print_json([asdict(row) for row in rows])
-        return 0
     console.print("shape, density, graph: reference ms, scores ms (ratio), update ms (ratio), largest difference")
-    for row in rows:
-        print(
+    rows = []
+    for case in (*CASES, *(LARGE_CASES if values.large else ())):
+        rows.append(row := run_case(*case))
+        console.print(
             f"{row.out_features}x{row.in_features} {row.density:g} {row.graph}: {row.reference_seconds * 1e3:.1f}, "
             f"{row.scores_seconds * 1e3:.1f} ({row.scores_ratio:.2f}), {row.update_seconds * 1e3:.1f} "
             f"({row.update_ratio:.2f}), {row.max_difference:.1e}"
         )
+    if values.json:
+        print_json([asdict(row) for row in rows])
     return 0
 
 

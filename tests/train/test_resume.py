@@ -173,7 +173,7 @@ for number in range(50):
     if child == 0:
         for step in range(1000 * number + 1, 1000 * number + 1000):
             save(folder, step)
-    time.sleep(4 * seconds * random.random())
+    time.sleep(3 * seconds * random.random())
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     print(number, flush=True)
