@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 _FUSED_AT_MOST = 8
 """How many times its own length a row may be away from the next one."""
+_TRIES = 1000
+"""Places at which a row may be found in vain before the matrix counts as not found."""
 
 
 def carried_layers(engine: bytes, weights: Mapping[str, NDArray]) -> list[str]:
@@ -28,11 +30,13 @@ def carried_layers(engine: bytes, weights: Mapping[str, NDArray]) -> list[str]:
 
 
 def _contains_matrix(engine: bytes, matrix: NDArray) -> bool:
-    """Whether all rows of a matrix lie in `engine` at one constant distance."""
+    """Whether all rows of a matrix, one of which is not zero, lie in `engine` at one constant distance."""
     rows = [np.ascontiguousarray(row).tobytes() for row in matrix]
     first, second = _anchor_rows(matrix)
-    start = engine.find(rows[first])
-    while start >= 0:
+    start = engine.find(rows[first]) if matrix.any() else -1
+    for _ in range(_TRIES):
+        if start < 0:
+            return False
         end = start + (second - first) * _FUSED_AT_MOST * len(rows[first])
         other = engine.find(rows[second], start + len(rows[first]), end + len(rows[first]))
         if second == first or (other >= 0 and _has_rows(engine, rows, first, start, other - start, second - first)):
@@ -42,11 +46,9 @@ def _contains_matrix(engine: bytes, matrix: NDArray) -> bool:
 
 
 def _anchor_rows(matrix: NDArray) -> tuple[int, int]:
-    """Two rows that are hardly found by chance: the fullest, and the fullest after it (itself where it is the last)."""
-    filled = np.count_nonzero(matrix, axis=1)
-    first = int(filled[: max(1, len(filled) // 2)].argmax())
-    rest = filled[first + 1 :]
-    return first, first + 1 + int(rest.argmax()) if len(rest) else first
+    """The two fullest rows, in order, which are hardly found by chance; twice the only one where there is one."""
+    fullest = np.argsort(-np.count_nonzero(matrix, axis=1), kind="stable")[:2]
+    return int(fullest.min()), int(fullest.max())
 
 
 def _has_rows(engine: bytes, rows: list[bytes], anchor: int, start: int, distance: int, steps: int) -> bool:

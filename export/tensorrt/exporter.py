@@ -131,9 +131,7 @@ def _report(
         build_seconds=build.seconds,
         parity=parity,
         carried=tuple(carried_layers(engine.read_bytes(), weights)),
-        layers=tuple(
-            layer_sparsity(name, mask_NK, f"{name}.output", log) for name, mask_NK in sorted(source.masks.items())
-        ),
+        layers=tuple(layer_sparsity(name, mask_NK, name, log) for name, mask_NK in sorted(source.masks.items())),
     )
 
 

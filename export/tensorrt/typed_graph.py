@@ -50,11 +50,18 @@ class TypedGraph:
         self._initializers: dict[str, onnx.TensorProto] = {}
 
     def node(
-        self, op_type: str, inputs: list[str], outputs: list[str] | str, domain: str = "", **attributes: Any
+        self,
+        op_type: str,
+        inputs: list[str],
+        outputs: list[str] | str,
+        domain: str = "",
+        node_name: str | None = None,
+        **attributes: Any,
     ) -> str:
-        """Add a node, named after its first output, and return that name."""
+        """Add a node, named after its first output where no name is given, and return that output."""
         names = [outputs] if isinstance(outputs, str) else outputs
-        self._nodes.append(helper.make_node(op_type, inputs, names, name=names[0], domain=domain, **attributes))
+        name = node_name or names[0]
+        self._nodes.append(helper.make_node(op_type, inputs, names, name=name, domain=domain, **attributes))
         return names[0]
 
     def weight(self, name: str, value: NDArray) -> str:
@@ -80,9 +87,9 @@ class TypedGraph:
         return name
 
     def linear(self, x: str, name: str, weight_NK: NDArray, bias_N: NDArray | None, output: str) -> str:
-        """Y = X W^T (+ bias), dense: absent links are explicit zeros."""
+        """Y = X W^T (+ bias), dense: absent links are explicit zeros. The node that multiplies is called `name`."""
         product = output if bias_N is None else f"{output}.product"
-        self.node("MatMul", [x, self.weight(f"{name}.weight", weight_NK.T)], product)
+        self.node("MatMul", [x, self.weight(f"{name}.weight", weight_NK.T)], product, node_name=name)
         if bias_N is None:
             return product
         return self.node("Add", [product, self.weight(f"{name}.bias", bias_N)], output)

@@ -84,6 +84,9 @@ def test_a_matrix_is_found_plain_transposed_and_beside_another():
     for content in (fused.tobytes(), left_KN.T.tobytes() + b"x" + right_KN.tobytes()):
         assert carried_layers(b"head" + content + b"tail", weights) == ["left", "right"]
     assert carried_layers(left_KN.tobytes()[:-1], weights) == []
+    nothing = {"zero": np.zeros((3, 4), np.float16), "row": np.ones((1, 4), np.float16)}
+    assert carried_layers(bytes(100_000), nothing) == []
+    assert carried_layers(b"x" + nothing["row"].tobytes(), nothing) == ["row"]
 
 
 @needs_rtx

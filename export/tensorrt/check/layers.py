@@ -110,7 +110,7 @@ def _time_two_four(
         replays.append(GraphReplay([layer.launch for layer in layers]))
     log = None if runtime.builds_without_gpu else parse_sparsity_log(logs[1])
     timing = compare(replays[0], replays[1])
-    return TensorRtLayer(tokens, max(errors), timing, layer_sparsity("layer", mask_NK, "y", log))
+    return TensorRtLayer(tokens, max(errors), timing, layer_sparsity("layer", mask_NK, "layer", log))
 
 
 def time_plugins(runtime: EngineRuntime, capability: str) -> Iterator[LayerTime]:

@@ -65,16 +65,17 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
 
 
 def check_conditions() -> tuple[Gpu, list[EngineRuntime]]:
-    """The GPU, and the installed runtimes that build for it; raises InputError, in one line, where something is missing.
+    """The GPU, and the installed runtimes that build for it. (TensorRT-RTX has no target for some data centre GPUs.)
 
-    (TensorRT-RTX has no target for some data centre GPUs.)
+    Raises:
+        InputError: something is missing; the message is one line.
     """
     gpu = find_gpu()
+    own = (gpu.compute_capability,)
     runtimes = [
         runtime
         for runtime in RUNTIMES.values()
-        if is_installed(runtime.module)
-        and gpu.compute_capability in (runtime.compute_capabilities or (gpu.compute_capability,))
+        if is_installed(runtime.module) and own[0] in (runtime.compute_capabilities or own)
     ]
     if not runtimes:
         raise InputError(
