@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
+from transformers.utils import logging
 
 from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, UnsupportedModelError
 from ...artifacts.model_directory import open_model_directory
@@ -144,6 +145,7 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 
 def _read_model(path: Path) -> LlamaForCausalLM:
+    logging.disable_progress_bar()
     try:
         loaded: Any = LlamaForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True

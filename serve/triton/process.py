@@ -58,7 +58,7 @@ def free_ports() -> Ports:
     """Three free ports below the range from which outgoing connections take theirs."""
     ports: list[int] = []
     while len(ports) < 3:
-        port = random.randint(*_PORT_RANGE)
+        port = random.SystemRandom().randint(*_PORT_RANGE)  # not what a training run has seeded
         with socket.socket() as probe:
             if port not in ports and probe.connect_ex((HOST, port)) != 0:
                 ports.append(port)
