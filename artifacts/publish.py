@@ -48,7 +48,7 @@ def publish(target: Path) -> Iterator[Publication]:
             _write_manifest(staging, publication.manifest)
             _sync_tree(staging)
             _move_into_place(staging, target)
-            _sync(target.parent)
+            sync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -67,9 +67,9 @@ def write_atomically(path: Path, content: str) -> None:
     """Write one text file through a temporary name, fsync and rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(content)
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -108,10 +108,11 @@ def _sync_tree(directory: Path) -> None:
     """Flush everything, readable by others as the temporary directory was not."""
     for path in (directory, *directory.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

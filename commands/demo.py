@@ -1,6 +1,5 @@
 """`hebbline demo`: train, export, serve and query a sparse language model on real text."""
 
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -151,7 +150,6 @@ def _stream(client: "Client") -> "Chunk":
         for chunk in chunks:
             arrivals.append(time.perf_counter())
             console.print(chunk.text, end="", markup=False)
-            sys.stderr.flush()
             whole = join_chunks(whole, chunk)
     console.print()
     if whole is None or len(arrivals) < 2:

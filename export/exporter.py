@@ -31,6 +31,7 @@ from .graph import (
     save_graph,
 )
 from .passes import PassOptions, run_passes
+from .passes.report import PassReport
 from .quality import QualityFigures, measure_quality, text_windows
 from .report import ExportReport, layer_report, write_reports
 from .shortlist import check_shortlist
@@ -76,9 +77,32 @@ def export_model(
     check_target(out)
     progress("reading the model")
     source = load_source(model_directory)
+    packed, pass_reports = run_passes(source, passes, progress)
+    return export_packed(source, packed, out, progress, values=values, lm_head=lm_head, pass_reports=pass_reports)
+
+
+def export_packed(
+    source: SourceModel,
+    packed: SourceModel,
+    out: Path,
+    progress: Callable[[str], None],
+    *,
+    values: str,
+    lm_head: Literal["float32", "int8"],
+    pass_reports: tuple[PassReport, ...],
+) -> ExportReport:
+    """`export_model` from where the model is loaded and the passes have run.
+
+    Args:
+        source: the model as it was, which the artifact is held against.
+        packed: the model to pack: what the passes, whose reports `pass_reports` are, have made of it.
+        out, progress, values, lm_head: as `export_model`.
+
+    Raises:
+        InputError: `out` is taken; CheckError: parity failed. Nothing is published then.
+    """
     with publish(out) as publication:
         staging = publication.directory
-        packed, pass_reports = run_passes(source, passes, progress)
         graphs = _graphs(int8_head=lm_head == "int8")
         if values == "float32":
             weights = _build(packed, graphs, staging, values, progress)
@@ -93,7 +117,7 @@ def export_model(
             quality = _quality(source, packed, graphs, staging, values, lm_head, progress)
             report = replace(report, quality=quality)
         write_reports(staging, report, packed.masks)
-        shutil.copyfile(model_directory / TOKENIZER_FILE, staging / TOKENIZER_FILE)
+        shutil.copyfile(source.path / TOKENIZER_FILE, staging / TOKENIZER_FILE)
         publication.finish(_manifest(packed, weights))
     return report
 

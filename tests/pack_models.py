@@ -138,3 +138,8 @@ def refused(directory, model, match):
     assert "\n" not in message and str(path) in message and len(message) < 1000
     assert not (directory / "out").exists()
     assert [item.name for item in directory.iterdir() if item.name.startswith(".")] == []
+
+
+def layer_model(nodes, weight, x_shape=("n", K), y_shape=("n", N), **extra):
+    """Nodes from X to Y with one weight W."""
+    return make_model(nodes, [value("X", *x_shape)], [value("Y", *y_shape)], {"W": weight, **extra})

@@ -6,7 +6,6 @@ complete. Older ones are renamed to a hidden name before they are removed.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..artifacts import DamagedArtifactError, InputError
 from ..artifacts.manifest import file_digest
+from ..artifacts.publish import sync
 
 FACTS_FILE = "checkpoint.json"
 SCHEMA_VERSION = 1
@@ -74,12 +74,12 @@ def write_checkpoint(folder: Path, facts: CheckpointFacts, keep: int) -> Iterato
         files = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
         (staging / FACTS_FILE).write_text(json.dumps(asdict(facts) | {"files": files}))
         for path in (*staging.iterdir(), staging):
-            _sync(path)
+            sync(path)
         target = folder / f"{_PREFIX}{facts.step:09d}"
         if target.exists():
             _remove(target)
         staging.rename(target)
-        _sync(folder)
+        sync(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
@@ -173,11 +173,3 @@ def _remove(path: Path) -> None:
     hidden = path.with_name(f".{path.name}.old")
     path.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,10 +21,8 @@ from .dynamics import SparsityConfig, remove_chains
 from .dynamics.chains import model_chains
 from .dynamics.config import required
 from .dynamics.plan import LayerPlan, plan_layers
-from .dynamics.sampling import seed_for
 from .dynamics.update import Moment, regrow, remove
 from .dynamics.warmup import RateWarmup
-from .topology import initial_mask
 
 
 class SparseLinear(nn.Module):
@@ -205,17 +203,7 @@ class LinkSparsifier:
         assert isinstance(linear, nn.Linear)
         if plan.topology in ("csti", "magnitude"):
             raise InputError(f"topology '{plan.topology}' of layer '{plan.name}': use Sparsifier")
-        out_features, in_features = plan.shape
-        parameters: dict[str, Any] = plan.topology_parameters
-        mask_NK = initial_mask(
-            plan.topology,
-            out_features,
-            in_features,
-            plan.densities[0],
-            seed=seed_for(self.config.seed, plan.name, "initial"),
-            structure=plan.structure,
-            **parameters,
-        )
+        mask_NK = plan.initial_mask(self.config.seed)
         layer = SparseLinear.from_linear(linear, mask_NK.to(linear.weight.device))
         _set_submodule(model, plan.name, layer)
         return layer

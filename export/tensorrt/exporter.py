@@ -16,7 +16,7 @@ from ...artifacts.publish import check_target
 from ...serve.engine.engines import EngineFacts, write_engines
 from ...serve.engine.gpu import find_gpu
 from ...serve.engine.static_cache import StepLimits
-from ..exporter import NO_PASSES, export_model
+from ..exporter import NO_PASSES, export_packed
 from ..graph.source import SourceModel, load_source
 from ..passes import PassOptions, run_passes
 from ..report import ExportReport
@@ -70,8 +70,12 @@ def export_engines(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.engines.", dir=out.absolute().parent) as directory:
         work = Path(directory)
         portable = work / "portable"
-        onnx_report = export_model(model_directory, portable, progress, values=values, lm_head=lm_head, passes=passes)
-        source, _ = run_passes(load_source(model_directory), passes, progress)
+        progress("reading the model")
+        original = load_source(model_directory)
+        source, pass_reports = run_passes(original, passes, progress)
+        onnx_report = export_packed(
+            original, source, portable, progress, values=values, lm_head=lm_head, pass_reports=pass_reports
+        )
         with publish(out) as publication:
             engine, report = _build(source, runtime, options, work, publication.directory, progress)
             manifest = _move_portable(portable, publication.directory)

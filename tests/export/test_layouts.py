@@ -4,16 +4,11 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from layout_models import checked_model, rounded
 from onnx.reference import ReferenceEvaluator
 
 from hebbline.export.layouts import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    IR_VERSION,
     LAYOUTS,
-    OPSET,
-    VALUE_TYPES,
     BlockLayout,
     Work,
     choose_layout,
@@ -170,31 +165,6 @@ def test_an_unused_half_byte_must_be_zero():
         layout.decode(tensors, 3)
 
 
-def make_model(layout, tensors, in_features, bias):
-    initializers = [numpy_helper.from_array(tensors[name], name) for name in layout.tensor_names]
-    if bias is not None:
-        initializers.append(numpy_helper.from_array(bias, "bias"))
-    inputs = ["X", *layout.tensor_names, "bias" if bias is not None else ""]
-    node = helper.make_node(layout.op_type, inputs, ["Y"], domain=DOMAIN, in_features=in_features)
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["B", "S", in_features])
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["B", "S", "N"])
-    graph = helper.make_graph([node], "linear", [x], [y], initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, functions=[layout.function()])
-    onnx.checker.check_model(model)
-    return model
-
-
-def rounded(x, values):
-    """X as the value type rounds it."""
-    if values == "float32":
-        return x
-    if values == "bfloat16":
-        return VALUE_TYPES["bfloat16"].encode(x, None)["values"].astype(np.float64)
-    largest = np.abs(x).max(axis=-1, keepdims=True)
-    return np.rint(x * (np.float32(127) / largest)).astype(np.float64) * (largest / np.float32(127))
-
-
 @layouts
 @pytest.mark.parametrize("shape", [(1, 1), (24, 33), (33, 7), (8, 200)])
 @pytest.mark.parametrize("density", [0, 0.3, 1])
@@ -204,7 +174,7 @@ def test_function_runs_anywhere_and_equals_float64(layout, shape, density, with_
     rng = np.random.default_rng(1)
     bias = rng.standard_normal(shape[0]).astype(np.float32) if with_bias else None
     tensors = layout.encode(weight, mask)
-    model = make_model(layout, tensors, shape[1], bias)
+    model = checked_model(layout, tensors, shape[1], bias)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     decoded = layout.decode(tensors, shape[1])[0].astype(np.float64)
     for x_shape in ((1, 1), (2, 3)):
@@ -222,7 +192,7 @@ def test_onnx_runtime_folds_the_decoding_at_load(layout, tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
-    model = make_model(layout, layout.encode(weight, mask), 32, None)
+    model = checked_model(layout, layout.encode(weight, mask), 32, None)
     onnxruntime.InferenceSession(model.SerializeToString(), options)
     left = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
     rounding = {"Cast"} if layout.values.name == "bfloat16" else set()

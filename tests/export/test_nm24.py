@@ -6,14 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from layout_models import checked_model, rounded
 from onnx.reference import ReferenceEvaluator
 from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_from_dense_cutlass,
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from hebbline.export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, NM24_LAYOUTS, OPSET, VALUE_TYPES
+from hebbline.export.layouts import NM24_LAYOUTS, VALUE_TYPES
 from hebbline.export.layouts.csr import CsrLayout
 from hebbline.export.layouts.cutlass24 import Cutlass24, compress, decompress
 from hebbline.export.layouts.nm24 import fitting_links, is_two_of_four
@@ -135,31 +135,6 @@ def test_damaged_tensors_are_refused(layout):
                 layout.decode(broken, 10)
 
 
-def make_model(layout, tensors, in_features, bias):
-    initializers = [numpy_helper.from_array(tensors[name], name) for name in layout.tensor_names]
-    if bias is not None:
-        initializers.append(numpy_helper.from_array(bias, "bias"))
-    inputs = ["X", *layout.tensor_names, "bias" if bias is not None else ""]
-    node = helper.make_node(layout.op_type, inputs, ["Y"], domain=DOMAIN, in_features=in_features)
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["B", "S", in_features])
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["B", "S", "N"])
-    graph = helper.make_graph([node], "linear", [x], [y], initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, functions=[layout.function()])
-    onnx.checker.check_model(model)
-    return model
-
-
-def rounded(x, values):
-    """X as the value type rounds it."""
-    if values == "float32":
-        return x
-    if values == "bfloat16":
-        return x.astype(ml_dtypes.bfloat16).astype(np.float64)
-    largest = np.abs(x).max(axis=-1, keepdims=True)
-    return np.rint(x * (np.float32(127) / largest)).astype(np.float64) * (largest / np.float32(127))
-
-
 @layouts
 @pytest.mark.parametrize("shape", [(1, 1), (24, 33), (33, 7), (8, 200)])
 @pytest.mark.parametrize(("density", "with_bias"), [(0, True), (0.6, False), (1, True)])
@@ -168,7 +143,7 @@ def test_function_runs_anywhere_and_equals_float64(layout, shape, density, with_
     rng = np.random.default_rng(1)
     bias = rng.standard_normal(shape[0]).astype(np.float32) if with_bias else None
     tensors = layout.encode(weight, mask)
-    model = make_model(layout, tensors, shape[1], bias)
+    model = checked_model(layout, tensors, shape[1], bias)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     decoded = layout.decode(tensors, shape[1])[0].astype(np.float64)
     x = rng.standard_normal((2, 3, shape[1])).astype(np.float32)
@@ -183,7 +158,7 @@ def test_function_decodes_bit_for_bit():
     weight, mask = make_layer(12, 21, 0.8)
     weight[tuple(np.argwhere(mask)[5])] = np.inf
     layout = NM24_LAYOUTS["nm24"]
-    model = make_model(layout, layout.encode(weight, mask), 21, None)
+    model = checked_model(layout, layout.encode(weight, mask), 21, None)
     graph = model.functions[0]
     del graph.output[:]
     graph.output.append("weight_NK")
@@ -197,7 +172,7 @@ def test_onnx_runtime_folds_the_decoding_at_load(layout, tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
-    model = make_model(layout, layout.encode(weight, mask), 32, None)
+    model = checked_model(layout, layout.encode(weight, mask), 32, None)
     onnxruntime.InferenceSession(model.SerializeToString(), options)
     left = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
     assert left & {"Gemm", "MatMul"}

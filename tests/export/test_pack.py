@@ -12,6 +12,7 @@ from pack_models import (
     check_packed,
     dense,
     initializer_names,
+    layer_model,
     make_model,
     node,
     op_types,
@@ -21,10 +22,6 @@ from pack_models import (
 )
 
 from hebbline.export import pack
-
-
-def layer_model(nodes, weight, x_shape=("n", K), y_shape=("n", N), **extra):
-    return make_model(nodes, [value("X", *x_shape)], [value("Y", *y_shape)], {"W": weight, **extra})
 
 
 def test_matmul_of_any_leading_dimensions(tmp_path):

@@ -12,6 +12,7 @@ from pack_models import (
     check_packed,
     dense,
     initializer_names,
+    layer_model,
     make_model,
     node,
     op_types,
@@ -23,10 +24,6 @@ from pack_models import (
 from hebbline.artifacts import CheckError, InputError, read_manifest
 from hebbline.export import pack
 from hebbline.export.foreign import packing
-
-
-def layer_model(nodes, weight, x_shape=("n", K), y_shape=("n", N), **extra):
-    return make_model(nodes, [value("X", *x_shape)], [value("Y", *y_shape)], {"W": weight, **extra})
 
 
 def branch(name, nodes, *initializers):

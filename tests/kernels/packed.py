@@ -6,9 +6,9 @@ Legend: N out_features, K in_features, M tokens.
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from layout_models import make_model
 
-from hebbline.export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, OPSET, BlockLayout
+from hebbline.export.layouts import LAYOUTS, BlockLayout
 from hebbline.kernels import register
 
 BLOCK = BlockLayout().block_size
@@ -29,21 +29,6 @@ def make_layer(layout, shape, density, seed=0):
     for place, value in zip(np.argwhere(mask)[:2], (0.0, -0.0), strict=False):
         weight[tuple(place)] = value
     return weight, mask
-
-
-def make_model(layout, tensors, in_features, bias=None, function=True):
-    """A model of one op over X [..., K], with the function that decodes it or without."""
-    initializers = [numpy_helper.from_array(tensors[name], name) for name in layout.tensor_names]
-    if bias is not None:
-        initializers.append(numpy_helper.from_array(bias, "bias"))
-    inputs = ["X", *layout.tensor_names, "bias" if bias is not None else ""]
-    node = helper.make_node(layout.op_type, inputs, ["Y"], name="linear", domain=DOMAIN, in_features=in_features)
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["B", "S", in_features])
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["B", "S", "N"])
-    graph = helper.make_graph([node], "linear", [x], [y], initializers)
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    functions = [layout.function()] if function else []
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, functions=functions)
 
 
 def open_session(model, threads=1, kernels=True):

@@ -7,15 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
+from typing import Any
 
-from torch import nn
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
 
 from ...artifacts import InputError
+from ..topology import initial_mask
 from ..topology.initial import link_count
 from ..topology.structure import Structure
 from .config import GroupConfig, SparsityConfig, merge, required
 from .density import density_schedule, erk_densities
 from .methods import FractionKind, RegrowthRule, RegrowthScore, RemovalRule, RemovalScore, TopologyKind
+from .sampling import seed_for
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,20 @@ class LayerPlan:
     regrowth_temperature: float
     fraction: FractionKind
     removed: float
+
+    def initial_mask(self, seed: int, inputs: ArrayLike | None = None) -> Tensor:
+        """The layer's first graph, bool [N, K]; `inputs` are the data's, for "csti" only."""
+        out_features, in_features = self.shape
+        parameters: dict[str, Any] = {"inputs": inputs} if self.topology == "csti" else self.topology_parameters
+        return initial_mask(
+            self.topology,
+            out_features,
+            in_features,
+            self.densities[0],
+            seed=seed_for(seed, self.name, "initial"),
+            structure=self.structure,
+            **parameters,
+        )
 
     def temperature_at(self, progress: float) -> float:
         """The exponent of soft removal at `progress` in [0, 1] of the updates."""

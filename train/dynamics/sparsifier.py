@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...artifacts import CheckError, InputError
-from ..topology import initial_mask
 from .chains import model_chains, remove_chains
 from .config import SparsityConfig, required
 from .density import removal_fraction
 from .gradients import DenseGradients
 from .plan import LayerPlan, plan_layers
-from .sampling import seed_for
 from .sharding import check_masks, decides, gather_rows, local, local_rows, share_masks, whole
 from .update import Moment, UpdateReport, magnitude_mask, regrow, remove
 from .warmup import RateWarmup
@@ -148,18 +146,7 @@ class Sparsifier:
             raise InputError(f"topology 'csti' of layer '{plan.name}' needs the data, which this task does not give")
         if plan.topology == "magnitude":
             return magnitude_mask(plan, whole(self._weight(plan.name)), self.config.seed)
-        out_features, in_features = plan.shape
-        parameters: dict[str, Any] = {"inputs": self._inputs} if plan.topology == "csti" else plan.topology_parameters
-        mask_NK = initial_mask(
-            plan.topology,
-            out_features,
-            in_features,
-            plan.densities[0],
-            seed=seed_for(self.config.seed, plan.name, "initial"),
-            structure=plan.structure,
-            **parameters,
-        )
-        return mask_NK.to(self._weight(plan.name).device)
+        return plan.initial_mask(self.config.seed, self._inputs).to(self._weight(plan.name).device)
 
     def _due(self, step: int) -> bool:
         update = self.config.update
