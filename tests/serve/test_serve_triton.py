@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -97,22 +96,20 @@ def test_cancelled_requests_free_their_slots(client):
 
 
 def test_a_full_queue_is_refused_and_recovers(client):
-    """4 slots and 8 places in the queue: the thirteenth request at a time is one too many."""
-    streams = [client.stream(PROMPT, SamplingParameters(max_tokens=4000)) for _ in range(12)]
-    threads = [threading.Thread(target=lambda stream=stream: list(stream), daemon=True) for stream in streams[4:]]
-    for stream in streams[:4]:
-        next(stream)
+    """4 slots and 8 places in the queue: of 13 requests at a time, while the slots are held, 5 are too many."""
     calls = [Client(client.url, timeout=60) for _ in range(13)]
+    for call in calls:
+        call.wait_ready(30)  # connected before the slots are taken: those are held for seconds only
+    streams = [client.stream(PROMPT, SamplingParameters(max_tokens=4000)) for _ in range(4)]
+    for stream in streams:
+        next(stream)
     try:
         with ThreadPoolExecutor(13) as pool:
-            outcomes = list(pool.map(lambda call: _first_or_error(call), calls))
+            outcomes = list(pool.map(_first_or_error, calls))
         assert sum("try again later" in str(outcome) for outcome in outcomes) >= 5
     finally:
-        for stream in streams[:4]:
-            stream.close()
-        for call in calls:
-            call.close()
-    assert not any(thread.is_alive() for thread in threads)
+        for closing in (*streams, *calls):
+            closing.close()
     assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
 
 
