@@ -1,4 +1,4 @@
-"""Documents from three kinds of source: the text that CPython carries, local files, and the Hugging Face hub."""
+"""Documents: the text that CPython carries, the Brown corpus, local files, and the Hugging Face hub."""
 
 import ast
 import hashlib
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...artifacts import InputError
+from .brown import brown_texts
 
 PYTHON_SOURCE = "python"
+BROWN_SOURCE = "brown"
 HUB_PREFIX = "hub://"
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3", "pydoc_data"}
 _BUCKETS = 10_000
@@ -34,8 +36,9 @@ def load_documents(source: str, validation_share: float) -> Documents:
 
     Args:
         source: "python" (the manual's topics in `pydoc_data` and the standard library's docstrings, one document a
-            module), the path of a .txt file (documents separated by blank lines) or .jsonl file (field "text"), or
-            hub://NAME or hub://NAME:CONFIGURATION for the train split of a data set on the Hugging Face hub.
+            module), "brown" (the Brown corpus, from a registry package), the path of a .txt file (documents separated
+            by blank lines) or .jsonl file (field "text"), or hub://NAME or hub://NAME:CONFIGURATION for the train
+            split of a data set on the Hugging Face hub.
         validation_share: share of the documents to hold out, in (0, 1).
 
     Raises:
@@ -63,11 +66,13 @@ def _bucket(text: str) -> int:
 def _read(source: str) -> Iterator[str]:
     if source == PYTHON_SOURCE:
         return _python_texts()
+    if source == BROWN_SOURCE:
+        return brown_texts()
     if source.startswith(HUB_PREFIX):
         return _hub_texts(source.removeprefix(HUB_PREFIX))
     path = Path(source)
     if not path.is_file():
-        raise InputError(f"data.source '{source}' is neither 'python', a hub:// name, nor a file")
+        raise InputError(f"data.source '{source}' is neither 'python', 'brown', a hub:// name, nor a file")
     return _jsonl_texts(path) if path.suffix == ".jsonl" else iter(path.read_text().split("\n\n"))
 
 

@@ -5,6 +5,7 @@ Legend: B blocks, S tokens a block.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,12 +57,12 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
     documents = load_documents(recipe.data.source, recipe.data.validation_share)
     if dense is not None:
         model, tokenizer = dense
+        blocks_BS = pack_tokens(tokenizer, documents.train, recipe.data.sequence_length)
         set_seed(recipe.optimization.seed)
     else:
-        tokenizer = train_tokenizer(documents.train, recipe.model.vocab_size)
+        tokenizer, blocks_BS = _tokenize(tuple(documents.train), recipe.model.vocab_size, recipe.data.sequence_length)
         set_seed(recipe.optimization.seed)
         model = build_model(recipe.model, tokenizer)
-    blocks_BS = pack_tokens(tokenizer, documents.train, recipe.data.sequence_length)
     optimization = recipe.optimization
     tokens_a_step = optimization.batch_size * optimization.accumulate * world_size() * recipe.data.sequence_length
     training = Training(
@@ -82,6 +83,13 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         f"{train_bytes / 1e6:.2f} MB of text; {validation_bytes / 1e6:.2f} MB in other documents are held out"
     )
     return TrainingResult(model.eval(), tokenizer, trained, summary, {"tokens": tokens})
+
+
+@lru_cache(maxsize=1)
+def _tokenize(texts: tuple[str, ...], vocab_size: int, length: int) -> tuple[PreTrainedTokenizerFast, Tensor]:
+    """A tokenizer trained on texts, and their blocks [B, S]: kept for the next run on the same texts."""
+    tokenizer = train_tokenizer(texts, vocab_size)
+    return tokenizer, pack_tokens(tokenizer, texts, length)
 
 
 def load_pretrained(source: str, sequence_length: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

@@ -57,7 +57,7 @@ class DataConfig:
     """Where the text comes from.
 
     Args:
-        source: "python" (text that CPython carries), a .txt or .jsonl file, or hub://NAME[:CONFIGURATION].
+        source: "python" (text that CPython carries), "brown" (the Brown corpus), a .txt or .jsonl file, or hub://NAME[:CONFIGURATION].
         validation_share: share of documents held out.
         sequence_length: tokens a training example.
     """

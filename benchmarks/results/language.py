@@ -1,0 +1,124 @@
+"""Language modelling on the Brown corpus: the methods at 30%, 10% and 5%, at equal numbers of tokens."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from ...train.data import load_documents, pack_tokens
+from ...train.dynamics import SparsityConfig
+from ...train.dynamics.config import RegrowthConfig, TopologyConfig
+from ...train.tasks import LanguageModelRecipe, train_language_model
+from ...train.tasks.recipe import DataConfig, ModelConfig, OptimizationConfig
+from ...train.tasks.result import TrainingResult
+from .measure import outcome_of, step_clock
+from .study import DENSE, Arm, Outcome, Run, Study, sparsity_of
+
+_DATA = DataConfig(source="brown", validation_share=0.1, sequence_length=128)
+_STEPS = 300
+_UPDATES = 8
+_BATCH = 8
+_MODEL = ModelConfig(
+    hidden_size=128, intermediate_size=352, layers=2, heads=4, kv_heads=4, context_length=128, vocab_size=1024
+)
+_SCORE_BATCH = 16
+
+_ER = TopologyConfig(kind="er")
+_TOP = RegrowthConfig(rule="top")
+_SHARP = RegrowthConfig(temperature=4.0)
+
+
+def _brf(r: float) -> TopologyConfig:
+    return TopologyConfig(kind="brf", r=r)
+
+
+# Every method has the same density in all layers, so that they differ in their graphs alone.
+_ARMS = (
+    DENSE,
+    Arm("static ER", SparsityConfig(method="static", topology=_ER)),
+    Arm("static BRF", SparsityConfig(method="static", topology=_brf(0.25))),
+    Arm("SET", SparsityConfig(method="set", distribution="uniform")),
+    Arm("RigL", SparsityConfig(method="rigl", distribution="uniform")),
+    Arm("MEST", SparsityConfig(method="mest")),
+    Arm("GMP", SparsityConfig(method="gmp")),
+    Arm("GraNet", SparsityConfig(method="granet", distribution="uniform")),
+    Arm("CHTs", SparsityConfig(method="chts")),
+    Arm("CHTs, sharpened", SparsityConfig(method="chts", regrowth=_SHARP)),
+    Arm("CHTs, top", SparsityConfig(method="chts", regrowth=_TOP)),
+    Arm("CHTss", SparsityConfig(method="chtss")),
+    Arm("CHTss, sharpened", SparsityConfig(method="chtss", regrowth=_SHARP)),
+    Arm("CHTss, top", SparsityConfig(method="chtss", regrowth=_TOP)),
+    Arm("CHTss, r = 0", SparsityConfig(method="chtss", topology=_brf(0.0))),
+    Arm("CHTss, r = 1", SparsityConfig(method="chtss", topology=_brf(1.0))),
+    Arm("CHTss, 2:4", SparsityConfig(method="chtss", structure="2:4")),
+    Arm("CHTss, 8x8 blocks", SparsityConfig(method="chtss", structure="block", block_size=8)),
+)
+
+
+@dataclass(frozen=True)
+class LanguageStudy(Study):
+    """Perplexity of held-out documents: one half chooses learning rates, the other is reported."""
+
+    def perform(self, run: Run) -> Outcome:
+        """Train a Llama and score it."""
+        with step_clock() as clock:
+            result = train_language_model(_recipe(run))
+        tuning_BS, reported_BS = _held_out(result)
+        return outcome_of(
+            result, clock, perplexity_of(result.model, tuning_BS), perplexity_of(result.model, reported_BS)
+        )
+
+
+LANGUAGE = LanguageStudy(
+    name="language",
+    title="Language modelling",
+    metric="perplexity",
+    higher_is_better=False,
+    arms=_ARMS,
+    densities=(0.3, 0.1, 0.05),
+    rates=(2e-4, 6e-4, 2e-3, 8e-3),
+    seeds=(1, 2, 3),
+    budget=(
+        f"a Llama of {_MODEL.layers} layers, {_MODEL.hidden_size} wide, with {_MODEL.vocab_size} tokens; {_STEPS} "
+        f"steps of {_BATCH} x {_DATA.sequence_length} tokens of the Brown corpus; {_UPDATES} updates; AdamW, 3e-3 for "
+        "embeddings and norms, the chosen rate for projections"
+    ),
+)
+
+
+def _recipe(run: Run) -> LanguageModelRecipe:
+    optimization = OptimizationConfig(
+        steps=_STEPS,
+        batch_size=_BATCH,
+        learning_rate=3e-3,
+        projection_learning_rate=run.rate,
+        warmup_steps=_STEPS // 10,
+        log_every=50,
+        seed=run.seed,
+    )
+    sparsity = sparsity_of(run, _STEPS, _UPDATES)
+    return LanguageModelRecipe(model=_MODEL, data=_DATA, optimization=optimization, sparsity=sparsity)
+
+
+def _held_out(result: TrainingResult) -> tuple[Tensor, Tensor]:
+    """Blocks of tokens [B, S] of every other held-out document, and of those between."""
+    assert result.tokenizer is not None
+    documents = _validation_documents()
+    halves = documents[::2], documents[1::2]
+    tuning_BS, reported_BS = (pack_tokens(result.tokenizer, half, _DATA.sequence_length) for half in halves)
+    return tuning_BS, reported_BS
+
+
+@lru_cache(maxsize=1)
+def _validation_documents() -> tuple[str, ...]:
+    return tuple(load_documents(_DATA.source, _DATA.validation_share).validation)
+
+
+@torch.inference_mode()
+def perplexity_of(model: nn.Module, blocks_BS: Tensor) -> float:
+    """exp of the mean loss over all predicted tokens; infinite where it is too large for a float."""
+    losses = [model(input_ids=part, labels=part).loss.item() * len(part) for part in blocks_BS.split(_SCORE_BATCH)]
+    mean = sum(losses) / len(blocks_BS)
+    return math.exp(mean) if mean < 700 else math.inf

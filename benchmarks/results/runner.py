@@ -1,0 +1,57 @@
+"""Makes the runs of a study that its ledger does not have yet; stop and start it as you like."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ..machine import describe_machine
+from .ledger import Ledger
+from .study import Arm, Outcome, Run, Study
+
+
+def chosen_rate(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> float | None:
+    """The learning rate that the search of a cell found; None while it has runs to make."""
+    scores = {run.rate: outcomes[run.key].tuning for run in study.tuning_runs(arm, density) if run.key in outcomes}
+    return study.best(scores) if len(scores) == len(study.rates) else None
+
+
+def missing_runs(study: Study, outcomes: Mapping[str, Outcome]) -> list[Run]:
+    """Runs that can be made now: searches first to last, and reported runs where the search is done."""
+    missing: list[Run] = []
+    for arm, density in study.cells():
+        rate = chosen_rate(study, arm, density, outcomes)
+        runs = study.tuning_runs(arm, density) if rate is None else study.reported_runs(arm, density, rate)
+        missing += [run for run in runs if run.key not in outcomes]
+    return missing
+
+
+def count_runs(study: Study) -> int:
+    """All runs of a study."""
+    return sum(len(study.rates) + len(study.seeds) for _ in study.cells())
+
+
+def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | None = None) -> None:
+    """Make missing runs, one after the other on one thread, until there are none or the time is over.
+
+    Args:
+        ledger: of the study; other workers may share it.
+        tell: called with the number of runs that are made, and the run that begins.
+        minutes: no run begins after so many; None for no end.
+    """
+    torch.set_num_threads(1)
+    commit = describe_machine().commit
+    started = time.monotonic()
+    while minutes is None or time.monotonic() - started < 60 * minutes:
+        outcomes = ledger.outcomes()
+        if not any(_make(ledger, run, commit, tell, len(outcomes)) for run in missing_runs(ledger.study, outcomes)):
+            return
+
+
+def _make(ledger: Ledger, run: Run, commit: str, tell: Callable[[int, str], object], made: int) -> bool:
+    """Make a run, unless another worker has it."""
+    with ledger.claim(run) as claimed:
+        if claimed:
+            tell(made, run.key)
+            ledger.append(run, ledger.study.perform(run), commit)
+        return claimed

@@ -1,0 +1,132 @@
+"""What a table compares: arms, densities, learning rates to choose from, seeds, and how a run is scored.
+
+Every arm gets the same search: each learning rate once, with a seed and judged on a split that are not reported.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ...train.dynamics import SparsityConfig
+
+Purpose = Literal["tuning", "report"]
+TUNING_SEED = 0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of a table. `sparsity` is its method; density, seed and length of the updates come from the run.
+
+    `densities` are those it is run at; None for those of the study.
+    """
+
+    name: str
+    sparsity: SparsityConfig
+    densities: tuple[float, ...] | None = None
+
+
+DENSE = Arm("dense", SparsityConfig(method="dense"), densities=(1.0,))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: of an arm at a density, with a learning rate and a seed."""
+
+    arm: Arm
+    density: float
+    rate: float
+    seed: int
+    purpose: Purpose
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other runs of its study."""
+        return f"{self.arm.name} | {self.density:g} | {self.purpose} | {self.rate:g} | {self.seed}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave.
+
+    Args:
+        tuning: score on the split that learning rates are chosen by.
+        reported: score on the split that tables show.
+        seconds: processor seconds of the training steps, updates included.
+        updates: topology updates.
+        itop: of all possible links, the share that ever was.
+        survived: mean share of the links of an update that the next one kept; None where none were grown.
+        facts: figures of the study's own.
+    """
+
+    tuning: float
+    reported: float
+    seconds: float
+    updates: int
+    itop: float
+    survived: float | None
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study(ABC):
+    """A table. Subclasses say how a run is trained and scored.
+
+    Args:
+        name: of the ledger and of the section.
+        title: heading of the section.
+        metric: what is scored, such as "perplexity".
+        higher_is_better: of the metric.
+        arms: the rows.
+        densities: of the sparse arms.
+        rates: learning rates to choose from, ascending.
+        seeds: of the reported runs; `TUNING_SEED` is not among them.
+        budget: in words, all that a run's length and size depend on; runs of another budget do not count.
+    """
+
+    name: str
+    title: str
+    metric: str
+    higher_is_better: bool
+    arms: tuple[Arm, ...]
+    densities: tuple[float, ...]
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    budget: str
+
+    @abstractmethod
+    def perform(self, run: Run) -> Outcome:
+        """Train and score."""
+
+    def cells(self) -> Iterator[tuple[Arm, float]]:
+        """Every arm at every density of its own: dense first, then density by density."""
+        for arm in self.arms:
+            for density in arm.densities or ():
+                yield arm, density
+        for density in self.densities:
+            for arm in self.arms:
+                if arm.densities is None:
+                    yield arm, density
+
+    def tuning_runs(self, arm: Arm, density: float) -> list[Run]:
+        """The search of one cell."""
+        return [Run(arm, density, rate, TUNING_SEED, "tuning") for rate in self.rates]
+
+    def reported_runs(self, arm: Arm, density: float, rate: float) -> list[Run]:
+        """The reported runs of one cell, once its learning rate is chosen."""
+        return [Run(arm, density, rate, seed, "report") for seed in self.seeds]
+
+    def best(self, scores: Mapping[float, float]) -> float:
+        """The rate with the best score; a score that is not a number is the worst."""
+        sign = -1 if self.higher_is_better else 1
+        return min(scores, key=lambda rate: sign * scores[rate] if scores[rate] == scores[rate] else float("inf"))
+
+
+def sparsity_of(run: Run, steps: int, updates: int) -> SparsityConfig:
+    """The arm's sparsity for a run of so many steps: `updates` topology updates in its first four fifths."""
+    every = max(1, steps * 4 // 5 // updates)
+    changes: dict[str, Any] = {"seed": run.seed, "update": replace(run.arm.sparsity.update, every=every)}
+    changes["update"] = replace(changes["update"], stop=every * updates)
+    if run.arm is not DENSE:
+        changes["density"] = run.density
+    return replace(run.arm.sparsity, **changes)
