@@ -6,6 +6,7 @@ Legend: I images, F features an image.
 import gzip
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import PurePosixPath
 
@@ -48,8 +49,9 @@ class Images:
         return int(self.train_labels.max()) + 1
 
 
+@lru_cache(maxsize=1)
 def load_images(name: str, source: str, limit: int = 0) -> Images:
-    """Load a data set.
+    """Load a data set. It is kept for the next run on the same; do not change its tensors.
 
     Args:
         name: a key of `HUB_NAMES`.

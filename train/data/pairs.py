@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,8 +26,11 @@ class Pairs:
     test: list[Pair]
 
 
+@lru_cache(maxsize=1)
 def load_pairs(source: str, languages: tuple[str, str], test_share: float) -> Pairs:
     """Load sentence pairs. Equal pairs are kept once, and none is in both parts.
+
+    They are kept for the next run on the same; do not change the lists.
 
     Args:
         source: "libreoffice-help", a .tsv file, or hub://NAME[:CONFIGURATION].
