@@ -28,6 +28,7 @@ from ..console import progress
 from .checkpoint import Checkpoint, checkpoints, open_latest
 from .dynamics import SparsityConfig, UpdateReport
 from .dynamics.callback import SparsityCallback
+from .dynamics.sparsifier import initial_masks
 from .settings import EngineConfig, RunSettings
 from .trainer import CheckpointPlan, SparseTrainer, world_size
 
@@ -74,6 +75,8 @@ class Trained:
 def check_run(settings: RunSettings, sparsity: SparsityConfig) -> None:
     """Raise an InputError at once where a run could not begin, before data is loaded."""
     find_checkpoint(settings, sparsity)
+    if sparsity.compute == "links" and world_size() > 1:
+        raise InputError("sparsity.compute 'links' trains on one process; give sparsity.compute 'masked'")
     if settings.logging.wandb and find_spec("wandb") is None:
         raise InputError("logging.wandb needs the package 'wandb': pip install wandb")
 
@@ -103,6 +106,8 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
     """
     checkpoint = None if settings is None else find_checkpoint(settings, training.sparsity)
     sparsity = SparsityCallback(training.sparsity, inputs=training.inputs)
+    report = settings is not None and settings.logging.report
+    initial = initial_masks(training.model, training.sparsity, training.inputs) if report else {}
     started = time.perf_counter()
     with TemporaryDirectory() as scratch:
         trainer = SparseTrainer(
@@ -123,9 +128,10 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
         trainer.resume(checkpoint)
         log = trainer.state.log_history
     assert sparsity.sparsifier is not None
+    sparsity.sparsifier.densify()
     return Trained(
         masks=sparsity.sparsifier.masks,
-        initial_masks=sparsity.sparsifier.initial_masks() if settings and settings.logging.report else {},
+        initial_masks=initial,
         updates=sparsity.updates,
         log=log,
         seconds=time.perf_counter() - started,

@@ -1,4 +1,4 @@
-"""Linear layers that hold and train their links alone: at some percent of density, a fraction of the cost of masks.
+"""A linear layer that holds and trains its links alone: at some percent of density, a fraction of the cost of masks.
 
 Legend: N out_features, K in_features, Z links, T tokens.
 
@@ -8,7 +8,7 @@ weight gradient is formed at the links only, and any optimizer's state is of the
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,19 +16,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
-from ..artifacts import InputError
-from .dynamics import SparsityConfig, remove_chains
-from .dynamics.chains import model_chains
-from .dynamics.config import required
-from .dynamics.plan import LayerPlan, plan_layers
-from .dynamics.update import Moment, regrow, remove
-from .dynamics.warmup import RateWarmup
-
 
 class SparseLinear(nn.Module):
     """A linear layer over the links of a mask. `values` [Z] holds their weights in row-major order.
 
-    Beside them it keeps where they are, in CSR by rows and by columns.
+    Beside them it keeps where they are, in CSR by rows and by columns. `wants_dense` is asked in each backward pass
+    whether the gradient of the whole weight, absent links included, is to be handed to `take_dense` too, as [N, K].
     """
 
     mask: Tensor
@@ -42,26 +35,26 @@ class SparseLinear(nn.Module):
         """Take the weights of the links of a mask, bool [N, K]; what is off the mask is dropped."""
         super().__init__()
         self.out_features, self.in_features = mask_NK.shape
-        for name in ("_rows", "_columns", "_row_starts", "_by_column", "_column_starts"):
+        for name in ("mask", "_rows", "_columns", "_row_starts", "_by_column", "_column_starts"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
-        self.register_buffer("mask", mask_NK.clone())
-        self._index(mask_NK)
+        self._index(mask_NK.clone())
         self.values = nn.Parameter(weight_NK.detach()[mask_NK].clone())
         self.bias = None if bias_N is None else nn.Parameter(bias_N.detach().clone())
+        self.wants_dense: Callable[[], bool] = lambda: False
+        self.take_dense: Callable[[Tensor], None] = lambda gradient_NK: None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, mask_NK: Tensor) -> "SparseLinear":
-        """The links of a dense layer."""
-        return cls(linear.weight, mask_NK, linear.bias)
+        """The links of a dense layer; the bias is the layer's own parameter."""
+        layer = cls(linear.weight, mask_NK)
+        layer.bias = linear.bias
+        return layer
 
     def to_linear(self) -> nn.Linear:
-        """A dense layer with explicit zeros."""
-        device, dtype = self.values.device, self.values.dtype
-        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device=device, dtype=dtype)
-        with torch.no_grad():
-            linear.weight.copy_(self.dense())
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
+        """A dense layer with explicit zeros; the bias is this layer's own parameter."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.dense())
+        linear.register_parameter("bias", self.bias)
         return linear
 
     def dense(self) -> Tensor:
@@ -71,10 +64,13 @@ class SparseLinear(nn.Module):
         return weight_NK
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] to [..., N]."""
-        y_TN = _Product.apply(x.reshape(-1, self.in_features), self.values, self)
-        if self.bias is not None:
-            y_TN = y_TN + self.bias
+        """x [..., K] to [..., N], in the type of the weights."""
+        # Products of sparse matrices have no form in bfloat16.
+        with torch.autocast(x.device.type, enabled=False):
+            x_TK = x.reshape(-1, self.in_features).to(self.values.dtype)
+            y_TN = _Product.apply(x_TK, self.values, self)
+            if self.bias is not None:
+                y_TN = y_TN + self.bias
         return y_TN.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
@@ -96,8 +92,7 @@ class SparseLinear(nn.Module):
             state[key] = _carry(state[key], source_Z)
         self.values.data = _carry(self.values.data, source_Z)
         self.values.grad = None
-        self.mask = mask_NK.clone()
-        self._index(mask_NK)
+        self._index(mask_NK.clone())
 
     def by_rows(self, values_Z: Tensor) -> Tensor:
         """The matrix [N, K] in CSR."""
@@ -110,6 +105,7 @@ class SparseLinear(nn.Module):
         return _csr(self._column_starts, rows_Z, values_Z[self._by_column], shape)
 
     def _index(self, mask_NK: Tensor) -> None:
+        self.mask = mask_NK
         self._rows, self._columns = torch.nonzero(mask_NK, as_tuple=True)
         self._row_starts = _starts(mask_NK.sum(dim=1))
         self._column_starts = _starts(mask_NK.sum(dim=0))
@@ -129,105 +125,17 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x_TK, values_Z = ctx.saved_tensors
+        layer: SparseLinear = ctx.layer
         grad_NT = grad_TN.T.contiguous()
         wants_x, wants_values, _ = ctx.needs_input_grad
-        grad_TK = (ctx.layer.by_columns(values_Z) @ grad_NT).T if wants_x else None
+        grad_TK = (layer.by_columns(values_Z) @ grad_NT).T if wants_x else None
         grad_Z = None
         if wants_values:
-            pattern = ctx.layer.by_rows(values_Z)
+            pattern = layer.by_rows(values_Z)
             grad_Z = torch.sparse.sampled_addmm(pattern, grad_NT, x_TK.contiguous(), beta=0.0).values()
+            if layer.wants_dense():
+                layer.take_dense(grad_NT @ x_TK)
         return grad_TK, grad_Z, None
-
-
-class LinkSparsifier:
-    """The dynamics of `Sparsifier` for layers that hold their links alone: `model`'s are replaced by `SparseLinear`.
-
-        sparsifier = LinkSparsifier(model, SparsityConfig(method="chts", density=0.01))
-        optimizer = torch.optim.AdamW(model.parameters())
-        sparsifier.attach(optimizer)
-
-    Raises:
-        InputError: globs that match no layer, or a method that looks at the gradients of absent links.
-    """
-
-    def __init__(self, model: nn.Module, config: SparsityConfig) -> None:
-        self.config = config.resolved()
-        self.plans = plan_layers(model, config)
-        if needing := [name for name, plan in self.plans.items() if plan.uses_gradient]:
-            raise InputError(
-                f"method '{config.method}' looks at gradients of links that are not there, which layer '{needing[0]}' "
-                "does not form; use Sparsifier"
-            )
-        self._chains = model_chains(model, list(self.plans)) if self.config.removal.chains else []
-        self.steps = 0
-        self.stopped: set[str] = set()
-        self._optimizers: list[Optimizer] = []
-        self._warmup = RateWarmup(self.config.update.warmup, self._steps_since_update)
-        self.layers = {name: self._replace(model, plan) for name, plan in self.plans.items()}
-
-    def attach(self, optimizer: Optimizer) -> None:
-        """Carry this optimizer's moments along when links move."""
-        self._optimizers.append(optimizer)
-        self._warmup.attach(optimizer)
-
-    @property
-    def masks(self) -> dict[str, Tensor]:
-        """bool [N, K] by layer."""
-        return {name: layer.mask for name, layer in self.layers.items()}
-
-    def step(self) -> Mapping[str, int] | None:
-        """Count one optimizer step; update the graphs where one is due, and say how many links went and came."""
-        self.steps += 1
-        update = self.config.update
-        due = self.config.changes and self.steps % update.every == 0 and self.steps <= update.stop
-        return self._update() if due else None
-
-    def densify(self, model: nn.Module) -> nn.Module:
-        """Put dense layers with explicit zeros back into the model, to save or export it."""
-        for name, layer in self.layers.items():
-            _set_submodule(model, name, layer.to_linear())
-        return model
-
-    def _is_settled(self, again: int, regrown: int) -> bool:
-        """Whether an update brought back little but what it had removed (early stop)."""
-        threshold = required(self.config.update.early_stop)
-        return threshold > 0 and regrown > 0 and again >= threshold * regrown
-
-    def _steps_since_update(self) -> int | None:
-        update = self.config.update
-        last = min(self.steps, update.stop) // update.every * update.every
-        return self.steps - last if self.config.changes and last else None
-
-    def _replace(self, model: nn.Module, plan: LayerPlan) -> SparseLinear:
-        linear = model.get_submodule(plan.name)
-        assert isinstance(linear, nn.Linear)
-        if plan.topology in ("csti", "magnitude"):
-            raise InputError(f"topology '{plan.topology}' of layer '{plan.name}': use Sparsifier")
-        mask_NK = plan.initial_mask(self.config.seed)
-        layer = SparseLinear.from_linear(linear, mask_NK.to(linear.weight.device))
-        _set_submodule(model, plan.name, layer)
-        return layer
-
-    @torch.no_grad()
-    def _update(self) -> Mapping[str, int]:
-        when = Moment(self.steps // self.config.update.every, self.steps / self.config.update.stop)
-        seed, before = self.config.seed, self.masks
-        kept = {
-            name: remove(plan, before[name], self.layers[name].dense(), None, when, seed, stopped=name in self.stopped)
-            for name, plan in self.plans.items()
-        }
-        if remove_chains(kept, self._chains):
-            structures = {name: plan.structure for name, plan in self.plans.items()}
-            kept = {name: structure.unfold(structure.fold_mask(kept[name])) for name, structure in structures.items()}
-        removed = regrown = 0
-        for name, plan in self.plans.items():
-            after_NK = regrow(plan, kept[name], None, when, seed)
-            gone_NK, come_NK = before[name] & ~kept[name], after_NK & ~kept[name]
-            removed, regrown = removed + int(gone_NK.sum()), regrown + int(come_NK.sum())
-            if self._is_settled(int((gone_NK & come_NK).sum()), int(come_NK.sum())):
-                self.stopped.add(name)
-            self.layers[name].rewire(after_NK, before[name] & kept[name], self._optimizers)
-        return {"removed": removed, "regrown": regrown}
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -247,8 +155,3 @@ def _carry(values_Z: Tensor, source_Z: Tensor) -> Tensor:
 
 def _is_like(value: object, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
-
-
-def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

@@ -59,6 +59,9 @@ class SparseTrainer(Trainer):
         self._resumed = checkpoint
         if checkpoint is not None:
             self._sparsity.resume(_sparsity_state(checkpoint), _reports(checkpoint))
+        if self._sparsity.config.compute == "links":
+            assert self.model is not None and self.optimizer is not None
+            self._sparsity.start(self.model, self.optimizer)
         self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

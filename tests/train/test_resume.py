@@ -15,6 +15,7 @@ from hebbline.artifacts import DamagedArtifactError, InputError
 from hebbline.train import engine
 from hebbline.train.checkpoint import CheckpointFacts, checkpoints, open_checkpoint, open_latest, write_checkpoint
 from hebbline.train.dynamics import PRESETS
+from hebbline.train.engine import check_run
 from hebbline.train.settings import CheckpointConfig, RunSettings
 from hebbline.train.state import load_optimizer_state, load_random_state, optimizer_state, random_state
 from hebbline.train.tasks import read_recipe, train_language_model
@@ -70,9 +71,11 @@ def final_state(settings):
     return checkpoint.facts, {part: checkpoint.tensors(part) for part in parts if checkpoint.has(part)}
 
 
-@pytest.mark.parametrize("method", list(PRESETS))
-def test_resumed_equals_whole_in_every_bit(recipe_of, tmp_path, method):
-    recipe = recipe_of(method)
+@pytest.mark.parametrize(
+    ("method", "compute"), [(method, "masked") for method in PRESETS] + [(method, "links") for method in PRESETS]
+)
+def test_resumed_equals_whole_in_every_bit(recipe_of, tmp_path, method, compute):
+    recipe = recipe_of(method, f"--sparsity.compute={compute}")
     whole, whole_settings = run(recipe, tmp_path / "whole")
     run(recipe, tmp_path / "cut", stop=6)
     resumed, settings = run(recipe, tmp_path / "cut", resume=True)
@@ -86,6 +89,7 @@ def test_resumed_equals_whole_in_every_bit(recipe_of, tmp_path, method):
     assert facts.values["scheduler"] == resumed_facts.values["scheduler"]
     assert [report.regrown for report in whole.updates] == [report.regrown for report in resumed.updates]
     assert all(torch.equal(mask, resumed.masks[name]) for name, mask in whole.masks.items())
+    assert all(torch.equal(value, resumed.model.state_dict()[name]) for name, value in whole.model.state_dict().items())
     losses = [[record["loss"] for record in result.log if "loss" in record] for result in (whole, resumed)]
     assert losses[0] == losses[1]
 
@@ -116,6 +120,8 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_is_written(recipe_of, tmp
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="was written by 1 processes, and 2 would go on"):
         run(recipe, out, resume=True)
+    with pytest.raises(InputError, match="compute 'links' trains on one process"):
+        check_run(RunSettings(tmp_path / "other"), recipe_of("chts", "--sparsity.compute=links").sparsity)
     monkeypatch.undo()
     assert sorted(path for path in tmp_path.rglob("*")) == before
     dense = recipe_of("dense")

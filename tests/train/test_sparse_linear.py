@@ -1,6 +1,6 @@
 """Layers of links alone do exactly what masked layers do."""
 
-import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch import nn
 
 from hebbline.artifacts import InputError
 from hebbline.train import Sparsifier, SparsityConfig
-from hebbline.train.dynamics import RemovalConfig, UpdateConfig
-from hebbline.train.sparse_linear import LinkSparsifier, SparseLinear
+from hebbline.train.dynamics import PRESETS, RemovalConfig, UpdateConfig
+from hebbline.train.sparse_linear import SparseLinear
 from hebbline.train.topology import initial_mask
 
 
@@ -54,33 +54,94 @@ def make_mlp():
     return nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("method", ["set", "chts", "chtss", "static", "cht"])
-@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)])
-def test_training_takes_the_same_course_as_with_masks(method, make):
-    config = SparsityConfig(method=method, density=0.25, update=UpdateConfig(every=3, stop=9, warmup=2), exclude=["4"])
-    config = SparsityConfig(**(vars(config) | {"removal": RemovalConfig(rule="hard")}))
+def make_pair(config):
+    """The same network twice, masked and of links, each with its sparsifier."""
     masked, linked = make_mlp(), make_mlp()
-    sparsifiers = [Sparsifier(masked, config), LinkSparsifier(linked, config)]
-    optimizers = [make(model.parameters()) for model in (masked, linked)]
-    for sparsifier, optimizer in zip(sparsifiers, optimizers, strict=True):
+    return (masked, Sparsifier(masked, config)), (linked, Sparsifier(linked, replace(config, compute="links")))
+
+
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("method", [method for method in PRESETS if method != "dense"])
+@pytest.mark.parametrize("optimizer_name", OPTIMIZERS)
+@pytest.mark.parametrize("structure", ["unstructured", "2:4"])
+def test_training_takes_the_same_course_as_with_masks(method, optimizer_name, structure):
+    config = SparsityConfig(
+        method=method,
+        density=0.25,
+        initial_density=0.5,
+        structure=structure,
+        update=UpdateConfig(every=3, stop=9, warmup=2),
+        removal=RemovalConfig(rule="hard"),
+        exclude=["4"],
+    )
+    (masked, masked_sparsifier), (linked, link_sparsifier) = pair = make_pair(config)
+    optimizers = [OPTIMIZERS[optimizer_name](model.parameters()) for model, _ in pair]
+    for (_, sparsifier), optimizer in zip(pair, optimizers, strict=True):
         sparsifier.attach(optimizer)
     generator = torch.Generator().manual_seed(0)
     for _ in range(11):
-        x = torch.randn(8, 24, generator=generator)
-        for model, optimizer, sparsifier in zip((masked, linked), optimizers, sparsifiers, strict=True):
+        batches = torch.randn(2, 8, 24, generator=generator)
+        reports = []
+        for (model, sparsifier), optimizer in zip(pair, optimizers, strict=True):
             optimizer.zero_grad()
-            model(x).square().mean().backward()
+            for x in batches:
+                model(x).square().mean().backward()
             optimizer.step()
-            sparsifier.step()
-        for name, layer in sparsifiers[1].layers.items():
-            assert torch.equal(sparsifiers[0].masks[name], layer.mask)
+            reports.append(sparsifier.step())
+        if reports[0] is not None:
+            assert replace(reports[0], seconds=0.0) == replace(reports[1], seconds=0.0)
+        for name, mask in link_sparsifier.masks.items():
+            layer = linked.get_submodule(name)
+            assert torch.equal(masked_sparsifier.masks[name], mask) and torch.equal(layer.mask, mask)
             torch.testing.assert_close(layer.dense(), masked.get_submodule(name).weight.detach(), rtol=1e-4, atol=1e-6)
-    assert sparsifiers[0].stopped == sparsifiers[1].stopped
-    states = optimizers[1].state[sparsifiers[1].layers["0"].values]
+    assert masked_sparsifier.stopped == link_sparsifier.stopped
+    states = optimizers[1].state[linked.get_submodule("0").values]
     sizes = {value.numel() for value in states.values() if value.ndim}
-    assert sizes == {int(sparsifiers[1].masks["0"].sum())}, "moments are of the size of the links"
-    dense = sparsifiers[1].densify(copy.deepcopy(linked))
-    torch.testing.assert_close(dense(x), masked(x), rtol=1e-4, atol=1e-5)
+    assert sizes == {int(link_sparsifier.masks["0"].sum())}, "moments are of the size of the links"
+    link_sparsifier.densify()
+    assert type(linked[0]) is nn.Linear
+    torch.testing.assert_close(linked(x), masked(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_optimizer_that_was_made_before_trains_the_links():
+    model = make_mlp()
+    optimizer = torch.optim.SGD([{"params": [model[0].weight], "lr": 0.5}, {"params": [model[0].bias], "lr": 0.1}])
+    Sparsifier(model, SparsityConfig(method="static", compute="links")).attach(optimizer)
+    assert optimizer.param_groups[0]["params"][0] is model[0].values
+    assert optimizer.param_groups[1]["params"][0] is model[0].bias
+
+
+def test_a_state_goes_on_in_a_new_model():
+    config = SparsityConfig(method="set", density=0.3, update=UpdateConfig(every=1, stop=4), compute="links")
+    first = Sparsifier(make_mlp(), config)
+    first.step()
+    model = make_mlp()
+    second = Sparsifier(model, config, first.state_dict())
+    assert all(torch.equal(mask, second.masks[name]) for name, mask in first.masks.items())
+    assert torch.equal(model[0].dense() != 0, first.masks["0"]), "a dense layer's weights at the links"
+    second.load_state_dict({"steps": 0, "masks": {name: ~mask for name, mask in first.masks.items()}})
+    assert not model[0].dense().any() and torch.equal(model[0].mask, ~first.masks["0"])
+
+
+def test_products_of_links_stay_in_float32_under_autocast():
+    layer = SparseLinear(torch.randn(6, 9), initial_mask("er", 6, 9, 0.4, seed=0))
+    x = torch.randn(4, 9)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+        assert layer(x.bfloat16()).dtype == torch.float32
+
+
+def test_a_shared_weight_is_refused():
+    model = nn.ModuleDict({"embedding": nn.Embedding(9, 5), "head": nn.Linear(5, 9, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    with pytest.raises(InputError, match="layers embedding and head share a weight"):
+        Sparsifier(model, SparsityConfig(compute="links"))
 
 
 def test_rewiring_carries_weights_and_moments_and_starts_new_links_at_zero():
@@ -97,8 +158,3 @@ def test_rewiring_carries_weights_and_moments_and_starts_new_links_at_zero():
     assert layer.values.tolist() == [1.0, 0.0, 0.0, 5.0, 6.0]
     assert optimizer.state[layer.values]["momentum_buffer"].tolist() == [10.0, 0.0, 0.0, 50.0, 60.0]
     assert torch.equal(layer.mask, after)
-
-
-def test_methods_that_look_at_absent_links_are_refused():
-    with pytest.raises(InputError, match="use Sparsifier"):
-        LinkSparsifier(make_mlp(), SparsityConfig(method="rigl", exclude=["4"]))

@@ -91,6 +91,26 @@ def test_an_image_classifier_learns_by_chains_and_publishes(mnist, tmp_path, top
     assert list((tmp_path / "model.run/tensorboard").iterdir())
 
 
+@pytest.mark.parametrize("method", ["chts", "rigl", "static"])
+def test_training_links_alone_publishes_what_training_masks_does(mnist, tmp_path, method):
+    outs = {compute: tmp_path / compute for compute in ("masked", "links")}
+    options = [*SMALL_MLP, f"--sparsity.method={method}", "--sparsity.density=0.1", "--sparsity.topology.kind=csti"]
+    options += ["--sparsity.removal.rule=hard", "--sparsity.update.every=20", "--sparsity.update.stop=80"]
+    for compute, out in outs.items():
+        assert main(["train", "mnist-mlp", "--out", str(out), f"--sparsity.compute={compute}", *options]) == 0
+    assert read_manifest(outs["links"]).layers == read_manifest(outs["masked"]).layers
+    masks = {compute: load_masks(out / "masks.safetensors") for compute, out in outs.items()}
+    weights = {compute: load_file(out / "model.safetensors") for compute, out in outs.items()}
+    assert weights["masked"].keys() == weights["links"].keys()
+    for name, mask in masks["masked"].items():
+        assert (mask == masks["links"][name]).mean() > 0.99, "sums in another order may tip a choice"
+        assert not weights["links"][f"{name}.weight"][~torch.from_numpy(masks["links"][name])].any()
+    logs = [(out / "training.jsonl").read_text().splitlines() for out in outs.values()]
+    keys = [[set(json.loads(line)) for line in log] for log in logs]
+    assert keys[0] == keys[1]
+    assert json.loads(logs[1][-1])["test_accuracy"] > 0.9
+
+
 def test_swi_gives_links_their_variance(mnist):
     options = ["--model.width=8", "--optimization.initialisation=swi", "--sparsity.density=0.1"]
     options += ["--optimization.epochs=0.05", "--sparsity.update.every=20", "--sparsity.update.stop=80"]
@@ -116,11 +136,10 @@ TRANSLATION += ["--optimization.batch_tokens=400", "--optimization.warmup_steps=
 TRANSLATION += ["--sparsity.density=0.5", "--sparsity.update.every=10", "--sparsity.update.stop=40"]
 
 
-def test_a_translation_model_learns_and_is_scored(pairs_file):
-    recipe, _ = read_recipe(
-        "translation-small",
-        [*TRANSLATION, f"--data.source={pairs_file}", "--data.test_pairs=8", "--data.test_share=0.1"],
-    )
+@pytest.mark.parametrize("compute", ["masked", "links"])
+def test_a_translation_model_learns_and_is_scored(pairs_file, compute):
+    options = [f"--data.source={pairs_file}", "--data.test_pairs=8", "--data.test_share=0.1"]
+    recipe, _ = read_recipe("translation-small", [*TRANSLATION, *options, f"--sparsity.compute={compute}"])
     result = train_translation(recipe)
     losses = [float(record["loss"]) for record in result.log if "loss" in record]
     assert losses[-1] < losses[0] - 0.5
@@ -192,6 +211,7 @@ def test_a_dense_language_model_is_made_sparse(tmp_path, tokenizer):
         ("mnist-mlp", ["--sparsity.topology.kind=lattice"], "topology.kind"),
         ("translation-small", ["--model.heads=7"], "model.heads"),
         ("demo", ["--model.pretrained=/nowhere"], "model.pretrained '/nowhere' cannot be loaded"),
+        ("demo", ["--sparsity.compute=links", "--sparsity.exclude=[]"], "share a weight"),
         ("demo", ["--resume"], "holds no checkpoint to resume from"),
         ("demo", ["--logging.wandb=project"], "needs the package 'wandb'"),
     ],

@@ -31,6 +31,15 @@ class SparsityCallback(TrainerCallback):
         """Go on from the state of a sparsifier and the reports of its updates, when training begins."""
         self._state, self.updates = state, list(updates)
 
+    def start(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Put the graphs on the model and watch its optimizer. Training begins with that, where it was not done before.
+
+        Layers of links must be there before the weights of a checkpoint can go into them.
+        """
+        self.sparsifier = Sparsifier(model, self.config, self._state, inputs=self._inputs)
+        # accelerate wraps the optimizer; the hooks must sit on the one that steps.
+        self.sparsifier.attach(getattr(optimizer, "optimizer", optimizer))
+
     def on_train_begin(
         self,
         args: TrainingArguments,
@@ -40,11 +49,10 @@ class SparsityCallback(TrainerCallback):
         optimizer: Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Put the masks on the model and watch its optimizer."""
+        """See `start`."""
         assert model is not None and optimizer is not None
-        self.sparsifier = Sparsifier(model, self.config, self._state, inputs=self._inputs)
-        # accelerate wraps the optimizer; the hooks must sit on the one that steps.
-        self.sparsifier.attach(getattr(optimizer, "optimizer", optimizer))
+        if self.sparsifier is None:
+            self.start(model, optimizer)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the step; keep and log the report of an update."""

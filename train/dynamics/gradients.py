@@ -6,8 +6,6 @@ Legend: N out_features, K in_features.
 import torch
 from torch import Tensor
 
-from .sharding import local
-
 
 class DenseGradients:
     """The gradients of whole weight matrices, absent links included, over the micro-batches of one optimizer step.
@@ -19,14 +17,20 @@ class DenseGradients:
         self._gradients: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, name: str, weight_NK: Tensor, mask_NK: Tensor) -> None:
-        """Take in a gradient that was just accumulated, before it is masked.
+    def add(self, name: str, gradient_NK: Tensor, accumulated_NK: Tensor | None = None) -> None:
+        """Take in the gradient of a micro-batch.
 
-        Off the mask the accumulated gradient is this micro-batch's alone, as the earlier ones' were zeroed there.
+        Args:
+            name: of the layer.
+            gradient_NK: this process's rows.
+            accumulated_NK: bool, the places that hold earlier micro-batches' gradients too; none where left out.
         """
-        gradient_NK = local(weight_NK.grad).float()
+        gradient_NK = gradient_NK.float()
         if name in self._gradients:
-            gradient_NK = gradient_NK + self._gradients[name].masked_fill(mask_NK, 0)
+            earlier_NK = self._gradients[name]
+            gradient_NK = gradient_NK + (
+                earlier_NK if accumulated_NK is None else earlier_NK.masked_fill(accumulated_NK, 0)
+            )
         self._gradients[name] = gradient_NK.clone()
 
     def take(self) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ RegrowthRule = Literal["soft", "top"]
 FractionKind = Literal["cosine", "constant"]
 Schedule = Literal["constant", "sigmoid", "cubic", "linear"]
 Distribution = Literal["uniform", "erk"]
+Compute = Literal["masked", "links"]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ Legend: N out_features, K in_features.
 
 After every optimizer step weights, gradients and optimizer moments off the mask are exactly 0, and each layer has
 exactly the number of links that its density asks for. An update comes after the optimizer step it is due at, not
-instead of it.
+instead of it. How the weights are held, `SparsityConfig.compute` says; see `weights`.
 """
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +20,11 @@ from ...artifacts import CheckError, InputError
 from .chains import model_chains, remove_chains
 from .config import SparsityConfig, required
 from .density import removal_fraction
-from .gradients import DenseGradients
 from .plan import LayerPlan, plan_layers
-from .sharding import check_masks, decides, gather_rows, local, local_rows, share_masks, whole
+from .sharding import check_masks, decides, share_masks, whole
 from .update import Moment, UpdateReport, magnitude_mask, regrow, remove
 from .warmup import RateWarmup
-
-Masks = dict[str, Tensor]
+from .weights import LinkWeights, MaskedWeights, Masks, Weights
 
 
 class Sparsifier:
@@ -40,10 +37,11 @@ class Sparsifier:
             optimizer.step()
             sparsifier.step()
 
-    `masks` maps layer names to bool [N, K] tensors on the layer's device; they are whole on every process.
+    With `compute="links"` the model's layers are replaced; `densify` puts dense ones back, to save it.
 
     Raises:
-        InputError: globs that match no layer, or a structure that a layer does not admit.
+        InputError: globs that match no layer, a structure that a layer does not admit, or `compute="links"` on several
+            processes or for a layer whose weight is shared.
     """
 
     def __init__(
@@ -65,30 +63,21 @@ class Sparsifier:
             inputs: float [samples, features], the data, for initial graphs of kind "csti".
         """
         self.config = config = config.resolved()
-        self._inputs = inputs
-        self.steps = 0
         self.plans = plan_layers(model, config)
-        self._layers = {name: model.get_submodule(name) for name in self.plans}
+        self._devices = {name: model.get_parameter(f"{name}.weight").device for name in self.plans}
         self._chains = model_chains(model, list(self.plans)) if config.removal.chains else []
-        self._optimizers: list[Optimizer] = []
-        self._gradients = DenseGradients()
         self._warmup = RateWarmup(config.update.warmup, self._steps_since_update)
-        self.masks = {name: self._initial_mask(plan) for name, plan in self.plans.items()}
-        self.ever = {name: mask_NK.clone() for name, mask_NK in self.masks.items()}
-        self._grown = {name: torch.zeros_like(mask_NK) for name, mask_NK in self.masks.items()}
-        self.stopped: set[str] = set()
-        for name in self.plans:
-            self._weight(name).register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
         if state is None:
-            check_masks(self.masks)
-            self._apply_masks()
-        else:
-            self.load_state_dict(state)
+            masks = _initial_masks(model, self.plans, config.seed, inputs)
+            state = {"steps": 0, "masks": masks}
+        masks = self._take_over(state)
+        check_masks(masks)
+        kind = LinkWeights if config.compute == "links" else MaskedWeights
+        self.weights: Weights = kind(model, masks, self._is_watched)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Keep this optimizer's parameters and moments zero off the masks, from its next step on."""
-        self._optimizers.append(optimizer)
-        optimizer.register_step_post_hook(lambda *_: self._apply_masks())
+        self.weights.attach(optimizer)
         self._warmup.attach(optimizer)
 
     def step(self) -> UpdateReport | None:
@@ -96,14 +85,19 @@ class Sparsifier:
         self.steps += 1
         return self._update() if self._due(self.steps) else None
 
+    def densify(self) -> None:
+        """Leave dense layers with explicit zeros in the model; training ends with that."""
+        self.weights.densify()
+
+    @property
+    def masks(self) -> Masks:
+        """The graphs: bool [N, K] by layer, on the layer's device, whole on every process."""
+        return self.weights.masks
+
     @property
     def density(self) -> float:
         """Links over possible links, of all sparse layers together."""
         return _share(self.masks)
-
-    def initial_masks(self) -> dict[str, Tensor]:
-        """The graphs that training began with, drawn again from the seed: bool [N, K] by layer."""
-        return {name: self._initial_mask(plan) for name, plan in self.plans.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the dynamics depend on, beside the configuration.
@@ -120,33 +114,25 @@ class Sparsifier:
 
         A state of `steps` and `masks` alone is one whose links were there from the start.
         """
-        for part, into in (("masks", self.masks), ("ever", self.ever), ("grown", self._grown)):
-            masks = state.get(part, state["masks"] if part == "ever" else {})
-            if part == "grown" and not masks:
-                masks = {name: torch.zeros_like(mask_NK) for name, mask_NK in self.masks.items()}
-            if {name: mask_NK.shape for name, mask_NK in masks.items()} != self._shapes():
-                raise InputError("the sparsity state is of another model: its layers or shapes differ")
-            for name, mask_NK in masks.items():
-                into[name] = mask_NK.to(into[name].device, torch.bool)
-        self.steps = state["steps"]
+        masks = self._take_over(state)
+        check_masks(masks)
+        self.weights.put(masks)
+
+    def _take_over(self, state: Mapping[str, Any]) -> Masks:
+        """Everything of a state but its masks, which are returned."""
+        masks = self._checked(state["masks"])
+        self.ever = self._checked(state.get("ever", state["masks"]))
+        self._grown = self._checked(state["grown"]) if state.get("grown") else _empty(masks)
+        self.steps: int = state["steps"]
         self.stopped = set(state.get("stopped", ()))
-        check_masks(self.masks)
-        self._apply_masks()
+        return masks
 
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: torch.Size(plan.shape) for name, plan in self.plans.items()}
-
-    def _weight(self, name: str) -> nn.Parameter:
-        weight = self._layers[name].weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
-
-    def _initial_mask(self, plan: LayerPlan) -> Tensor:
-        if plan.topology == "csti" and self._inputs is None:
-            raise InputError(f"topology 'csti' of layer '{plan.name}' needs the data, which this task does not give")
-        if plan.topology == "magnitude":
-            return magnitude_mask(plan, whole(self._weight(plan.name)), self.config.seed)
-        return plan.initial_mask(self.config.seed, self._inputs).to(self._weight(plan.name).device)
+    def _checked(self, masks: Masks) -> Masks:
+        """Copies on the layers' devices."""
+        shapes = {name: torch.Size(plan.shape) for name, plan in self.plans.items()}
+        if {name: mask_NK.shape for name, mask_NK in masks.items()} != shapes:
+            raise InputError("the sparsity state is of another model: its layers or shapes differ")
+        return {name: masks[name].to(device, torch.bool, copy=True) for name, device in self._devices.items()}
 
     def _due(self, step: int) -> bool:
         update = self.config.update
@@ -158,20 +144,9 @@ class Sparsifier:
         last = min(self.steps, update.stop) // update.every * update.every
         return self.steps - last if self.config.changes and last else None
 
-    def _mask_gradient(self, name: str, weight: Tensor) -> None:
-        """Runs as soon as a gradient is there, so that its norm is the one of the links."""
-        if weight.grad is None:
-            return
-        mask_NK = local_rows(self.masks[name], weight)
-        if self.plans[name].uses_gradient and self._due(self.steps + 1):
-            self._gradients.add(name, weight, mask_NK)
-        _zero_off(local(weight.grad), mask_NK)
-
-    @torch.no_grad()
-    def _apply_masks(self) -> None:
-        for name, mask_NK in self.masks.items():
-            weight = self._weight(name)
-            _zero_off(local(weight), local_rows(mask_NK, weight))
+    def _is_watched(self, name: str) -> bool:
+        """Whether the gradient of a layer in the step that is on its way is needed whole."""
+        return self.plans[name].uses_gradient and self._due(self.steps + 1)
 
     @torch.no_grad()
     def _update(self) -> UpdateReport:
@@ -182,22 +157,20 @@ class Sparsifier:
         started = time.perf_counter()
         when = Moment(self.steps // self.config.update.every, self.steps / self.config.update.stop)
         gradients = self._gather_gradients()
-        weights = {name: whole(self._weight(name)) for name in self.plans}
+        weights = {name: self.weights.dense(name) for name in self.plans}
         before = self.masks
         kept, after = self._choose(weights, gradients, when) if decides() else (_empty(before), _empty(before))
         share_masks(kept)
         share_masks(after)
-        self.masks = after
-        for name in self.plans:
-            self._reset_links(name, before[name] & kept[name])
+        self.weights.rewire(after, {name: before[name] & kept[name] for name in self.plans})
         return self._report(before, kept, when, started)
 
     def _gather_gradients(self) -> dict[str, Tensor]:
-        found = self._gradients.take()
         needed = [name for name, plan in self.plans.items() if plan.uses_gradient]
+        found = self.weights.take_gradients(needed)
         if missing := [name for name in needed if name not in found]:
             raise CheckError(f"layer '{missing[0]}' had no gradient in the step before the update, which looks at it")
-        return {name: gather_rows(found[name], self._weight(name)) for name in needed}
+        return found
 
     def _choose(self, weights: Masks, gradients: Masks, when: Moment) -> tuple[Masks, Masks]:
         """The links that stay, and with those that come."""
@@ -249,22 +222,24 @@ class Sparsifier:
         if threshold and grown and again >= threshold * grown:
             self.stopped.add(name)
 
-    def _reset_links(self, name: str, survivors_NK: Tensor) -> None:
-        """Zero the weight, gradient and optimizer moments of every link that did not live through the update."""
-        weight = self._weight(name)
-        survivors_nK = local_rows(survivors_NK, weight)
-        _zero_off(local(weight), survivors_nK)
-        if weight.grad is not None:
-            _zero_off(local(weight.grad), survivors_nK)
-        for optimizer in self._optimizers:
-            for value in optimizer.state.get(weight, {}).values():
-                if isinstance(value, Tensor) and value.shape == weight.shape:
-                    _zero_off(local(value), survivors_nK)
+
+@torch.no_grad()
+def initial_masks(model: nn.Module, config: SparsityConfig, inputs: ArrayLike | None = None) -> Masks:
+    """The graphs that the training of a model begins with, bool [N, K] by layer; see `Sparsifier`."""
+    return _initial_masks(model, plan_layers(model, config), config.seed, inputs)
 
 
-def _zero_off(value_NK: Tensor, mask_NK: Tensor) -> None:
-    """Set to 0 off the mask. A product with the mask would leave -0 for negative values, and NaN for infinite ones."""
-    value_NK.masked_fill_(~mask_NK, 0)
+def _initial_masks(model: nn.Module, plans: Mapping[str, LayerPlan], seed: int, inputs: ArrayLike | None) -> Masks:
+    masks = {}
+    for name, plan in plans.items():
+        weight = model.get_parameter(f"{name}.weight")
+        if plan.topology == "csti" and inputs is None:
+            raise InputError(f"topology 'csti' of layer '{name}' needs the data, which this task does not give")
+        if plan.topology == "magnitude":
+            masks[name] = magnitude_mask(plan, whole(weight), seed)
+        else:
+            masks[name] = plan.initial_mask(seed, inputs).to(weight.device)
+    return masks
 
 
 def _empty(masks: Masks) -> Masks:

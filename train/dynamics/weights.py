@@ -1,0 +1,221 @@
+"""Where the weights of sparse layers are held: in whole matrices under masks, or as the links alone.
+
+Legend: N out_features, K in_features.
+
+Both ways train the same links, and the dynamics are written once, over what is here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ...artifacts import InputError
+from ..sparse_linear import SparseLinear
+from .gradients import DenseGradients
+from .sharding import gather_rows, is_distributed, local, local_rows, whole
+
+Masks = dict[str, Tensor]
+
+
+class Weights(ABC):
+    """The weights of some layers of a model, zero off their masks."""
+
+    @property
+    @abstractmethod
+    def masks(self) -> Masks:
+        """bool [N, K] by layer, on its device; whole on every process."""
+
+    @abstractmethod
+    def attach(self, optimizer: Optimizer) -> None:
+        """Keep this optimizer's parameters and moments zero off the masks, from its next step on."""
+
+    @abstractmethod
+    def dense(self, name: str) -> Tensor:
+        """The whole weight [N, K] of a layer. All processes must call it."""
+
+    @abstractmethod
+    def put(self, masks: Masks) -> None:
+        """Set other masks; a link that was not there before has the weight that is there, or 0."""
+
+    @abstractmethod
+    def rewire(self, masks: Masks, kept: Masks) -> None:
+        """Set other masks; links in `kept` keep weight and moments, and all others start at 0."""
+
+    @abstractmethod
+    def take_gradients(self, names: Sequence[str]) -> Masks:
+        """The dense gradients [N, K] of the last step, absent links included, of those layers that had any."""
+
+    @abstractmethod
+    def densify(self) -> None:
+        """Leave dense layers with explicit zeros in the model."""
+
+
+class MaskedWeights(Weights):
+    """Dense matrices that are kept 0 off the masks: after each optimizer step, and in every gradient."""
+
+    def __init__(self, model: nn.Module, masks: Masks, watched: Callable[[str], bool]) -> None:
+        """`watched` says whether the gradient of a layer that is being formed is to be kept whole too."""
+        self._masks = masks
+        self._layers = {name: model.get_submodule(name) for name in masks}
+        self._watched = watched
+        self._gradients = DenseGradients()
+        self._optimizers: list[Optimizer] = []
+        for name in masks:
+            self._weight(name).register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
+        self._apply()
+
+    @property
+    def masks(self) -> Masks:
+        """See `Weights`."""
+        return self._masks
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """See `Weights`."""
+        self._optimizers.append(optimizer)
+        optimizer.register_step_post_hook(lambda *_: self._apply())
+
+    def dense(self, name: str) -> Tensor:
+        """See `Weights`."""
+        return whole(self._weight(name).detach())
+
+    def put(self, masks: Masks) -> None:
+        """See `Weights`."""
+        self._masks = masks
+        self._apply()
+
+    def rewire(self, masks: Masks, kept: Masks) -> None:
+        """See `Weights`."""
+        self._masks = masks
+        for name, survivors_NK in kept.items():
+            self._reset_links(name, survivors_NK)
+
+    def take_gradients(self, names: Sequence[str]) -> Masks:
+        """See `Weights`."""
+        found = self._gradients.take()
+        return {name: gather_rows(found[name], self._weight(name)) for name in names if name in found}
+
+    def densify(self) -> None:
+        """Nothing to do: they are."""
+
+    def _weight(self, name: str) -> nn.Parameter:
+        weight = self._layers[name].weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def _mask_gradient(self, name: str, weight: Tensor) -> None:
+        """Runs as soon as a gradient is there, so that its norm is the one of the links."""
+        if weight.grad is None:
+            return
+        mask_nK = local_rows(self.masks[name], weight)
+        if self._watched(name):
+            self._gradients.add(name, local(weight.grad), mask_nK)
+        _zero_off(local(weight.grad), mask_nK)
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        for name, mask_NK in self.masks.items():
+            weight = self._weight(name)
+            _zero_off(local(weight), local_rows(mask_NK, weight))
+
+    @torch.no_grad()
+    def _reset_links(self, name: str, survivors_NK: Tensor) -> None:
+        """Zero the weight, gradient and optimizer moments of every link that did not live through an update."""
+        weight = self._weight(name)
+        survivors_nK = local_rows(survivors_NK, weight)
+        _zero_off(local(weight), survivors_nK)
+        if weight.grad is not None:
+            _zero_off(local(weight.grad), survivors_nK)
+        for optimizer in self._optimizers:
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    _zero_off(local(value), survivors_nK)
+
+
+class LinkWeights(Weights):
+    """Layers that are replaced by `SparseLinear`, whose parameter holds the links alone; on one process.
+
+    Raises:
+        InputError: there are other processes, or a layer shares its weight with another module.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks, watched: Callable[[str], bool]) -> None:
+        """`watched` says whether the gradient of a layer that is being formed is to be formed whole too."""
+        if is_distributed():
+            raise InputError("sparsity.compute 'links' trains on one process; give sparsity.compute 'masked'")
+        self._model = model
+        self._check_owners(masks)
+        self._gradients = DenseGradients()
+        self._optimizers: list[Optimizer] = []
+        self._replaced = WeakTensorKeyDictionary()
+        self.layers = {name: self._replace(name, mask_NK) for name, mask_NK in masks.items()}
+        for name, layer in self.layers.items():
+            layer.wants_dense = partial(watched, name)
+            layer.take_dense = partial(self._gradients.add, name)
+
+    @property
+    def masks(self) -> Masks:
+        """See `Weights`."""
+        return {name: layer.mask for name, layer in self.layers.items()}
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """See `Weights`; weights of replaced layers that the optimizer was made with give place to their links."""
+        for group in optimizer.param_groups:
+            group["params"] = [self._replaced.get(parameter, parameter) for parameter in group["params"]]
+        self._optimizers.append(optimizer)
+
+    def dense(self, name: str) -> Tensor:
+        """See `Weights`."""
+        return self.layers[name].dense()
+
+    def put(self, masks: Masks) -> None:
+        """See `Weights`."""
+        before = self.masks
+        self.rewire(masks, {name: before[name] & mask_NK for name, mask_NK in masks.items()})
+
+    def rewire(self, masks: Masks, kept: Masks) -> None:
+        """See `Weights`."""
+        for name, layer in self.layers.items():
+            layer.rewire(masks[name], kept[name], self._optimizers)
+
+    def take_gradients(self, names: Sequence[str]) -> Masks:
+        """See `Weights`."""
+        found = self._gradients.take()
+        return {name: found[name] for name in names if name in found}
+
+    def densify(self) -> None:
+        """See `Weights`; optimizers still hold the links."""
+        for name, layer in self.layers.items():
+            self._set(name, layer.to_linear())
+
+    def _check_owners(self, masks: Masks) -> None:
+        owners: dict[int, list[str]] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+        for name in masks:
+            if len(sharing := owners[id(self._model.get_parameter(f"{name}.weight"))]) > 1:
+                raise InputError(
+                    f"sparsity.compute 'links': layers {' and '.join(sharing)} share a weight; exclude them, or give "
+                    "sparsity.compute 'masked'"
+                )
+
+    def _replace(self, name: str, mask_NK: Tensor) -> SparseLinear:
+        linear = self._model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        layer = SparseLinear.from_linear(linear, mask_NK)
+        self._replaced[linear.weight] = layer.values
+        self._set(name, layer)
+        return layer
+
+    def _set(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), child, module)
+
+
+def _zero_off(value_NK: Tensor, mask_NK: Tensor) -> None:
+    """Set to 0 off the mask. A product with the mask would leave -0 for negative values, and NaN for infinite ones."""
+    value_NK.masked_fill_(~mask_NK, 0)
