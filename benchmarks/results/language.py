@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ...train.data import load_documents, pack_tokens
-from ...train.dynamics import SparsityConfig
 from ...train.dynamics.config import RegrowthConfig, TopologyConfig
 from ...train.tasks import LanguageModelRecipe, train_language_model
 from ...train.tasks.recipe import DataConfig, ModelConfig, OptimizationConfig
@@ -37,23 +36,23 @@ def _brf(r: float) -> TopologyConfig:
 # Every method has the same density in all layers, so that they differ in their graphs alone.
 _ARMS = (
     DENSE,
-    Arm("static ER", SparsityConfig(method="static", topology=_ER)),
-    Arm("static BRF", SparsityConfig(method="static", topology=_brf(0.25))),
-    Arm("SET", SparsityConfig(method="set", distribution="uniform")),
-    Arm("RigL", SparsityConfig(method="rigl", distribution="uniform")),
-    Arm("MEST", SparsityConfig(method="mest")),
-    Arm("GMP", SparsityConfig(method="gmp")),
-    Arm("GraNet", SparsityConfig(method="granet", distribution="uniform")),
-    Arm("CHTs", SparsityConfig(method="chts")),
-    Arm("CHTs, sharpened", SparsityConfig(method="chts", regrowth=_SHARP)),
-    Arm("CHTs, top", SparsityConfig(method="chts", regrowth=_TOP)),
-    Arm("CHTss", SparsityConfig(method="chtss")),
-    Arm("CHTss, sharpened", SparsityConfig(method="chtss", regrowth=_SHARP)),
-    Arm("CHTss, top", SparsityConfig(method="chtss", regrowth=_TOP)),
-    Arm("CHTss, r = 0", SparsityConfig(method="chtss", topology=_brf(0.0))),
-    Arm("CHTss, r = 1", SparsityConfig(method="chtss", topology=_brf(1.0))),
-    Arm("CHTss, 2:4", SparsityConfig(method="chtss", structure="2:4")),
-    Arm("CHTss, 8x8 blocks", SparsityConfig(method="chtss", structure="block", block_size=8)),
+    Arm("static ER", {"method": "static", "topology": _ER}),
+    Arm("static BRF", {"method": "static", "topology": _brf(0.25)}),
+    Arm("SET", {"method": "set", "distribution": "uniform"}),
+    Arm("RigL", {"method": "rigl", "distribution": "uniform"}),
+    Arm("MEST", {"method": "mest"}),
+    Arm("GMP", {"method": "gmp"}),
+    Arm("GraNet", {"method": "granet", "distribution": "uniform"}),
+    Arm("CHTs", {"method": "chts"}),
+    Arm("CHTs, sharpened", {"method": "chts", "regrowth": _SHARP}),
+    Arm("CHTs, top", {"method": "chts", "regrowth": _TOP}),
+    Arm("CHTss", {"method": "chtss"}),
+    Arm("CHTss, sharpened", {"method": "chtss", "regrowth": _SHARP}),
+    Arm("CHTss, top", {"method": "chtss", "regrowth": _TOP}),
+    Arm("CHTss, r = 0", {"method": "chtss", "topology": _brf(0.0)}),
+    Arm("CHTss, r = 1", {"method": "chtss", "topology": _brf(1.0)}),
+    Arm("CHTss, 2:4", {"method": "chtss", "structure": "2:4"}),
+    Arm("CHTss, 8x8 blocks", {"method": "chtss", "structure": "block", "block_size": 8}),
 )
 
 

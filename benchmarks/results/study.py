@@ -5,10 +5,11 @@ Every arm gets the same search: each learning rate once, with a seed and judged 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...train.dynamics import SparsityConfig
+from ...train.dynamics.config import UpdateConfig
 
 Purpose = Literal["tuning", "report"]
 TUNING_SEED = 0
@@ -16,17 +17,17 @@ TUNING_SEED = 0
 
 @dataclass(frozen=True)
 class Arm:
-    """A row of a table. `sparsity` is its method; density, seed and length of the updates come from the run.
+    """A row of a table. `sparsity` holds fields of `SparsityConfig`; density, seed and updates come from the run.
 
     `densities` are those it is run at; None for those of the study.
     """
 
     name: str
-    sparsity: SparsityConfig
+    sparsity: Mapping[str, Any]
     densities: tuple[float, ...] | None = None
 
 
-DENSE = Arm("dense", SparsityConfig(method="dense"), densities=(1.0,))
+DENSE = Arm("dense", {"method": "dense"}, densities=(1.0,))
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,5 @@ class Study(ABC):
 def sparsity_of(run: Run, steps: int, updates: int) -> SparsityConfig:
     """The arm's sparsity for a run of so many steps: `updates` topology updates in its first four fifths."""
     every = max(1, steps * 4 // 5 // updates)
-    changes: dict[str, Any] = {"seed": run.seed, "update": replace(run.arm.sparsity.update, every=every)}
-    changes["update"] = replace(changes["update"], stop=every * updates)
-    if run.arm is not DENSE:
-        changes["density"] = run.density
-    return replace(run.arm.sparsity, **changes)
+    update = UpdateConfig(every=every, stop=every * updates)
+    return SparsityConfig(density=run.density, seed=run.seed, update=update, **run.arm.sparsity)

@@ -1,0 +1,124 @@
+"""Image classification at 1% density: the perceptrons and data sets of arXiv 2501.19107, for fewer epochs.
+
+Legend: I images, F features an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...train.data.images import Images, load_images
+from ...train.dynamics.config import FractionConfig, RemovalConfig, TopologyConfig
+from ...train.tasks import ImageRecipe
+from ...train.tasks.image import test_accuracy, train_image_classifier
+from ...train.tasks.image_recipe import DataSetName, ImageData, MlpShape, SgdConfig
+from ...train.tasks.result import TrainingResult
+from .measure import outcome_of, step_clock
+from .study import DENSE, Arm, Outcome, Run, Study, sparsity_of
+
+_EPOCHS = 5
+_BATCH = 100
+_HIDDEN = 1568
+_HIDDEN_LAYERS = 3
+_TUNING_IMAGES = 5000
+_UPDATES = 8
+_FEATURES = {"mnist": 784, "fashion-mnist": 784, "cifar-10": 3072}
+_IMAGES = {"mnist": 60_000, "fashion-mnist": 60_000, "cifar-10": 50_000}
+
+_THIRD = FractionConfig(kind="constant", initial=0.3)
+_CHAINS = RemovalConfig(chains=True)
+
+
+def _arm(name: str, **settings: Any) -> Arm:
+    """Layers of links alone: at 1% they are the fast ones."""
+    return Arm(name, {"compute": "links", "exclude": ["head"], **settings})
+
+
+_ARMS = (
+    DENSE,
+    _arm("static ER", method="static", topology=TopologyConfig(kind="er")),
+    _arm("static BRF", method="static", topology=TopologyConfig(kind="brf", r=0.25)),
+    _arm("SET", method="set", distribution="uniform"),
+    _arm("RigL", method="rigl", distribution="uniform"),
+    _arm("CHT", method="cht"),
+    _arm("CHTs", method="chts", fraction=_THIRD, removal=_CHAINS),
+    _arm("CHTss", method="chtss", initial_density=0.05, fraction=_THIRD, removal=_CHAINS),
+)
+
+
+@dataclass(frozen=True)
+class ImageStudy(Study):
+    """Test accuracy; the last training images are kept apart, and choose learning rates.
+
+    Args:
+        data: the data set.
+    """
+
+    data: DataSetName = "mnist"
+
+    def perform(self, run: Run) -> Outcome:
+        """Train a perceptron and count what it gets right."""
+        with step_clock() as clock:
+            result = train_image_classifier(_recipe(self.data, run))
+        images = load_images(self.data, "auto")
+        kept = slice(-_TUNING_IMAGES, None)
+        apart = Images(images.train, images.train_labels, images.train[kept], images.train_labels[kept])
+        tuning, reported = (100 * test_accuracy(result.model, part) for part in (apart, images))
+        return outcome_of(result, clock, tuning, reported, active=active_share(result))
+
+
+def image_study(data: DataSetName) -> ImageStudy:
+    """The study on one data set."""
+    return ImageStudy(
+        name=f"image-{data}",
+        title=f"Image classification: {data}",
+        metric="accuracy, %",
+        higher_is_better=True,
+        arms=_ARMS,
+        densities=(0.01,),
+        rates=(0.02, 0.06, 0.18),
+        seeds=(1, 2, 3),
+        budget=(
+            f"{_FEATURES[data]}-" + f"{_HIDDEN}-" * _HIDDEN_LAYERS + f"10, {_EPOCHS} epochs of "
+            f"{_IMAGES[data] - _TUNING_IMAGES:,} images, batches of {_BATCH}; {_UPDATES} updates; SGD with momentum"
+        ),
+        data=data,
+    )
+
+
+def _recipe(data: DataSetName, run: Run) -> ImageRecipe:
+    images = _IMAGES[data] - _TUNING_IMAGES
+    optimization = SgdConfig(
+        epochs=_EPOCHS, batch_size=_BATCH, learning_rate=run.rate, seed=run.seed, initialisation="swi"
+    )
+    return ImageRecipe(
+        model=MlpShape(hidden_layers=_HIDDEN_LAYERS, width=_HIDDEN / _FEATURES[data]),
+        data=ImageData(name=data, train_images=images),
+        optimization=optimization,
+        sparsity=sparsity_of(run, _EPOCHS * images // _BATCH, _UPDATES),
+    )
+
+
+def active_share(result: TrainingResult) -> float:
+    """Of the hidden nodes, those on a path from an input to a class (active after percolation, arXiv 2501.19107)."""
+    masks = list(result.masks.values())
+    return hidden_nodes_on_paths(masks) if masks else 1.0
+
+
+def hidden_nodes_on_paths(masks: Sequence[Tensor]) -> float:
+    """Share of the hidden nodes on a path through all layers; the last layer's nodes all lead on.
+
+    Args:
+        masks: of consecutive layers, bool [out, in] each.
+    """
+    reached = [torch.ones(masks[0].shape[1], dtype=torch.bool)]
+    for mask_NK in masks:
+        reached.append((mask_NK & reached[-1]).any(dim=1))
+    leading = [torch.ones(masks[-1].shape[0], dtype=torch.bool)]
+    for mask_NK in reversed(masks):
+        leading.append((mask_NK & leading[-1][:, None]).any(dim=0))
+    alive = [a & b for a, b in zip(reached[1:], reversed(leading[:-1]), strict=True)]
+    return sum(int(nodes.sum()) for nodes in alive) / sum(nodes.numel() for nodes in alive)
