@@ -1,4 +1,4 @@
-"""`hebbline bench linear|model`: the speed that a user gets on this machine."""
+"""`hebbline bench linear|model|results`: the speed that a user gets on this machine, and methods compared."""
 
 import shlex
 import tempfile
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..benchmarks.model import ModelCase, ModelRow
     from ..benchmarks.peers import PeerRow
 
-_KINDS = ("linear", "model")
+_KINDS = ("linear", "model", "results")
 _TABLE_WIDTH = 140
 """Of tables with figures in every column, in files and pipes too."""
 
@@ -27,10 +27,14 @@ def main(arguments: list[str]) -> int:
     """Run one kind of benchmark."""
     kind, *rest = arguments or [""]
     if kind in ("-h", "--help"):
-        print("usage: hebbline bench linear|model [options]\n\n`hebbline bench KIND --help` lists a kind's options.")
+        print("usage: hebbline bench linear|model|results [options]\n\n`hebbline bench KIND --help` lists the options.")
         return 0
     if kind not in _KINDS:
         raise InputError(f"there is no benchmark '{kind}'; there are {', '.join(_KINDS)}")
+    if kind == "results":
+        from .bench_results import main as results
+
+        return results(rest)
     return _linear(rest) if kind == "linear" else _model(rest)
 
 

@@ -70,6 +70,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """That an arm is at least as good as each of others, at a density.
+
+    `margin` is the share of the other's score by which it may be worse.
+    """
+
+    text: str
+    arm: str
+    others: tuple[str, ...]
+    density: float
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
 class Study(ABC):
     """A table. Subclasses say how a run is trained and scored.
 
@@ -83,6 +97,8 @@ class Study(ABC):
         rates: learning rates to choose from, ascending.
         seeds: of the reported runs; `TUNING_SEED` is not among them.
         budget: in words, all that a run's length and size depend on; runs of another budget do not count.
+        claims: what the table is asked.
+        note: what a reader must know of the data.
     """
 
     name: str
@@ -94,6 +110,8 @@ class Study(ABC):
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     budget: str
+    claims: tuple[Claim, ...]
+    note: str
 
     @abstractmethod
     def perform(self, run: Run) -> Outcome:
@@ -108,6 +126,10 @@ class Study(ABC):
             for arm in self.arms:
                 if arm.densities is None:
                     yield arm, density
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
 
     def tuning_runs(self, arm: Arm, density: float) -> list[Run]:
         """The search of one cell."""

@@ -1,0 +1,18 @@
+"""All studies, by name."""
+
+from ...artifacts import InputError
+from .image import image_study
+from .language import LANGUAGE
+from .study import Study
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (image_study("mnist"), image_study("fashion-mnist"), image_study("cifar-10"), LANGUAGE)
+}
+
+
+def find_study(name: str) -> Study:
+    """The study of that name; raises InputError where there is none."""
+    if name not in STUDIES:
+        raise InputError(f"there is no study '{name}'; there are {', '.join(STUDIES)}")
+    return STUDIES[name]

@@ -1,0 +1,193 @@
+"""The laboratory of results: equal searches, a ledger that workers share and that outlives them, verdicts, the page."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from hebbline.artifacts import InputError
+from hebbline.benchmarks.results import language
+from hebbline.benchmarks.results.catalogue import STUDIES
+from hebbline.benchmarks.results.image import hidden_nodes_on_paths
+from hebbline.benchmarks.results.ledger import Ledger
+from hebbline.benchmarks.results.page import write_study
+from hebbline.benchmarks.results.runner import chosen_rate, count_runs, missing_runs, work
+from hebbline.benchmarks.results.statistics import Difference, finished_cells, judge
+from hebbline.benchmarks.results.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
+from hebbline.cli import main
+from hebbline.train.data.documents import load_documents
+
+
+@dataclass(frozen=True)
+class ArithmeticStudy(Study):
+    """Scores by a formula: the middle rate is best for tuning, and the score of "chts" is 3 below "static ER"."""
+
+    pause: float = 0.0
+
+    def perform(self, run: Run) -> Outcome:
+        time.sleep(self.pause)
+        score = {"dense": 10.0, "static ER": 12.0, "chts": 9.0}[run.arm.name] + 0.1 * run.seed
+        return Outcome(score + abs(run.rate - 0.2), score + run.rate, 1.0, 2, run.density, 0.5)
+
+
+def arithmetic(**changes) -> ArithmeticStudy:
+    settings = {
+        "name": "arithmetic",
+        "title": "Arithmetic",
+        "metric": "score",
+        "higher_is_better": False,
+        "arms": (DENSE, Arm("static ER", {"method": "static"}), Arm("chts", {"method": "chts"})),
+        "densities": (0.5, 0.1),
+        "rates": (0.1, 0.2, 0.4),
+        "seeds": (1, 2, 3),
+        "budget": "none",
+        "claims": (
+            Claim("chts is better than random", "chts", ("static ER", "dense"), 0.1),
+            Claim("random is better than chts", "static ER", ("chts",), 0.1),
+        ),
+        "note": "Sums.",
+    }
+    return ArithmeticStudy(**settings | changes)
+
+
+def finish(ledger: Ledger) -> None:
+    work(ledger, lambda made, run: None)
+
+
+def test_every_cell_has_the_same_search_before_its_reported_runs(tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl", arithmetic())
+    study = ledger.study
+    first = missing_runs(study, {})
+    assert {run.purpose for run in first} == {"tuning"}
+    assert len(first) == 5 * len(study.rates)
+    finish(ledger)
+    outcomes = ledger.outcomes()
+    assert len(outcomes) == count_runs(study) == 5 * (3 + 3)
+    assert all(chosen_rate(study, arm, density, outcomes) == 0.2 for arm, density in study.cells())
+    assert missing_runs(study, outcomes) == []
+
+
+def test_a_score_that_is_not_a_number_is_never_the_best():
+    study = arithmetic()
+    assert study.best({0.1: float("nan"), 0.2: 5.0, 0.4: 4.0}) == 0.4
+    assert arithmetic(higher_is_better=True).best({0.1: float("nan"), 0.2: 5.0, 0.4: 4.0}) == 0.2
+
+
+def test_runs_of_another_budget_do_not_count(tmp_path):
+    finish(Ledger(tmp_path / "a.jsonl", arithmetic()))
+    longer = Ledger(tmp_path / "a.jsonl", arithmetic(budget="more"))
+    assert longer.outcomes() == {}
+    finish(longer)
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2 * count_runs(longer.study)
+
+
+def test_workers_share_the_runs_and_a_killed_one_leaves_its_run_to_others(tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl", arithmetic(pause=0.05))
+    spawn = multiprocessing.get_context("fork")
+    workers = [spawn.Process(target=finish, args=(ledger,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    while not ledger.path.exists():
+        time.sleep(0.01)
+    os.kill(workers[0].pid, signal.SIGKILL)
+    for worker in workers:
+        worker.join(timeout=60)
+    finish(ledger)
+    runs = [json.loads(line)["run"] for line in ledger.path.read_text().splitlines()]
+    assert len(runs) == len(set(runs)) == count_runs(ledger.study)
+
+
+def test_a_broken_ledger_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    finish(Ledger(path, arithmetic()))
+    path.write_text(path.read_text() + '{"run": "x"\n')
+    with pytest.raises(InputError, match=r"a\.jsonl, line 31"):
+        Ledger(path, arithmetic()).outcomes()
+
+
+def test_verdicts_follow_the_interval(tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl", arithmetic())
+    finish(ledger)
+    cells = finished_cells(ledger.study, ledger.outcomes())
+    better, worse = (judge(ledger.study, claim, cells) for claim in ledger.study.claims)
+    assert better["static ER"].value == pytest.approx(3)
+    # The scores of three seeds are 0.1 apart: a deviation of 0.1 in both, 4 degrees of freedom.
+    assert better["static ER"].half_width == pytest.approx(2.776 * 0.1 * (2 / 3) ** 0.5)
+    assert {one.verdict for one in better.values()} == {"supported"}
+    assert worse["chts"].verdict == "contradicted"
+    assert Difference(0.1, 0.2).verdict == "undecided"
+    assert judge(ledger.study, ledger.study.claims[0], {}) is None
+
+
+def test_a_margin_is_granted_as_a_share_of_the_other_score(tmp_path):
+    study = arithmetic(claims=(Claim("random costs under 50%", "static ER", ("chts",), 0.1, 0.5),))
+    ledger = Ledger(tmp_path / "a.jsonl", study)
+    finish(ledger)
+    cells = finished_cells(study, ledger.outcomes())
+    found = judge(study, study.claims[0], cells)["chts"]
+    assert found.value == pytest.approx(-3 + 0.5 * cells["chts", 0.1].mean)
+
+
+def test_the_page_says_what_is_missing_and_keeps_other_sections(tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl", arithmetic())
+    page = write_study(tmp_path, ledger.study, {}, "the command")
+    assert "0 of 30 runs are made" in page.read_text()
+    assert page.read_text().count("Not yet known") == 2
+    page.write_text(page.read_text() + "\nBetween sections.\n")
+    finish(ledger)
+    write_study(tmp_path, ledger.study, ledger.outcomes(), "the command")
+    text = page.read_text()
+    assert "runs are made" not in text
+    assert "**Supported**" in text
+    assert "**Contradicted**" in text
+    assert "| 0.1 | chts | **9.40** ± 0.10 | -3.00 ± 0.23 | 0.2 | 1.00 | 10% | 50% |" in text
+    assert text.endswith("Between sections.\n")
+    assert (tmp_path / "results-arithmetic.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_study_has_its_controls_and_legal_settings(study):
+    names = [arm.name for arm in study.arms]
+    assert {"dense", "static ER"} <= set(names)
+    assert len(names) == len(set(names))
+    assert 0 not in study.seeds
+    assert len(study.seeds) >= 3
+    for arm, density in study.cells():
+        config = sparsity_of(Run(arm, density, study.rates[0], 1, "report"), steps=400, updates=8)
+        assert config.update.count == 8
+    for claim in study.claims:
+        assert {claim.arm, *claim.others} <= set(names)
+
+
+def test_a_real_run_trains_scores_both_splits_and_measures_its_graphs(monkeypatch):
+    monkeypatch.setattr(language, "_STEPS", 10)
+    monkeypatch.setattr(language, "_UPDATES", 4)
+    monkeypatch.setattr(language, "_DATA", language.DataConfig("python", 0.1, 32))
+    monkeypatch.setattr(language, "_validation_documents", lambda: tuple(load_documents("python", 0.1).validation[:20]))
+    run = Run(language.LANGUAGE.arm("CHTs"), 0.1, 1e-3, 1, "report")
+    outcome = language.LANGUAGE.perform(run)
+    assert 1 < outcome.tuning < 2000
+    assert outcome.tuning != outcome.reported
+    assert outcome.updates == 4
+    assert 0.1 < outcome.itop < 0.3
+    assert 0 <= outcome.survived <= 1
+    assert outcome.seconds > 0
+    assert outcome.facts["density"] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_nodes_off_every_path_are_not_active():
+    first = torch.tensor([[1, 0], [0, 0], [0, 1]], dtype=torch.bool)
+    second = torch.tensor([[1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+    # Of 3 + 2 hidden nodes: the first of both layers. The third of the first layer leads nowhere.
+    assert hidden_nodes_on_paths([first, second]) == pytest.approx(2 / 5)
+
+
+def test_the_command_refuses_an_unknown_study(tmp_path, capsys):
+    assert main(["bench", "results", "nothing", "--docs", str(tmp_path)]) == 2
+    assert "there is no study 'nothing'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
