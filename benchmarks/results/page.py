@@ -11,7 +11,7 @@ from .study import Claim, Outcome, Study
 
 PAGE = "results.md"
 CONTROL = "static ER"
-_TITLE = (
+TITLE = (
     "# Results\n\nMethods compared on equal terms: each gets the same search of learning rates, judged on a split that "
     "is not reported, and is then trained with several seeds.\n"
 )
@@ -26,7 +26,7 @@ def write_study(docs: Path, study: Study, outcomes: Mapping[str, Outcome], comma
     docs.mkdir(parents=True, exist_ok=True)
     if cells:
         plot_study(study, cells, docs / plot)
-    return write_section(docs / PAGE, _TITLE, f"results {study.name}", section(study, outcomes, command, plot))
+    return write_section(docs / PAGE, TITLE, f"results {study.name}", section(study, outcomes, command, plot))
 
 
 def section(study: Study, outcomes: Mapping[str, Outcome], command: str, plot: str) -> str:

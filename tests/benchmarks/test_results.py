@@ -17,10 +17,12 @@ from hebbline.benchmarks.results.image import hidden_nodes_on_paths
 from hebbline.benchmarks.results.ledger import Ledger
 from hebbline.benchmarks.results.page import write_study
 from hebbline.benchmarks.results.runner import chosen_rate, count_runs, missing_runs, work
+from hebbline.benchmarks.results.selectivity import ratios
 from hebbline.benchmarks.results.statistics import Difference, finished_cells, judge
 from hebbline.benchmarks.results.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
 from hebbline.cli import main
 from hebbline.train.data.documents import load_documents
+from hebbline.train.topology import initial_mask
 
 
 @dataclass(frozen=True)
@@ -191,3 +193,12 @@ def test_the_command_refuses_an_unknown_study(tmp_path, capsys):
     assert main(["bench", "results", "nothing", "--docs", str(tmp_path)]) == 2
     assert "there is no study 'nothing'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_score_decides_more_the_sparser_and_the_more_structured_a_graph_is():
+    at_random = ratios(initial_mask("er", 128, 256, 0.3, seed=0))
+    structured = ratios(initial_mask("brf", 128, 256, 0.05, seed=0, r=0.0))
+    assert at_random["sampled"] == pytest.approx(1, abs=0.1)
+    for found in (at_random, structured):
+        assert found["sampled"] < found["sharpened"] < found["top"]
+    assert structured["sampled"] > 2
