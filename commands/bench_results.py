@@ -37,7 +37,9 @@ def _parser() -> Parser:
         description="Methods compared on equal terms. Runs are kept in DOCS/results as they end: stop and start at "
         "will, and start several for as many cores; each run takes one.",
     )
-    parser.add_argument("study", type=str, help="image-mnist, image-fashion-mnist, image-cifar-10 or language")
+    parser.add_argument(
+        "study", type=str, help="image-mnist, image-fashion-mnist, image-cifar-10, language, translation"
+    )
     parser.add_argument(
         "--minutes", type=float, default=None, help="begin no run after so many; 0 only writes the page"
     )

@@ -4,10 +4,11 @@ from ...artifacts import InputError
 from .image import image_study
 from .language import LANGUAGE
 from .study import Study
+from .translation import TRANSLATION
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (image_study("mnist"), image_study("fashion-mnist"), image_study("cifar-10"), LANGUAGE)
+    for study in (image_study("mnist"), image_study("fashion-mnist"), image_study("cifar-10"), LANGUAGE, TRANSLATION)
 }
 
 
