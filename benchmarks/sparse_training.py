@@ -8,7 +8,6 @@ and optimizer step; both sides train the same links from the same weights, and t
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ..artifacts import CheckError
 from ..console import Parser, console, print_json
 from ..train import Sparsifier, SparsityConfig
 from ..train.sparse_linear import SparseLinear
+from ..train.tasks.mlp import Mlp, MlpConfig
 from .timing import interleaved
 
 DENSITIES = (0.01, 0.02, 0.05)
@@ -87,18 +87,12 @@ def run_case(density: float, batch: int) -> StepRow:
     return StepRow(density, batch, masked_ms, links_ms, masked_ms / links_ms, difference)
 
 
-def _perceptron() -> nn.Module:
-    layers: list[tuple[str, nn.Module]] = []
-    for number, (inputs, outputs) in enumerate(pairwise(_SIZES)):
-        layers += [(f"layer{number}", nn.Linear(inputs, outputs)), (f"relu{number}", nn.ReLU())]
-    model = nn.Sequential()
-    for name, layer in [*layers, ("head", nn.Linear(_SIZES[-1], 10))]:
-        model.add_module(name, layer)
-    return model
+def _perceptron() -> Mlp:
+    return Mlp(MlpConfig(_SIZES[0], _SIZES[1:], 10))
 
 
 def _step(model: nn.Module, sparsifier: Sparsifier, x_TK: Tensor, labels_T: Tensor) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=True)
     sparsifier.attach(optimizer)
 
     def step() -> None:
@@ -111,7 +105,7 @@ def _step(model: nn.Module, sparsifier: Sparsifier, x_TK: Tensor, labels_T: Tens
 
 
 def _backward(model: nn.Module, x_TK: Tensor, labels_T: Tensor) -> None:
-    nn.functional.cross_entropy(model(x_TK), labels_T).backward()
+    model(x_TK, labels_T).loss.backward()
 
 
 def _difference(masked_NK: Tensor | None, links_Z: Tensor | None, mask_NK: Tensor) -> float:

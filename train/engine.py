@@ -40,12 +40,13 @@ class Training:
     """What a task gives to be trained.
 
     `unit` names what `units_a_step` counts, such as tokens. `schedule` makes the learning-rate schedule; without it, it
-    is a cosine after `warmup_steps`. `collate` makes a batch of a list of items. `inputs` is the data, for initial
-    graphs of kind "csti".
+    is a cosine after `warmup_steps`. `collate` makes a batch of what the data set gives for it. `inputs` is the data,
+    for initial graphs of kind "csti".
     """
 
     model: nn.Module
     dataset: Dataset
+    collate: Callable[[Any], Mapping[str, Tensor]]
     optimizer: Optimizer
     sparsity: SparsityConfig
     engine: EngineConfig
@@ -53,7 +54,6 @@ class Training:
     units_a_step: float
     warmup_steps: int = 0
     schedule: Callable[[Optimizer], LRScheduler] | None = None
-    collate: Callable[[list[Any]], Mapping[str, Tensor]] | None = None
     inputs: ArrayLike | None = None
     label_smoothing: float = 0.0
 
@@ -126,7 +126,7 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
         # The progress bar shows what PrinterCallback would print.
         trainer.remove_callback(PrinterCallback)
         trainer.resume(checkpoint)
-        log = trainer.state.log_history
+        log = [_without_estimates(record) for record in trainer.state.log_history]
     assert sparsity.sparsifier is not None
     sparsity.sparsifier.densify()
     return Trained(
@@ -136,6 +136,10 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
         log=log,
         seconds=time.perf_counter() - started,
     )
+
+
+def _without_estimates(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "total_flos"}
 
 
 def _checkpoint_plan(settings: RunSettings | None) -> CheckpointPlan | None:
@@ -164,6 +168,7 @@ def _arguments(training: Training, settings: RunSettings | None, scratch: str) -
         max_grad_norm=engine.max_grad_norm,
         label_smoothing_factor=training.label_smoothing,
         logging_steps=engine.log_every,
+        logging_nan_inf_filter=False,
         seed=engine.seed,
         save_strategy="steps" if every else "no",
         save_steps=every or 1,

@@ -29,13 +29,14 @@ class SparseLinear(nn.Module):
     _columns: Tensor
     _row_starts: Tensor
     _by_column: Tensor
+    _rows_by_column: Tensor
     _column_starts: Tensor
 
     def __init__(self, weight_NK: Tensor, mask_NK: Tensor, bias_N: Tensor | None = None) -> None:
         """Take the weights of the links of a mask, bool [N, K]; what is off the mask is dropped."""
         super().__init__()
         self.out_features, self.in_features = mask_NK.shape
-        for name in ("mask", "_rows", "_columns", "_row_starts", "_by_column", "_column_starts"):
+        for name in ("mask", "_rows", "_columns", "_row_starts", "_by_column", "_rows_by_column", "_column_starts"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self._index(mask_NK.clone())
         self.values = nn.Parameter(weight_NK.detach()[mask_NK].clone())
@@ -68,9 +69,7 @@ class SparseLinear(nn.Module):
         # Products of sparse matrices have no form in bfloat16.
         with torch.autocast(x.device.type, enabled=False):
             x_TK = x.reshape(-1, self.in_features).to(self.values.dtype)
-            y_TN = _Product.apply(x_TK, self.values, self)
-            if self.bias is not None:
-                y_TN = y_TN + self.bias
+            y_TN = _Product.apply(x_TK, self.values, self.bias, self)
         return y_TN.view(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
@@ -100,9 +99,8 @@ class SparseLinear(nn.Module):
 
     def by_columns(self, values_Z: Tensor) -> Tensor:
         """Its transpose [K, N] in CSR."""
-        rows_Z = self._rows[self._by_column]
         shape = (self.in_features, self.out_features)
-        return _csr(self._column_starts, rows_Z, values_Z[self._by_column], shape)
+        return _csr(self._column_starts, self._rows_by_column, values_Z.index_select(0, self._by_column), shape)
 
     def _index(self, mask_NK: Tensor) -> None:
         self.mask = mask_NK
@@ -110,32 +108,56 @@ class SparseLinear(nn.Module):
         self._row_starts = _starts(mask_NK.sum(dim=1))
         self._column_starts = _starts(mask_NK.sum(dim=0))
         self._by_column = torch.argsort(self._columns, stable=True)
+        self._rows_by_column = self._rows[self._by_column]
+
+
+def rows_first(x_TK: Tensor) -> Tensor:
+    """The same values, row by row in memory, for a dense layer after one of links, which puts out features first.
+
+    The gradient goes back features first, where x came so: element-wise functions are slow on two layouts at once.
+    """
+    return x_TK if x_TK.is_contiguous() else _RowsFirst.apply(x_TK)
+
+
+class _RowsFirst(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TK: Tensor) -> Tensor:
+        return x_TK.contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad_TK: Tensor) -> Tensor:
+        return grad_TK.T.contiguous().T
 
 
 class _Product(torch.autograd.Function):
-    """x W^T over the links."""
+    """x W^T + b over the links."""
 
     @staticmethod
-    def forward(ctx: Any, x_TK: Tensor, values_Z: Tensor, layer: SparseLinear) -> Tensor:
-        ctx.save_for_backward(x_TK, values_Z)
+    def forward(ctx: Any, x_TK: Tensor, values_Z: Tensor, bias_N: Tensor | None, layer: SparseLinear) -> Tensor:
+        # What comes from another layer of links lies like this already.
+        x_KT = x_TK.T.contiguous()
+        ctx.save_for_backward(x_KT, values_Z)
         ctx.layer = layer
-        return (layer.by_rows(values_Z) @ x_TK.T.contiguous()).T
+        weight = layer.by_rows(values_Z)
+        if bias_N is None:
+            return (weight @ x_KT).T
+        return torch.addmm(bias_N[:, None].expand(-1, x_KT.shape[1]), weight, x_KT).T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_TK, values_Z = ctx.saved_tensors
+    def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x_KT, values_Z = ctx.saved_tensors
         layer: SparseLinear = ctx.layer
         grad_NT = grad_TN.T.contiguous()
-        wants_x, wants_values, _ = ctx.needs_input_grad
+        wants_x, wants_values, wants_bias, _ = ctx.needs_input_grad
         grad_TK = (layer.by_columns(values_Z) @ grad_NT).T if wants_x else None
         grad_Z = None
         if wants_values:
             pattern = layer.by_rows(values_Z)
-            grad_Z = torch.sparse.sampled_addmm(pattern, grad_NT, x_TK.contiguous(), beta=0.0).values()
+            grad_Z = torch.sparse.sampled_addmm(pattern, grad_NT, x_KT.T, beta=0.0).values()
             if layer.wants_dense():
-                layer.take_dense(grad_NT @ x_TK)
-        return grad_TK, grad_Z, None
+                layer.take_dense(grad_NT @ x_KT.T)
+        return grad_TK, grad_Z, grad_NT.sum(dim=1) if wants_bias else None, None
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -14,9 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hebbline.artifacts import CheckError
 from hebbline.train import Sparsifier, SparsityConfig
+from hebbline.train.data.images import Images
 from hebbline.train.dynamics import UpdateConfig
 from hebbline.train.dynamics.sharding import check_masks, whole
 from hebbline.train.state import load_model_tensors, load_optimizer_state, model_tensors, optimizer_state
+from hebbline.train.tasks import image, read_recipe
 
 
 def train(kind: str, method: str) -> tuple[dict[str, Tensor], Sparsifier]:
@@ -48,6 +51,25 @@ def train(kind: str, method: str) -> tuple[dict[str, Tensor], Sparsifier]:
     return state | {f"mask:{name}": mask.to(torch.uint8) for name, mask in sparsifier.masks.items()}, sparsifier
 
 
+def train_images(processes: int) -> dict[str, Tensor]:
+    """A perceptron by its recipe, on batches of 8 images in all."""
+    generator = torch.Generator().manual_seed(0)
+    labels_I = torch.randint(0, 4, (64,), generator=generator)
+    pixels_IF = torch.randn(64, 36, generator=generator) + 4 * nn.functional.one_hot(labels_I, 36)
+    found = Images(pixels_IF, labels_I, pixels_IF[:8], labels_I[:8])
+    options = ["--model.width=1", "--optimization.epochs=2", f"--optimization.batch_size={8 // processes}"]
+    options += [
+        "--sparsity.density=0.3",
+        "--sparsity.method=set",
+        "--sparsity.update.every=4",
+        "--sparsity.update.stop=12",
+    ]
+    recipe, _ = read_recipe("mnist-mlp", options)
+    with patch.object(image, "load_images", lambda *_: found):
+        result = image.train_image_classifier(recipe)
+    return {name: value.contiguous() for name, value in result.model.state_dict().items()}
+
+
 def reload(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write over the state and take it back, as a resumed run does."""
     weights = {name: value.clone() for name, value in model_tensors(model).items()}
@@ -76,6 +98,7 @@ def main(out: Path) -> None:
     for kind, method in (("ddp", "rigl"), ("fsdp2", "mest")):
         state, sparsifier = train(kind, method)
         save_file(state, out / f"{kind}-{dist.get_rank()}.safetensors")
+    save_file(train_images(dist.get_world_size()), out / f"images-{dist.get_rank()}.safetensors")
     refuse_other_masks(sparsifier)
     dist.destroy_process_group()
 

@@ -14,7 +14,7 @@ from hebbline.artifacts import load_masks
 from hebbline.serve.triton.process import free_ports
 
 sys.path.insert(0, str(Path(__file__).parent))
-from distributed_run import train
+from distributed_run import train, train_images
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -50,6 +50,14 @@ def test_two_processes_agree_with_each_other_and_with_one(results, kind, method)
         # Sums over processes round otherwise than over a batch: a link at the edge of a choice may differ.
         differing = int((first[name] != alone[name]).sum())
         assert differing <= 0.01 * int(alone[name].sum()), f"{name}: {differing}"
+
+
+def test_a_step_of_two_processes_is_as_large_as_one_of_the_whole_batch(results):
+    first, second = (load_file(results / f"images-{rank}.safetensors") for rank in (0, 1))
+    alone = train_images(1)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_train_command_under_torchrun_checkpoints_and_publishes(tmp_path):

@@ -38,7 +38,7 @@ def test_outputs_and_gradients_are_those_of_the_masked_layer(density, shape):
 def test_gradients_by_finite_differences():
     torch.manual_seed(0)
     mask = initial_mask("er", 6, 9, 0.4, seed=0)
-    layer = SparseLinear(torch.randn(6, 9, dtype=torch.float64), mask)
+    layer = SparseLinear(torch.randn(6, 9, dtype=torch.float64), mask, torch.randn(6, dtype=torch.float64))
     x = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, values: layer_output(layer, x, values), (x, layer.values))
 
@@ -46,7 +46,7 @@ def test_gradients_by_finite_differences():
 def layer_output(layer, x, values):
     from hebbline.train.sparse_linear import _Product
 
-    return _Product.apply(x, values, layer)
+    return _Product.apply(x, values, layer.bias, layer)
 
 
 def make_mlp():

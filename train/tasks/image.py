@@ -3,17 +3,14 @@
 Legend: I images, F features an image.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 
 from ..data.images import Images, load_images
+from ..data.rows import Rows, as_is
 from ..dynamics.plan import plan_layers
 from ..engine import Training, run_training
 from ..settings import EngineConfig, RunSettings
@@ -39,7 +36,8 @@ def train_image_classifier(recipe: ImageRecipe, settings: RunSettings | None = N
     engine = recipe.optimization.engine(len(images.train), world_size())
     training = Training(
         model=model,
-        dataset=_Labelled(images.train, images.train_labels),
+        dataset=Rows({"pixels": images.train, "labels": images.train_labels}),
+        collate=as_is,
         optimizer=_optimizer(recipe, model),
         schedule=lambda optimizer: _linear_schedule(optimizer, engine, recipe.optimization.final_rate),
         sparsity=recipe.sparsity,
@@ -87,22 +85,9 @@ def _optimizer(recipe: ImageRecipe, model: nn.Module) -> torch.optim.SGD:
         momentum=optimization.momentum,
         nesterov=optimization.momentum > 0,
         weight_decay=optimization.weight_decay,
+        fused=True,
     )
 
 
 def _linear_schedule(optimizer: Optimizer, engine: EngineConfig, final_rate: float) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 - (1 - final_rate) * step / engine.steps)
-
-
-@dataclass(frozen=True)
-class _Labelled(torch.utils.data.Dataset):
-    """Images as the Trainer wants them."""
-
-    pixels_IF: Tensor
-    labels_I: Tensor
-
-    def __len__(self) -> int:
-        return len(self.pixels_IF)
-
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return {"pixels": self.pixels_IF[index], "labels": self.labels_I[index]}

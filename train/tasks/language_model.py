@@ -3,13 +3,16 @@
 Legend: B blocks, S tokens a block.
 """
 
+<<<<<<< HEAD
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+=======
+>>>>>>> t
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,6 +24,7 @@ from transformers import (
 
 from ...artifacts import InputError
 from ..data import load_documents, pack_tokens, train_tokenizer
+from ..data.rows import Rows, as_is
 from ..engine import Training, run_training
 from ..settings import RunSettings
 from ..trainer import world_size
@@ -67,7 +71,9 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
     tokens_a_step = optimization.batch_size * optimization.accumulate * world_size() * recipe.data.sequence_length
     training = Training(
         model=model,
-        dataset=_Blocks(blocks_BS),
+        # The labels are the inputs, shifted by the model.
+        dataset=Rows({"input_ids": blocks_BS, "labels": blocks_BS}),
+        collate=as_is,
         optimizer=build_optimizer(recipe, model),
         sparsity=recipe.sparsity,
         engine=optimization.engine,
@@ -128,18 +134,4 @@ def build_optimizer(recipe: LanguageModelRecipe, model: nn.Module) -> torch.opti
         },
         {"params": rest, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=(0.9, optimization.adam_beta2))
-
-
-@dataclass(frozen=True)
-class _Blocks(torch.utils.data.Dataset):
-    """Blocks of tokens as the Trainer wants them: the labels are the inputs, shifted by the model."""
-
-    blocks_BS: Tensor
-
-    def __len__(self) -> int:
-        return len(self.blocks_BS)
-
-    def __getitem__(self, index: int) -> Mapping[str, Tensor]:
-        block_S = self.blocks_BS[index]
-        return {"input_ids": block_S, "labels": block_S}
+    return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=(0.9, optimization.adam_beta2), fused=True)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..sparse_linear import rows_first
+
 
 class MlpConfig(PretrainedConfig):
     """Sizes of a perceptron: features in, hidden nodes of each layer, classes out."""
@@ -26,6 +28,8 @@ class Mlp(PreTrainedModel):
     """Linear layers with ReLU between them. `layers.0`, `layers.2`, … are hidden; `head` gives the classes."""
 
     config_class = MlpConfig
+    # The loss is a mean over the batch, not over one that accumulates: the Trainer must not take it for scaled.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: MlpConfig) -> None:
         super().__init__(config)
@@ -53,7 +57,7 @@ class Mlp(PreTrainedModel):
         Returns:
             `logits` [B, C], and `loss`, the mean cross entropy, where there are labels.
         """
-        logits_BC = self.head(self.layers(pixels))
+        logits_BC = self.head(rows_first(self.layers(pixels)))
         loss = None if labels is None else nn.functional.cross_entropy(logits_BC, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BC)
 

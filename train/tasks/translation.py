@@ -43,11 +43,13 @@ def train_translation(recipe: TranslationRecipe, settings: RunSettings | None = 
     set_seed(recipe.optimization.seed)
     model = build_transformer(recipe.model, tokenizer)
     optimization = recipe.optimization
+    # The smoothed loss is scaled by the tokens of a whole step; the model's own is a mean over each batch.
+    model.accepts_loss_kwargs = optimization.label_smoothing > 0
     tokens = sum(int((batch["labels"] != _IGNORED).sum()) for batch in batches) / len(batches)
     training = Training(
         model=model,
         dataset=_Batches(batches),
-        optimizer=torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.998)),
+        optimizer=torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.998), fused=True),
         schedule=lambda optimizer: _noam(optimizer, recipe),
         sparsity=recipe.sparsity,
         engine=optimization.engine,
