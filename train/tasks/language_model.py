@@ -3,16 +3,11 @@
 Legend: B blocks, S tokens a block.
 """
 
-<<<<<<< HEAD
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-=======
->>>>>>> t
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
