@@ -19,7 +19,7 @@ from ...train.tasks.result import TrainingResult
 from .measure import outcome_of, step_clock
 from .study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
 
-_EPOCHS = 5
+_EPOCHS = 4
 _BATCH = 100
 _HIDDEN = 1568
 _HIDDEN_LAYERS = 3
