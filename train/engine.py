@@ -151,12 +151,12 @@ def _checkpoint_plan(settings: RunSettings | None) -> CheckpointPlan | None:
 def _arguments(training: Training, settings: RunSettings | None, scratch: str) -> TrainingArguments:
     engine = training.engine
     every = settings.checkpoint.every if settings is not None else 0
-    # Without being told, the Trainer takes processes without accelerators for unrelated ones.
-    on_cpu = world_size() > 1 and not torch.accelerator.is_available()
+    # Without being told, the Trainer takes processes without accelerators for unrelated ones, and refuses bfloat16.
+    on_cpu = not torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=scratch,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu else None,
+        ddp_backend="gloo" if on_cpu and world_size() > 1 else None,
         ddp_find_unused_parameters=False,
         max_steps=engine.steps,
         per_device_train_batch_size=engine.batch_size,

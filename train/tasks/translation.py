@@ -44,7 +44,7 @@ def train_translation(recipe: TranslationRecipe, settings: RunSettings | None = 
     model = build_transformer(recipe.model, tokenizer)
     optimization = recipe.optimization
     # The smoothed loss is scaled by the tokens of a whole step; the model's own is a mean over each batch.
-    model.accepts_loss_kwargs = optimization.label_smoothing > 0
+    model.accepts_loss_kwargs = optimization.label_smoothing > 0  # type: ignore[assignment]
     tokens = sum(int((batch["labels"] != _IGNORED).sum()) for batch in batches) / len(batches)
     training = Training(
         model=model,
