@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
@@ -53,7 +53,7 @@ class Training:
     unit: str
     units_a_step: float
     warmup_steps: int = 0
-    schedule: Callable[[Optimizer], LRScheduler] | None = None
+    schedule: Callable[[Optimizer], LambdaLR] | None = None
     inputs: ArrayLike | None = None
     label_smoothing: float = 0.0
 
@@ -117,10 +117,8 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
             args=_arguments(training, settings, scratch),
             train_dataset=training.dataset,
             data_collator=training.collate,
-            optimizers=(
-                training.optimizer,
-                None if training.schedule is None else training.schedule(training.optimizer),
-            ),
+            optimizer=training.optimizer,
+            schedule=None if training.schedule is None else training.schedule(training.optimizer),
             callbacks=_callbacks(training, settings, sparsity),
         )
         # The progress bar shows what PrinterCallback would print.
