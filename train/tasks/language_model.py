@@ -52,7 +52,7 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         settings: where checkpoints and logs go; without them, there are none.
     """
     dense = load_pretrained(recipe.model.pretrained, recipe.data.sequence_length) if recipe.model.pretrained else None
-    documents = load_documents(recipe.data.source, recipe.data.validation_share)
+    documents = load_documents(recipe.data.source, recipe.data.validation_share, recipe.data.documents)
     if dense is not None:
         model, tokenizer = dense
         set_seed(recipe.optimization.seed)

@@ -58,13 +58,19 @@ class DataConfig:
 
     Args:
         source: "python" (text that CPython carries), a .txt or .jsonl file, or hub://NAME[:CONFIGURATION].
+        documents: take the first so many documents; 0 for all. Whole C4 and OpenWebText do not fit into memory.
         validation_share: share of documents held out.
         sequence_length: tokens a training example.
     """
 
     source: str = "python"
+    documents: int = 0
     validation_share: float = 0.05
     sequence_length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.documents < 0:
+            raise InputError("data.documents must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
