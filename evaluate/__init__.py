@@ -2,5 +2,15 @@
 
 from .perplexity import Perplexity, perplexity, token_windows
 from .targets import Target, open_target
+from .tasks import Score, recipe_of, score_task
 
-__all__ = ["Perplexity", "Target", "open_target", "perplexity", "token_windows"]
+__all__ = [
+    "Perplexity",
+    "Score",
+    "Target",
+    "open_target",
+    "perplexity",
+    "recipe_of",
+    "score_task",
+    "token_windows",
+]

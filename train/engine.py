@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
@@ -53,7 +53,7 @@ class Training:
     unit: str
     units_a_step: float
     warmup_steps: int = 0
-    schedule: Callable[[Optimizer], LRScheduler] | None = None
+    schedule: Callable[[Optimizer], LambdaLR] | None = None
     inputs: ArrayLike | None = None
     label_smoothing: float = 0.0
 
@@ -117,10 +117,8 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
             args=_arguments(training, settings, scratch),
             train_dataset=training.dataset,
             data_collator=training.collate,
-            optimizers=(
-                training.optimizer,
-                None if training.schedule is None else training.schedule(training.optimizer),
-            ),
+            optimizer=training.optimizer,
+            schedule=None if training.schedule is None else training.schedule(training.optimizer),
             callbacks=_callbacks(training, settings, sparsity),
         )
         # The progress bar shows what PrinterCallback would print.
@@ -151,12 +149,12 @@ def _checkpoint_plan(settings: RunSettings | None) -> CheckpointPlan | None:
 def _arguments(training: Training, settings: RunSettings | None, scratch: str) -> TrainingArguments:
     engine = training.engine
     every = settings.checkpoint.every if settings is not None else 0
-    # Without being told, the Trainer takes processes without accelerators for unrelated ones.
-    on_cpu = world_size() > 1 and not torch.accelerator.is_available()
+    # Without being told, the Trainer takes processes without accelerators for unrelated ones, and refuses bfloat16.
+    on_cpu = not torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=scratch,
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu else None,
+        ddp_backend="gloo" if on_cpu and world_size() > 1 else None,
         ddp_find_unused_parameters=False,
         max_steps=engine.steps,
         per_device_train_batch_size=engine.batch_size,

@@ -1,6 +1,6 @@
 """Settings that the recipes of all tasks share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -39,17 +39,41 @@ class LoggingConfig:
     wandb: str = ""
 
 
-@dataclass(frozen=True)
-class EngineConfig:
-    """What the engine is told of a run. See the optimization section of the task's recipe."""
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What the optimization sections of all tasks share.
+
+    Args:
+        max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
+        log_every: steps between entries of the log.
+        seed: of weights, dropout and data order.
+        accumulate: batches a step; the batch of the recipe is one of them, on one process.
+        precision: of products: "float32", or "bfloat16" with float32 weights.
+    """
+
+    max_grad_norm: float = 0.0
+    log_every: int = 100
+    seed: int = 0
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"optimization.{name} must be at least 1")
+
+    def engine_config(self, *, steps: int, batch_size: int) -> "EngineConfig":
+        """What the engine is told."""
+        shared = {part.name: getattr(self, part.name) for part in fields(LoopConfig)}
+        return EngineConfig(steps=steps, batch_size=batch_size, **shared)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(LoopConfig):
+    """What the engine is told of a run: optimizer steps, items of the data set a batch, and the shared settings."""
 
     steps: int
     batch_size: int
-    max_grad_norm: float
-    log_every: int
-    seed: int
-    accumulate: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from ..artifacts.masks import load_masks, save_masks
@@ -47,10 +49,20 @@ class SparseTrainer(Trainer):
     is above that of a sparse one.
     """
 
-    def __init__(self, *, sparsity: SparsityCallback, checkpoints: CheckpointPlan | None, **arguments: Any) -> None:
-        """`sparsity` is added to the callbacks; `arguments` are the Trainer's."""
+    def __init__(
+        self,
+        *,
+        sparsity: SparsityCallback,
+        checkpoints: CheckpointPlan | None,
+        optimizer: Optimizer,
+        schedule: LambdaLR | None,
+        **arguments: Any,
+    ) -> None:
+        """`sparsity` joins the callbacks; without a `schedule`, it is the arguments'. The rest is the Trainer's."""
         callbacks = [sparsity, *arguments.pop("callbacks", [])]
         super().__init__(callbacks=callbacks, **arguments)
+        # Given to the Trainer's own constructor, they would be refused under FSDP.
+        self.optimizer, self.lr_scheduler = optimizer, schedule
         self._sparsity = sparsity
         self._checkpoints = checkpoints
         self._resumed: Checkpoint | None = None

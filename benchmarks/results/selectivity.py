@@ -54,7 +54,7 @@ def selectivities() -> Iterator[Selectivity]:
 def ratios(mask_NK: Tensor) -> dict[str, float]:
     """By rule, for a mask bool [N, K]."""
     count = round(_REMOVED * int(mask_NK.sum()))
-    kept_NK = mask_NK & (torch.rand(mask_NK.shape, generator=generator_for("selectivity")) > _REMOVED)
+    kept_NK = mask_NK & (torch.rand(mask_NK.shape, generator=torch.Generator().manual_seed(0)) > _REMOVED)
     scores_NK = link_scores(kept_NK, "CH2_L3n")
     absent = float(scores_NK[~kept_NK].mean())
     found = {}

@@ -15,11 +15,17 @@ from hebbline.train.dynamics import (
     removal_scores,
     remove_chains,
 )
-from hebbline.train.dynamics.sampling import generator_for, sample_without_replacement
+from hebbline.train.dynamics.sampling import generator_for, race_keys, smallest
 
 
 def rng(*identity):
     return generator_for("test", *identity)
+
+
+def sample(weights, count, generator, temperature=1.0):
+    mask = torch.zeros(1, len(weights), dtype=torch.bool)
+    drawn = regrow_links(weights[None], mask, count, rule="soft", temperature=temperature, generator=generator)
+    return drawn[0].nonzero().flatten()
 
 
 @pytest.mark.parametrize(("kind", "key"), [("sigmoid", "s_shape"), ("cubic", "granet"), ("linear", "linear")])
@@ -70,35 +76,36 @@ def test_chains_agree_with_the_authors_code(vectors):
 
 def test_sampling_follows_the_weights():
     weights = torch.tensor([0.1, 0.2, 0.7, 0.0])
-    draws = torch.cat([sample_without_replacement(weights.log(), 1, rng(i)) for i in range(4000)])
+    draws = torch.cat([sample(weights, 1, rng(i)) for i in range(4000)])
     shares = torch.bincount(draws, minlength=4) / len(draws)
     np.testing.assert_allclose(shares, weights, atol=0.03)
 
 
 def test_second_draw_follows_the_weights_that_are_left():
     weights = torch.tensor([0.5, 0.3, 0.2])
-    pairs = [set(sample_without_replacement(weights.log(), 2, rng(i)).tolist()) for i in range(4000)]
+    pairs = [set(sample(weights, 2, rng(i)).tolist()) for i in range(4000)]
     expected = 0.5 * 0.3 / 0.5 + 0.3 * 0.5 / 0.7  # {0, 1}: first 0 then 1, or first 1 then 0
     assert sum(pair == {0, 1} for pair in pairs) / len(pairs) == pytest.approx(expected, abs=0.03)
 
 
 def test_sampling_fills_up_with_weightless_candidates_only_when_it_must():
-    log_weights = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf])
-    assert set(sample_without_replacement(log_weights, 2, rng()).tolist()) == {0, 2}
-    assert {0, 2} < set(sample_without_replacement(log_weights, 3, rng()).tolist())
+    weights = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    assert set(sample(weights, 2, rng()).tolist()) == {0, 2}
+    assert {0, 2} < set(sample(weights, 3, rng()).tolist())
+    thirds = [set(sample(weights, 3, rng(i)).tolist()) - {0, 2} for i in range(200)]
+    assert 60 < thirds.count({1}) < 140
 
 
 def test_steep_weights_do_not_underflow():
-    log_weights = 900.0 * torch.tensor([1e-3, 1e-2, 1e-1]).log()
-    assert sample_without_replacement(log_weights, 1, rng()).tolist() == [2]
+    assert sample(torch.tensor([1e-3, 1e-2, 1e-1]), 1, rng(), temperature=900.0).tolist() == [2]
 
 
 def test_sampling_beyond_two_to_the_24_candidates():
     """More candidates than torch.multinomial takes, and than float32 has distinct uniform numbers."""
     candidates = 2**24 + 3
-    log_weights = torch.zeros(candidates)
-    log_weights[-2:] = 60.0
-    drawn = sample_without_replacement(log_weights, 1000, rng())
+    weights = torch.ones(candidates)
+    weights[-2:] = 1e26
+    drawn = sample(weights, 1000, rng())
     assert len(drawn.unique()) == 1000
     assert {candidates - 2, candidates - 1} < set(drawn.tolist())
     quarters = torch.bincount(drawn * 4 // candidates, minlength=4)
@@ -134,6 +141,23 @@ def test_hard_rules_take_the_extremes():
     assert kept.tolist() == [[True, False, True, False, False, False]]
     grown = regrow_links(scores, mask, 2, rule="top", temperature=1, generator=rng())
     assert grown.tolist() == [[True, True, True, True, False, True]]
+
+
+def test_the_smallest_are_exactly_as_many_where_keys_are_equal():
+    keys = torch.tensor([[2.0, 1.0, 2.0], [2.0, torch.inf, 0.0]])
+    for count in range(6):
+        assert int(smallest(keys, count).sum()) == count
+    assert int(smallest(keys, 6).sum()) == 5, "infinite keys are never taken"
+    assert smallest(keys, 3).tolist() == [[True, True, False], [False, False, True]]
+
+
+def test_races_of_millions_have_no_ties_to_speak_of():
+    """In float32, uniform numbers of 24 bits would give 16 million candidates a tie in two of three."""
+    keys = race_keys(torch.ones(2**24), rng())
+    best = keys[smallest(keys, 2**16)]
+    assert len(best.unique()) > 0.98 * len(best)
+    shares = best * 2**24 / 2**16  # uniform in (0, 1), as Exp(1) is near 0
+    np.testing.assert_allclose(np.quantile(shares.numpy(), [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.01)
 
 
 def test_soft_removal_sharpens_with_temperature():

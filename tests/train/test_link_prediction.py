@@ -8,7 +8,11 @@ from hebbline.train.topology import initial_mask, link_scores
 from hebbline.train.topology import link_prediction as module
 from hebbline.train.topology.link_prediction import NODE_SCORES, PATH_SCORES
 
-WAYS = {"float": module._float_scores, "digits": module._digit_scores, "sparse": module._sparse_scores}
+WAYS = {
+    "float": module._float_scores,
+    "digits": lambda mask, kind: module._digit_scores(mask, kind, 3),
+    "sparse": module._sparse_scores,
+}
 
 
 def definition(mask, kind):
@@ -57,6 +61,16 @@ def test_every_way_gives_the_definition(way, kind, graph):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", NODE_SCORES)
+def test_two_digits_are_enough_to_draw_links_by(kind):
+    """The probabilities with which links are drawn, in proportion to the scores, are those of the definition."""
+    for mask in (GRAPHS["random"], GRAPHS["nearest"], GRAPHS["hubs"], initial_mask("brf", 512, 1376, 0.3, seed=0, r=0)):
+        found, expected = module._digit_scores(mask, kind, 2).double().numpy(), definition(mask, kind)
+        found, expected = found[~mask.numpy()], expected[~mask.numpy()]
+        assert np.array_equal(found > 0, expected > 0)
+        assert np.abs(found / found.sum() - expected / expected.sum()).sum() / 2 < 1e-4
+
+
 def test_digits_give_way_to_float_where_they_would_not_do(monkeypatch):
     """A star beside a dense part: similarities from 1 / 3999 to 1."""
     mask = torch.zeros(120, 4100, dtype=torch.bool)
@@ -66,7 +80,7 @@ def test_digits_give_way_to_float_where_they_would_not_do(monkeypatch):
     exact = []
     is_exact = module._Digits._is_exact
     monkeypatch.setattr(module._Digits, "_is_exact", lambda *a: exact.append(is_exact(*a)) or exact[-1])
-    found = module._digit_scores(mask, "CH3_L3n").double().numpy()
+    found = module._digit_scores(mask, "CH3_L3n", 3).double().numpy()
     np.testing.assert_allclose(found, definition(mask, "CH3_L3n"), rtol=1e-5)
     assert True in exact and False in exact
 

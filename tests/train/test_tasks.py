@@ -68,7 +68,7 @@ def test_images_of_a_package(mnist, tmp_path):
 
 
 @pytest.mark.parametrize("topology", ["brf", "csti"])
-def test_an_image_classifier_learns_by_chains_and_publishes(mnist, tmp_path, topology):
+def test_an_image_classifier_learns_by_chains_and_publishes(mnist, tmp_path, capsys, topology):
     out = tmp_path / "model"
     options = [*SMALL_MLP, f"--sparsity.topology.kind={topology}", "--sparsity.density=0.2", "--logging.report=true"]
     options += ["--sparsity.update.every=20", "--sparsity.update.stop=80", "--logging.tensorboard=true"]
@@ -89,6 +89,10 @@ def test_an_image_classifier_learns_by_chains_and_publishes(mnist, tmp_path, top
         record["loss"] for record in records if "loss" in record
     ]
     assert list((tmp_path / "model.run/tensorboard").iterdir())
+    capsys.readouterr()
+    assert main(["eval", str(out), "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["name"], score["value"], score["examples"]) == ("accuracy", records[-1]["test_accuracy"], 80)
 
 
 @pytest.mark.parametrize("method", ["chts", "rigl", "static"])
@@ -165,6 +169,20 @@ def test_batches_keep_to_their_budget_and_to_the_pairs(tokenizer_of_pairs, pairs
         assert (((batch["labels"] == eos).sum(dim=1)) == 1).all()
     with pytest.raises(InputError, match="no sentence pair is within"):
         make_batches(pairs.train, tokenizer_of_pairs, 300, 3)
+
+
+def test_a_published_translator_scores_the_same_bleu(pairs_file, tmp_path, capsys):
+    out = tmp_path / "model"
+    options = [*TRANSLATION, f"--data.source={pairs_file}", "--data.test_pairs=6", "--data.test_share=0.1"]
+    assert main(["train", "translation-small", "--out", str(out), "--json", *options]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert main(["eval", str(out), "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["name"], score["examples"]) == ("bleu", 6)
+    assert (score["value"], score["signature"]) == (trained["bleu"], trained["bleu_signature"])
+    pairs_file.unlink()
+    assert main(["eval", str(out)]) == 2
+    assert "nor a file" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ...artifacts import InputError
@@ -31,7 +32,7 @@ class Documents:
         return tuple(sum(len(text.encode()) for text in part) for part in (self.train, self.validation))  # type: ignore[return-value]
 
 
-def load_documents(source: str, validation_share: float) -> Documents:
+def load_documents(source: str, validation_share: float, limit: int = 0) -> Documents:
     """Load and split the documents of a source.
 
     Args:
@@ -40,13 +41,14 @@ def load_documents(source: str, validation_share: float) -> Documents:
             by blank lines) or .jsonl file (field "text"), or hub://NAME or hub://NAME:CONFIGURATION for the train
             split of a data set on the Hugging Face hub.
         validation_share: share of the documents to hold out, in (0, 1).
+        limit: take the first so many documents; 0 for all. From the hub, only those are fetched.
 
     Raises:
         InputError: an unknown or unreadable source, or one too small to split.
     """
     if not 0 < validation_share < 1:
         raise InputError(f"data.validation_share {validation_share} is outside (0, 1)")
-    texts = sorted({text for text in _read(source) if text.strip()})
+    texts = sorted({text for text in _read(source, limit) if text.strip()})
     held_out = [_bucket(text) < validation_share * _BUCKETS for text in texts]
     documents = Documents(
         train=[text for text, out in zip(texts, held_out, strict=True) if not out],
@@ -63,13 +65,17 @@ def _bucket(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % _BUCKETS
 
 
-def _read(source: str) -> Iterator[str]:
+def _read(source: str, limit: int) -> Iterator[str]:
+    if source.startswith(HUB_PREFIX):
+        return _hub_texts(source.removeprefix(HUB_PREFIX), limit)
+    return islice(_local_texts(source), limit or None)
+
+
+def _local_texts(source: str) -> Iterator[str]:
     if source == PYTHON_SOURCE:
         return _python_texts()
     if source == BROWN_SOURCE:
         return brown_texts()
-    if source.startswith(HUB_PREFIX):
-        return _hub_texts(source.removeprefix(HUB_PREFIX))
     path = Path(source)
     if not path.is_file():
         raise InputError(f"data.source '{source}' is neither 'python', 'brown', a hub:// name, nor a file")
@@ -107,14 +113,17 @@ def _jsonl_texts(path: Path) -> Iterator[str]:
             raise InputError(f"{path}, line {number}: not a JSON object with a field 'text'") from error
 
 
-def _hub_texts(name: str) -> Iterator[str]:
+def _hub_texts(name: str, limit: int) -> Iterator[str]:
     from datasets import load_dataset
 
     path, _, configuration = name.partition(":")
     try:
-        data = load_dataset(path, configuration or None, split="train")
+        data = load_dataset(path, configuration or None, split="train", streaming=limit > 0)
+        columns = list(data.column_names or next(iter(data)))
+        if "text" in columns:
+            # In rows, not in one column: the whole of a large data set does not fit into memory.
+            yield from (row["text"] for row in islice(data, limit or None))
+            return
     except Exception as error:  # the hub client raises its own and its transport's errors
         raise InputError(f"data.source '{HUB_PREFIX}{name}' cannot be loaded from the hub: {error}") from error
-    if "text" not in data.column_names:
-        raise InputError(f"data.source '{HUB_PREFIX}{name}' has no column 'text', but {', '.join(data.column_names)}")
-    return iter(data["text"])
+    raise InputError(f"data.source '{HUB_PREFIX}{name}' has no column 'text', but {', '.join(columns)}")

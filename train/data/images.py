@@ -5,10 +5,11 @@ Legend: I images, F features an image.
 
 import gzip
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -19,11 +20,15 @@ from ...artifacts import InputError
 from .packages import PACKAGES, read_members
 
 HUB_NAMES = {
-    "mnist": ("ylecun/mnist", None),
-    "fashion-mnist": ("zalando-datasets/fashion_mnist", None),
-    "cifar-10": ("uoft-cs/cifar10", None),
-    "emnist": ("tanganke/emnist_balanced", None),
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar-10": "uoft-cs/cifar10",
 }
+# The files of MNIST's format that this data set consists of.
+EMNIST_HUB_NAME = "Royc30ne/emnist-balanced"
+EMNIST_FILES = [
+    f"emnist-balanced-{part}-{kind}-ubyte.gz" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1")
+]
 # Of grey values from 0 to 1; of CIFAR-10 a channel.
 _STATISTICS = {
     "mnist": ([0.1307], [0.3081]),
@@ -54,7 +59,7 @@ def load_images(name: str, source: str, limit: int = 0) -> Images:
     """Load a data set. It is kept for the next run on the same; do not change its tensors.
 
     Args:
-        name: a key of `HUB_NAMES`.
+        name: "mnist", "fashion-mnist", "cifar-10" or "emnist".
         source: "packages", "hub", or "auto": packages where there are any.
         limit: use only so many images to train; 0 for all.
 
@@ -86,13 +91,13 @@ Parts = dict[str, tuple[NDArray, NDArray]]
 def _from_packages(name: str) -> Parts:
     if name not in PACKAGES:
         raise InputError(f"data.source 'packages' does not carry '{name}'; take 'hub'")
-    return _cifar() if name == "cifar-10" else _idx(name)
+    return _cifar() if name == "cifar-10" else _idx(read_members(PACKAGES[name], lambda path: "-ubyte" in path))
 
 
-def _idx(name: str) -> Parts:
-    """The format of MNIST: a header, then bytes."""
+def _idx(members: Mapping[str, bytes]) -> Parts:
+    """Files in the format of MNIST, a header, then bytes, by path."""
     files = {}
-    for path, content in read_members(PACKAGES[name], lambda path: "-ubyte" in path).items():
+    for path, content in members.items():
         content = gzip.decompress(content) if path.endswith(".gz") else content
         kind = "images" if "images" in path else "labels"
         part = "train" if "train" in PurePosixPath(path).name else "test"
@@ -122,10 +127,14 @@ def _cifar() -> Parts:
 
 def _from_hub(name: str) -> Parts:
     from datasets import load_dataset
+    from huggingface_hub import hf_hub_download
 
-    path, configuration = HUB_NAMES[name]
+    path = HUB_NAMES.get(name, EMNIST_HUB_NAME)
     try:
-        data = load_dataset(path, configuration)
+        if name == "emnist":
+            files = [Path(hf_hub_download(path, file, repo_type="dataset")) for file in EMNIST_FILES]
+            return _idx({file.name: file.read_bytes() for file in files})
+        data = load_dataset(path)
         return {part: _hub_part(data[part]) for part in ("train", "test")}
     except Exception as error:  # the hub client raises its own and its transport's errors
         raise InputError(f"data.name '{name}' cannot be loaded from the hub ({path}): {error}") from error

@@ -4,6 +4,7 @@ Legend: B blocks, S tokens a block.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ...artifacts import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
+_TEXTS_AT_ONCE = 10_000
 
 
 def train_tokenizer(
@@ -46,11 +48,13 @@ def pack_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length
     Raises:
         InputError: the texts do not fill one block.
     """
-    token_ids: list[int] = []
-    for encoded in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
-        token_ids += encoded
-        token_ids.append(tokenizer.eos_token_id)
+    parts = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        encoded = tokenizer(list(texts[start : start + _TEXTS_AT_ONCE]), add_special_tokens=False, verbose=False)
+        ids = chain.from_iterable([*ids, tokenizer.eos_token_id] for ids in encoded["input_ids"])
+        parts.append(np.fromiter(ids, np.int64))
+    token_ids = np.concatenate(parts)
     blocks = len(token_ids) // length
     if blocks == 0:
         raise InputError(f"the text has {len(token_ids)} tokens, fewer than one block of {length}")
-    return torch.from_numpy(np.array(token_ids[: blocks * length], np.int64).reshape(blocks, length))
+    return torch.from_numpy(token_ids[: blocks * length].reshape(blocks, length))

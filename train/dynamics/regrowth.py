@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from ..topology.structure import cap_groups
-from .sampling import sample_without_replacement
-
-_LAST = 1e12
+from .sampling import Generator, race_keys, smallest
 
 
 def regrow_links(
@@ -19,7 +17,7 @@ def regrow_links(
     *,
     rule: str,
     temperature: float,
-    generator: torch.Generator,
+    generator: Generator,
     grouped: bool = False,
 ) -> Tensor:
     """The mask [N, K] with `count` absent links added.
@@ -29,40 +27,15 @@ def regrow_links(
     positive score, the rest is drawn uniformly, under both rules. `grouped` keeps a 2:4 mask legal: a group of 4 inputs
     takes no more links than it has room for.
     """
-    if grouped:
-        return _regrow_grouped(scores_NK, mask_NK, count, rule, temperature, generator)
-    absent = torch.nonzero(~mask_NK.flatten()).flatten()
-    log_scores = temperature * scores_NK.flatten()[absent].double().log()
     if rule == "top":
-        positive = int(torch.isfinite(log_scores).sum())
-        best = torch.topk(log_scores, min(count, positive)).indices
-        log_scores[best] = torch.inf
-        grown = best if count <= positive else _fill(log_scores, best, count, generator)
+        keys_NK = torch.where((scores_NK > 0) & ~mask_NK, -scores_NK, torch.inf).to("cpu", torch.float32)
     else:
-        grown = sample_without_replacement(log_scores, count, generator)
-    result = mask_NK.flatten().clone()
-    result[absent[grown]] = True
-    return result.view_as(mask_NK)
-
-
-def _fill(log_scores: Tensor, best: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`best` and as many of the others, drawn uniformly, as make up `count`."""
-    others = torch.nonzero(log_scores != torch.inf).flatten()
-    drawn = sample_without_replacement(torch.zeros(others.numel()), count - best.numel(), generator)
-    return torch.cat([best, others[drawn.to(others.device)]])
-
-
-def _regrow_grouped(
-    scores_NK: Tensor, mask_NK: Tensor, count: int, rule: str, temperature: float, generator: torch.Generator
-) -> Tensor:
-    """Keys of all places, smallest first: a race for "soft", the score for "top"; places without a score come last."""
-    log_scores_NK = scores_NK.double().log()
-    race_NK = torch.empty(mask_NK.shape, dtype=torch.float64).exponential_(generator=generator).to(mask_NK.device)
-    keys_NK = race_NK.log() - temperature * log_scores_NK if rule == "soft" else -log_scores_NK
-    keys_NK = torch.where(torch.isfinite(log_scores_NK), keys_NK, _LAST * (1 + race_NK)).masked_fill_(
-        mask_NK, torch.inf
-    )
-    grown = torch.topk(cap_groups(keys_NK, mask_NK).flatten(), count, largest=False).indices
-    result = mask_NK.flatten().clone()
-    result[grown] = True
-    return result.view_as(mask_NK)
+        keys_NK = race_keys(scores_NK, generator, temperature, excluded=mask_NK)
+    if grouped:
+        keys_NK = cap_groups(keys_NK, mask_NK.cpu())
+    grown_NK = mask_NK | smallest(keys_NK, count).to(mask_NK.device)
+    missing = count - int(grown_NK.count_nonzero() - mask_NK.count_nonzero())
+    if not missing:
+        return grown_NK
+    ones_NK = torch.ones_like(keys_NK)
+    return regrow_links(ones_NK, grown_NK, missing, rule="soft", temperature=1, generator=generator, grouped=grouped)

@@ -1,10 +1,21 @@
-"""Weighted sampling without replacement, of any size, reproducible from a seed."""
+"""Weighted sampling without replacement, of any size, reproducible from a seed.
+
+Legend: C entries of a chunk.
+
+Everything is drawn on the CPU, whose generator gives the same numbers everywhere, in chunks that stay in its cache.
+"""
 
 import hashlib
 from collections.abc import Hashable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Generator = np.random.SFC64
+_CHUNK = 2**15
+_SAMPLED = 64
 
 
 def seed_for(*identity: Hashable) -> int:
@@ -16,42 +27,79 @@ def seed_for(*identity: Hashable) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator_for(*identity: Hashable) -> torch.Generator:
-    """A CPU generator seeded with `seed_for(*identity)`."""
-    return torch.Generator().manual_seed(seed_for(*identity))
+def generator_for(*identity: Hashable) -> Generator:
+    """A generator seeded with `seed_for(*identity)`; its stream is the same in all versions of NumPy."""
+    return np.random.SFC64(seed_for(*identity))
 
 
-def sample_without_replacement(log_weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` distinct indices one after another with probability proportional to exp(log_weights).
+def race_keys(scores: Tensor, generator: Generator, temperature: float = 1.0, excluded: Tensor | None = None) -> Tensor:
+    """Keys whose `count` smallest are `count` draws, one after another, with probability prop. to score^temperature.
 
-    The exponential race does this: the `count` smallest of Exp(1) / weight, here in logarithms, so that weights to a
-    high power do not underflow, and in float64, so that there are enough distinct keys for any number of candidates.
-    Entries of weight zero (-inf) are drawn, uniformly, only when the others are used up.
+    The exponential race does this: Exp(1) / score^temperature; in logarithms, where high powers would underflow.
 
     Args:
-        log_weights: float [candidates].
-        count: 0 to candidates.
-        generator: a CPU generator.
+        scores: of any shape, at least 0.
+        generator: where random numbers come from.
+        temperature: the exponent.
+        excluded: bool like `scores`, entries that are not to be drawn.
 
     Returns:
-        int64 [count], in no order, on the device of `log_weights`.
+        float32 like `scores`, on the CPU; inf or nan where the score is 0 or the entry excluded.
     """
-    log_weights = log_weights.double()
-    race = torch.empty(log_weights.shape, dtype=torch.float64).exponential_(generator=generator)
-    race = race.log_().to(log_weights.device)
-    possible = torch.isfinite(log_weights)
-    positive = int(possible.sum())
-    if positive == log_weights.numel() or count <= positive:
-        return _smallest(race.sub_(log_weights), count)
-    impossible = torch.nonzero(~possible).flatten()
-    filling = _smallest(race[impossible], count - positive)
-    return torch.cat([torch.nonzero(possible).flatten(), impossible[filling]])
+    flat = scores.detach().to("cpu", torch.float32).reshape(-1).numpy()
+    drawn = None if excluded is None else ~excluded.cpu().reshape(-1).numpy()
+    keys = np.empty_like(flat)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        for start in range(0, len(flat), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            weights_C = flat[part] if drawn is None else flat[part] * drawn[part]
+            race_C = _exponentials(len(weights_C), generator)
+            if temperature == 1:
+                np.divide(race_C, weights_C, out=keys[part])
+            else:
+                np.subtract(np.log(race_C), np.float32(temperature) * np.log(weights_C), out=keys[part])
+    return torch.from_numpy(keys).view(scores.shape)
 
 
-def _smallest(keys: Tensor, count: int) -> Tensor:
-    """The indices of the `count` smallest keys, in no order; found through the others where those are fewer."""
-    if 2 * count <= keys.numel():
-        return torch.topk(keys, count, largest=False, sorted=False).indices
-    chosen = torch.ones(keys.numel(), dtype=torch.bool, device=keys.device)
-    chosen[torch.topk(keys, keys.numel() - count, sorted=False).indices] = False
-    return torch.nonzero(chosen).flatten()
+def smallest(keys: Tensor, count: int) -> Tensor:
+    """bool like `keys`: the `count` smallest, of equal ones those that come first; all finite ones, if they are fewer.
+
+    Args:
+        keys: float32 on the CPU.
+        count: at most as many as there are keys.
+    """
+    flat = keys.reshape(-1).numpy()
+    if count == 0:
+        return torch.zeros_like(keys, dtype=torch.bool)
+    largest = _kth_smallest(flat, count)
+    if not np.isfinite(largest):
+        return torch.isfinite(keys)
+    chosen = flat <= largest
+    if surplus := np.count_nonzero(chosen) - count:
+        chosen[np.flatnonzero(flat == largest)[-surplus:]] = False
+    return torch.from_numpy(chosen).view(keys.shape)
+
+
+def _kth_smallest(keys: NDArray[np.float32], count: int) -> np.float32:
+    """By a look at every 64th: where that tells a bound that few keys are below, the others need not be ordered."""
+    looked_at = keys[::_SAMPLED]
+    expected = count / _SAMPLED
+    rank = int(expected + 4 * expected**0.5) + 1
+    if rank < len(looked_at):
+        below = keys[keys <= np.partition(looked_at, rank)[rank]]
+        if len(below) >= count:
+            keys = below
+    return np.partition(keys, count - 1)[count - 1]
+
+
+def _exponentials(count: int, generator: Generator) -> NDArray[np.float32]:
+    """Exp(1) [count], from 32 random bits each: the small ones, which decide, are finely resolved.
+
+    A uniform number in float32 would have 24 bits, and ties among millions of candidates.
+    """
+    negated = generator.random_raw(-(-count // 2)).view(np.uint32)[:count].astype(np.float32)
+    negated *= np.float32(-(2.0**-32))
+    negated -= np.float32(2.0**-33)
+    np.maximum(negated, np.float32(2.0**-24 - 1), out=negated)
+    np.log1p(negated, out=negated)
+    return np.negative(negated, out=negated)

@@ -14,7 +14,7 @@ from .density import removal_fraction
 from .plan import LayerPlan
 from .regrowth import regrow_links
 from .removal import keep_links, removal_scores
-from .sampling import generator_for
+from .sampling import Generator, generator_for
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ def magnitude_mask(plan: LayerPlan, weight_NK: Tensor, seed: int) -> Tensor:
     return plan.structure.unfold(torch.cat(grown))
 
 
-def _regrow_part(
-    plan: LayerPlan, mask_RC: Tensor, gradient_RC: Tensor, missing: int, generator: torch.Generator
-) -> Tensor:
+def _regrow_part(plan: LayerPlan, mask_RC: Tensor, gradient_RC: Tensor, missing: int, generator: Generator) -> Tensor:
     if plan.regrowth_score in LINK_SCORES:
-        scores_RC = link_scores(mask_RC, plan.regrowth_score)
+        # A draw needs no five digits of a score, unless small ones are raised or the order decides.
+        exact = plan.regrowth_rule == "top" or plan.regrowth_temperature < 1
+        scores_RC = link_scores(mask_RC, plan.regrowth_score, exact=exact)
     else:
         scores_RC = gradient_RC if plan.regrowth_score == "gradient" else torch.ones_like(gradient_RC)
     return regrow_links(

@@ -43,7 +43,7 @@ def train_image_classifier(recipe: ImageRecipe, settings: RunSettings | None = N
         sparsity=recipe.sparsity,
         engine=engine,
         unit="images",
-        units_a_step=engine.batch_size * world_size(),
+        units_a_step=engine.batch_size * engine.accumulate * world_size(),
         inputs=images.train[:_CSTI_SAMPLES].numpy(),
     )
     trained = run_training(training, settings)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...artifacts import InputError
 from ..dynamics import SparsityConfig
-from ..settings import CheckpointConfig, EngineConfig, LoggingConfig
+from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
 
 DataSetName = Literal["mnist", "fashion-mnist", "cifar-10", "emnist"]
 
@@ -49,20 +49,17 @@ class ImageData:
             raise InputError("data.train_images must be at least 0")
 
 
-@dataclass(frozen=True)
-class SgdConfig:
+@dataclass(frozen=True, kw_only=True)
+class SgdConfig(LoopConfig):
     """How the weights are trained: SGD with Nesterov momentum, a linear decay of the learning rate.
 
     Args:
         epochs: passes over the images.
-        batch_size: images a step, on one process.
+        batch_size: images a batch, on one process.
         learning_rate: at the start.
         final_rate: learning rate at the end, as a share of the one at the start.
         momentum: of SGD.
         weight_decay: of all weights.
-        max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
-        log_every: steps between entries of the log.
-        seed: of weights and data order.
         initialisation: "kaiming", or "swi": normal with the variance that the links need, sqrt(2 / (density * inputs)).
     """
 
@@ -72,28 +69,21 @@ class SgdConfig:
     final_rate: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    max_grad_norm: float = 0.0
-    log_every: int = 100
-    seed: int = 0
     initialisation: Literal["kaiming", "swi"] = "kaiming"
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.batch_size < 1 or self.log_every < 1:
-            raise InputError("optimization.epochs must be above 0, batch_size and log_every at least 1")
+        super().__post_init__()
+        if self.epochs <= 0 or self.batch_size < 1:
+            raise InputError("optimization.epochs must be above 0 and batch_size at least 1")
 
     def engine(self, images: int, processes: int) -> EngineConfig:
         """What the engine is told, for so many images on so many processes."""
-        return EngineConfig(
-            steps=max(1, round(self.epochs * self.steps_an_epoch(images, processes))),
-            batch_size=self.batch_size,
-            max_grad_norm=self.max_grad_norm,
-            log_every=self.log_every,
-            seed=self.seed,
-        )
+        steps = max(1, round(self.epochs * self.steps_an_epoch(images, processes)))
+        return self.engine_config(steps=steps, batch_size=self.batch_size)
 
     def steps_an_epoch(self, images: int, processes: int) -> int:
         """Optimizer steps in which every image is seen once."""
-        return -(-images // (self.batch_size * processes))
+        return -(-images // (self.batch_size * self.accumulate * processes))
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from .recipe import LanguageModelRecipe, ModelConfig
 from .result import TrainingResult
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with random weights, for this tokenizer's vocabulary."""
+def build_model(config: ModelConfig, vocab_size: int, eos_token_id: int | None) -> LlamaForCausalLM:
+    """A Llama with random weights, for a tokenizer's vocabulary and its end token."""
     return LlamaForCausalLM(
         LlamaConfig(
             hidden_size=config.hidden_size,
@@ -37,10 +37,10 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Llam
             num_attention_heads=config.heads,
             num_key_value_heads=config.kv_heads,
             max_position_embeddings=config.context_length,
-            vocab_size=len(tokenizer),
+            vocab_size=vocab_size,
             tie_word_embeddings=config.tie_embeddings,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=eos_token_id,
         )
     )
 
@@ -53,7 +53,7 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         settings: where checkpoints and logs go; without them, there are none.
     """
     dense = load_pretrained(recipe.model.pretrained, recipe.data.sequence_length) if recipe.model.pretrained else None
-    documents = load_documents(recipe.data.source, recipe.data.validation_share)
+    documents = load_documents(recipe.data.source, recipe.data.validation_share, recipe.data.documents)
     if dense is not None:
         model, tokenizer = dense
         blocks_BS = pack_tokens(tokenizer, documents.train, recipe.data.sequence_length)
@@ -61,7 +61,7 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
     else:
         tokenizer, blocks_BS = _tokenize(tuple(documents.train), recipe.model.vocab_size, recipe.data.sequence_length)
         set_seed(recipe.optimization.seed)
-        model = build_model(recipe.model, tokenizer)
+        model = build_model(recipe.model, len(tokenizer), tokenizer.eos_token_id)
     optimization = recipe.optimization
     tokens_a_step = optimization.batch_size * optimization.accumulate * world_size() * recipe.data.sequence_length
     training = Training(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...artifacts import InputError
 from ..dynamics import SparsityConfig
-from ..settings import CheckpointConfig, EngineConfig, LoggingConfig
+from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
 
 
 @dataclass(frozen=True)
@@ -57,34 +57,36 @@ class DataConfig:
     """Where the text comes from.
 
     Args:
-        source: "python" (text that CPython carries), "brown" (the Brown corpus), a .txt or .jsonl file, or hub://NAME[:CONFIGURATION].
+        source: "python" (text that CPython carries), "brown" (the Brown corpus), a .txt or .jsonl file, or
+            hub://NAME[:CONFIGURATION].
+        documents: take the first so many documents; 0 for all. Whole C4 and OpenWebText do not fit into memory.
         validation_share: share of documents held out.
         sequence_length: tokens a training example.
     """
 
     source: str = "python"
+    documents: int = 0
     validation_share: float = 0.05
     sequence_length: int = 256
 
+    def __post_init__(self) -> None:
+        if self.documents < 0:
+            raise InputError("data.documents must be at least 0")
 
-@dataclass(frozen=True)
-class OptimizationConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationConfig(LoopConfig):
     """How the weights are trained: AdamW, linear warm-up, cosine decay.
 
     Args:
         steps: optimizer steps.
-        batch_size: sequences a step.
+        batch_size: sequences a batch, on one process.
         learning_rate: peak learning rate of the embeddings and norms.
         projection_learning_rate: peak learning rate of the linear layers.
         warmup_steps: steps of linear warm-up.
         weight_decay: of the linear layers.
         adam_beta2: 0.95 lets a regrown link, whose moments start at 0, move at the common pace at once; with 0.999 its
             first steps would be up to six times too large.
-        max_grad_norm: gradients are clipped to this norm.
-        log_every: steps between entries of the log.
-        seed: of weights and data order.
-        accumulate: batches a step; `batch_size` is of one of them, on one process.
-        precision: of products: "float32", or "bfloat16" with float32 weights.
     """
 
     steps: int = 600
@@ -96,27 +98,17 @@ class OptimizationConfig:
     adam_beta2: float = 0.95
     max_grad_norm: float = 1.0
     log_every: int = 10
-    seed: int = 0
-    accumulate: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "accumulate"):
+        super().__post_init__()
+        for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"optimization.{name} must be at least 1")
 
     @property
     def engine(self) -> EngineConfig:
         """What the engine is told."""
-        return EngineConfig(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            max_grad_norm=self.max_grad_norm,
-            log_every=self.log_every,
-            seed=self.seed,
-            accumulate=self.accumulate,
-            precision=self.precision,
-        )
+        return self.engine_config(steps=self.steps, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...artifacts import InputError
 from ..dynamics import SparsityConfig
-from ..settings import CheckpointConfig, EngineConfig, LoggingConfig
+from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class PairData:
             raise InputError(f"data.test_share {self.test_share} is outside (0, 1)")
 
 
-@dataclass(frozen=True)
-class NoamConfig:
+@dataclass(frozen=True, kw_only=True)
+class NoamConfig(LoopConfig):
     """How the weights are trained: Adam with the schedule of Vaswani et al. (arXiv 1706.03762).
 
     Args:
@@ -70,11 +70,6 @@ class NoamConfig:
         learning_rate: the factor of the schedule.
         warmup_steps: until the peak.
         label_smoothing: of the loss.
-        max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
-        log_every: steps between entries of the log.
-        seed: of weights, dropout and data order.
-        accumulate: batches a step.
-        precision: of products: "float32", or "bfloat16" with float32 weights.
     """
 
     steps: int = 20000
@@ -82,29 +77,17 @@ class NoamConfig:
     learning_rate: float = 2.0
     warmup_steps: int = 6000
     label_smoothing: float = 0.1
-    max_grad_norm: float = 0.0
-    log_every: int = 100
-    seed: int = 0
-    accumulate: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_tokens", "warmup_steps", "log_every", "accumulate"):
+        super().__post_init__()
+        for name in ("steps", "batch_tokens", "warmup_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"optimization.{name} must be at least 1")
 
     @property
     def engine(self) -> EngineConfig:
         """What the engine is told: an item of the data is a batch."""
-        return EngineConfig(
-            steps=self.steps,
-            batch_size=1,
-            max_grad_norm=self.max_grad_norm,
-            log_every=self.log_every,
-            seed=self.seed,
-            accumulate=self.accumulate,
-            precision=self.precision,
-        )
+        return self.engine_config(steps=self.steps, batch_size=1)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Cannistraci-Hebb link prediction on a bipartite graph: gradient-free scores for links that are absent.
 
-Legend: N out_features, K in_features; A is the mask as 0/1; B rows of a block; R nodes of one side, C of the other.
+Legend: N out_features, K in_features; A is the mask as 0/1; B rows of a block; R nodes of one side, C of the other;
+D digits of a number.
 
 The node-based scores are four matrix products, S(A) A + (S(A^T) A^T)^T with D = A A^T inside each S. They are formed
 in one of three ways, which agree to 1e-5:
@@ -28,15 +29,14 @@ NODE_SCORES = ("CH2_L3n", "CH3_L3n")
 PATH_SCORES = ("CH2_L3p", "CH3_L3p")
 LINK_SCORES = NODE_SCORES + PATH_SCORES
 
-_BLOCK_ROWS = 128
+_BLOCK_ROWS = 256
 _SPARSE_BELOW = 0.07
 _DIGIT = 256
-_LARGEST_CODE = 2**24 - 2**17
-_CODE_OFFSET = 2**23
+_EXACT_DIGITS = 3
 _TOLERANCE = 5e-6
 
 
-def link_scores(mask: Tensor, kind: str) -> Tensor:
+def link_scores(mask: Tensor, kind: str, *, exact: bool = True) -> Tensor:
     """Cannistraci-Hebb scores of links (arXiv 2501.19107; ICLR 2024, openreview iayEcORsGd).
 
     Node-based, CH2-L3n and CH3-L3n: with common neighbours D = A A^T, degrees d and external degrees E[i, j] =
@@ -48,6 +48,8 @@ def link_scores(mask: Tensor, kind: str) -> Tensor:
     Args:
         mask: bool [N, K].
         kind: one of `LINK_SCORES`.
+        exact: to 1e-5 of each score. Otherwise, where int8 is fast, S is cut into two digits: small scores are off by
+            more, and a draw of one link in proportion to the scores is another with probability 1e-4 at most.
 
     Returns:
         float32 [N, K], existing links included; zero where no path of length 3 joins the two nodes.
@@ -62,7 +64,7 @@ def link_scores(mask: Tensor, kind: str) -> Tensor:
     if mask.device.type == "cpu" and 0 < int(mask.count_nonzero()) < _SPARSE_BELOW * mask.numel():
         return _sparse_scores(mask, kind)
     if mask.device.type == "cpu" and _has_vnni():
-        return _digit_scores(mask, kind)
+        return _digit_scores(mask, kind, _EXACT_DIGITS if exact else _EXACT_DIGITS - 1)
     return _float_scores(mask, kind)
 
 
@@ -114,9 +116,10 @@ def _csr(a_RC: Tensor) -> Tensor:
         return a_RC.to_sparse_csr()
 
 
-def _digit_scores(mask_NK: Tensor, kind: str) -> Tensor:
+def _digit_scores(mask_NK: Tensor, kind: str, digits: int) -> Tensor:
     a_NK = mask_NK.to(torch.int8)
-    outputs, inputs = _Digits(a_NK, a_NK.T.contiguous()), _Digits(a_NK.T.contiguous(), a_NK)
+    a_KN = a_NK.T.contiguous()
+    outputs, inputs = _Digits(a_NK, a_KN, digits), _Digits(a_KN, a_NK, digits)
     scores_NK = torch.zeros(mask_NK.shape)
     for rows in _blocks(a_NK.shape[0]):
         scores_NK[rows] += outputs.scores(rows, kind)
@@ -126,14 +129,16 @@ def _digit_scores(mask_NK: Tensor, kind: str) -> Tensor:
 
 
 class _Digits:
-    """S(A) A of one side, by int8 products."""
+    """S(A) A of one side, by int8 products, with S in so many digits."""
 
-    def __init__(self, a_RC: Tensor, a_CR: Tensor) -> None:
+    def __init__(self, a_RC: Tensor, a_CR: Tensor, digits: int) -> None:
+        self.digits = digits
+        self.largest_code = _DIGIT**digits - 2 * _DIGIT ** (digits - 1)
         self.a_RC, self.a_CR = a_RC, a_CR
         self.links_RC = a_RC.float()
         self.degree_R = self.links_RC.sum(dim=1)
         self.shares_C = 1 / self.links_RC.sum(dim=0).clamp_(min=1)
-        self.offset_C = (self.links_RC.sum(dim=0) * (_CODE_OFFSET // _DIGIT**2)).int()
+        self.offset_C = (self.links_RC.sum(dim=0) * (_DIGIT // 2)).int()
 
     def scores(self, rows: slice, kind: str) -> Tensor:
         """float32 [B, C]: a block of rows."""
@@ -144,7 +149,7 @@ class _Digits:
         similar_BR.diagonal(rows.start).zero_()
         largest_B1 = similar_BR.amax(dim=1, keepdim=True)
         scores_BC = self._product(similar_BR, largest_B1)
-        if not self._is_exact(scores_BC, largest_B1, kind):
+        if self.digits == _EXACT_DIGITS and not self._is_exact(scores_BC, largest_B1, kind):
             scores_BC = similar_BR @ self.links_RC
         return scores_BC.addcmul_(itself_B[:, None], self.links_RC[rows])
 
@@ -153,7 +158,7 @@ class _Digits:
 
         A score sums as many entries of S as its node has links, each rounded by half a step of its row at most.
         """
-        error_B1 = largest_B1 * (0.5 / _LARGEST_CODE)
+        error_B1 = largest_B1 * (0.5 / self.largest_code)
         smallest_entry = (2 if kind == "CH2_L3n" else 1) / max(1.0, float(self.degree_R.max()))
         if float(error_B1.max()) <= _TOLERANCE * smallest_entry:
             return True
@@ -161,19 +166,25 @@ class _Digits:
         return bool((error_B1 <= _TOLERANCE * mean_BC.amin(dim=1, keepdim=True)).all())
 
     def _product(self, similar_BR: Tensor, largest_B1: Tensor) -> Tensor:
-        """S A by three int8 products.
+        """S A by an int8 product a digit.
 
-        S is rounded to codes of a row's own step; a code less its offset is 65536 h + 256 m + l, digits in [-128, 127].
+        S is rounded to codes of a row's own step. A code less half of their range is a number in digits of [-128, 127];
+        in three, 65536 h + 256 m + l.
         """
-        step_B1 = largest_B1.clamp(min=1e-30).div_(_LARGEST_CODE)
-        codes_BR = similar_BR.mul(1 / step_B1).round_().sub_(_CODE_OFFSET).int()
-        digits_3BR = torch.empty(3, *codes_BR.shape, dtype=torch.int8)
-        for place in (2, 1, 0):
-            digits_3BR[place].copy_(codes_BR)  # the low byte, signed
-            codes_BR.add_(_DIGIT // 2).bitwise_right_shift_(8)
-        high_BC, middle_BC, low_BC = torch._int_mm(digits_3BR.flatten(0, 1), self.a_RC).view(3, len(step_B1), -1)
-        low_BC.add_(middle_BC, alpha=_DIGIT)
-        return high_BC.add_(self.offset_C).float().mul_(_DIGIT**2).add_(low_BC).mul_(step_B1)
+        step_B1 = largest_B1.clamp(min=1e-30).div_(self.largest_code)
+        codes_BR = similar_BR.mul(1 / step_B1).round_().sub_(_DIGIT**self.digits // 2).int()
+        digits_DBR = torch.empty(self.digits, *codes_BR.shape, dtype=torch.int8)
+        for place in reversed(range(self.digits)):
+            digits_DBR[place].copy_(codes_BR)  # the low byte, signed
+            if place:
+                codes_BR.add_(_DIGIT // 2).bitwise_right_shift_(8)
+        high_BC, *middle, low_BC = torch._int_mm(digits_DBR.flatten(0, 1), self.a_RC).view(
+            self.digits, len(step_B1), -1
+        )
+        for middle_BC in middle:
+            low_BC.add_(middle_BC, alpha=_DIGIT)
+        unit = float(_DIGIT ** (self.digits - 1))
+        return high_BC.add_(self.offset_C).float().mul_(unit).add_(low_BC).mul_(step_B1)
 
 
 @cache
