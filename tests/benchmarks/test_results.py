@@ -169,7 +169,7 @@ def test_every_study_has_its_controls_and_legal_settings(study):
 def test_a_real_run_trains_scores_both_splits_and_measures_its_graphs(monkeypatch):
     monkeypatch.setattr(language, "_STEPS", 10)
     monkeypatch.setattr(language, "_UPDATES", 4)
-    monkeypatch.setattr(language, "_DATA", language.DataConfig("python", 0.1, 32))
+    monkeypatch.setattr(language, "_DATA", language.DataConfig("python", validation_share=0.1, sequence_length=32))
     monkeypatch.setattr(language, "_validation_documents", lambda: tuple(load_documents("python", 0.1).validation[:20]))
     run = Run(language.LANGUAGE.arm("CHTs"), 0.1, 1e-3, 1, "report")
     outcome = language.LANGUAGE.perform(run)
