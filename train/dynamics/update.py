@@ -101,7 +101,7 @@ def regrow(plan: LayerPlan, mask_NK: Tensor, gradient_NK: Tensor | None, when: M
         seed: of the run.
     """
     mask = _units(plan, mask_NK)
-    gradient = mask.float() if gradient_NK is None else plan.structure.fold(gradient_NK.abs())
+    gradient = mask if gradient_NK is None else plan.structure.fold(gradient_NK.abs())
     grown = []
     for part, (mask_RC, gradient_RC) in enumerate(_parts(plan, mask, gradient)):
         missing = plan.units(when.update)[part] - int(mask_RC.sum())
@@ -135,7 +135,9 @@ def _regrow_part(plan: LayerPlan, mask_RC: Tensor, gradient_RC: Tensor, missing:
         exact = plan.regrowth_rule == "top" or plan.regrowth_temperature < 1
         scores_RC = link_scores(mask_RC, plan.regrowth_score, exact=exact)
     else:
-        scores_RC = gradient_RC if plan.regrowth_score == "gradient" else torch.ones_like(gradient_RC)
+        scores_RC = (
+            gradient_RC if plan.regrowth_score == "gradient" else torch.ones(mask_RC.shape, device=mask_RC.device)
+        )
     return regrow_links(
         scores_RC,
         mask_RC,
