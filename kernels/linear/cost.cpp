@@ -57,13 +57,6 @@ double blocks(const Workload& work, double tokens) {
   return work.links * (0.52 + per_token * std::max(8.0, tokens)) + transposing(work, tokens) + rounding(work, tokens);
 }
 
-double quads(const Workload& work, double tokens) {
-  const double cells = work.rows * work.columns;
-  const double density = cells > 0 ? work.links / cells : 0;
-  const double entries = cells / 4 * (1 - std::pow(1 - density, 4));
-  return entries * (0.45 + 0.0175 * std::max(8.0, tokens)) + 0.7 * transposing(work, tokens);
-}
-
 // Picked columns: by memory or by steps, whichever takes longer. What rows that wait for one another leave empty in
 // their steps was counted on random masks of 1% to 50%: a share of all cells, whatever the density.
 double pick(const Workload& work, double tokens) {
@@ -92,8 +85,6 @@ double cost_microseconds(Family family, const Workload& work, Isa isa, double to
       return rows(work, tokens) / 1e3;
     case Family::kCsr:
       return blocks(work, tokens) / 1e3;
-    case Family::kQuad:
-      return quads(work, tokens) / 1e3;
     case Family::kPick:
       return pick(work, tokens) / 1e3;
     case Family::kPanel:

@@ -19,12 +19,11 @@ constexpr double kCopyPenalty = 0.15;   // a second copy of the weight must save
 constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-constexpr std::array<std::pair<Family, std::string_view>, 7> kNames{{{Family::kRows, "rows"},
+constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kRows, "rows"},
                                                                      {Family::kCsr, "csr"},
                                                                      {Family::kSell, "sell"},
                                                                      {Family::kTile, "tile"},
                                                                      {Family::kPanel, "panel"},
-                                                                     {Family::kQuad, "quad"},
                                                                      {Family::kPick, "pick"}}};
 
 bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
@@ -44,8 +43,6 @@ bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
       return has_avx512(isa);
     case Family::kPick:
       return has_avx512(isa) && matrix.columns <= kPickColumns;
-    case Family::kQuad:
-      return has_avx512(isa) && matrix.quantised() && matrix.groups == 1;
   }
   return false;
 }
@@ -57,7 +54,7 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
   }
   throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) +
-                           " is not one of rows, csr, sell, tile, panel, quad, pick");
+                           " is not one of rows, csr, sell, tile, panel, pick");
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -67,8 +64,6 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
       return pack_sell(matrix);
     case Family::kPick:
       return pack_pick(matrix);
-    case Family::kQuad:
-      return pack_quad(matrix, isa);
 #endif
     case Family::kTile:
       return pack_tile(matrix, isa);

@@ -188,7 +188,7 @@ int main() {
     wrong += check_family(family, Isa::kScalar);
     if (features.avx2) wrong += check_family(family, Isa::kAvx2);
   }
-  for (const char* family : {"rows", "csr", "sell", "tile", "panel", "quad", "pick"}) {
+  for (const char* family : {"rows", "csr", "sell", "tile", "panel", "pick"}) {
     if (features.avx512) wrong += check_family(family, Isa::kAvx512);
     if (features.amx) wrong += check_family(family, Isa::kAmx);
   }

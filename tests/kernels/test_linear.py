@@ -20,7 +20,7 @@ QUALITY = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 1.5e-2, "int4": 0.2}
 PATHS = {
     "scalar": ("rows", "csr"),
     "avx2": ("rows", "csr"),
-    "avx512": ("rows", "csr", "sell", "tile", "panel", "quad", "pick", ""),
+    "avx512": ("rows", "csr", "sell", "tile", "panel", "pick", ""),
     "amx-emulated": ("tile",),
     "amx": ("tile",),
 }
