@@ -42,7 +42,7 @@ def test_rows_have_the_promised_fields(capsys):
         assert row["max_rel_err"] <= linear.LARGEST_ERROR[row["values"]]
 
 
-def test_page_has_one_section_however_often_it_is_written(tmp_path, capsys):
+def test_page_has_one_section_of_the_same_cases_however_often_it_is_written(tmp_path, capsys):
     (tmp_path / "performance.md").write_text(
         "# Performance\n\nWritten by hand.\n\n<!-- other -->\nkept\n<!-- end of other -->\n"
     )
@@ -54,7 +54,14 @@ def test_page_has_one_section_however_often_it_is_written(tmp_path, capsys):
     assert "Written by hand." in page
     assert "kept" in page
     assert "onnxruntime 4-bit weights" in page
-    assert (tmp_path / "performance-linear.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.png"))  # two densities make no line
+    others = ["--shapes", "32x48", "--densities", "0.3,0.1,0.05", "--tokens", "1", "--threads", "1,2"]
+    assert main(["bench", "linear", *others, "--values", "int8", "--docs", str(tmp_path)]) == 0
+    page = (tmp_path / "performance.md").read_text()
+    assert page.count("## Linear layers") == 2
+    assert "## Linear layers, 32x48; 1 and 2 threads" in page
+    assert page.count("x one thread") == 3
+    assert (tmp_path / "performance-linear-32x48-1.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_wrong_result_fails(monkeypatch, capsys):
