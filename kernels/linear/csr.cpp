@@ -121,9 +121,9 @@ class CsrPacking : public Packing {
   // Puts the entries in the order of the packing.
   void fill() {
     const bool halves = payload_ == Payload::kBfloat16;
-    places_Z_ = Buffer(entries_.size() * sizeof(uint16_t));
-    payload_Z_ = Buffer(entries_.size() * (halves ? sizeof(uint16_t) : sizeof(uint32_t)));
-    counts_SBR_ = Buffer(static_cast<size_t>(strips_ * blocks_ * kStripRows) * sizeof(uint16_t));
+    places_Z_ = Buffer::lasting(entries_.size() * sizeof(uint16_t));
+    payload_Z_ = Buffer::lasting(entries_.size() * (halves ? sizeof(uint16_t) : sizeof(uint32_t)));
+    counts_SBR_ = Buffer::lasting(static_cast<size_t>(strips_ * blocks_ * kStripRows) * sizeof(uint16_t));
     std::vector<int64_t> next_N(offsets_N_.begin(), offsets_N_.end());
     int64_t place = 0;
     for (int64_t strip = 0; strip < strips_; ++strip) {

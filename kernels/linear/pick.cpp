@@ -180,13 +180,6 @@ int64_t count_steps(const SparseMatrix& matrix, const std::vector<int32_t>& orde
   return steps;
 }
 
-template <class T>
-Buffer buffer_of(const std::vector<T>& items) {
-  Buffer buffer(items.size() * sizeof(T));
-  if (!items.empty()) std::memcpy(buffer.as(), items.data(), items.size() * sizeof(T));
-  return buffer;
-}
-
 class PickPacking : public Packing {
  public:
   PickPacking(const SparseMatrix& matrix, bool native_bfloat16)
