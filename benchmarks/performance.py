@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
+from itertools import cycle, product
 from pathlib import Path
 from statistics import median
 
@@ -164,7 +165,8 @@ def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Pat
 
 def _peer_lines(axis: object, peers: Sequence[PeerRow], same: tuple[int, int, int]) -> None:
     """Dense peers do not depend on density: a dashed line each."""
-    styles = iter(("--", "-.", ":", (0, (1, 3)), (0, (5, 1))))
+    styles = cycle(product(("#888888", "#c0a030", "#c06080"), ("--", "-.", ":")))
     for peer in peers:
         if (peer.out_features, peer.in_features, peer.threads) == same:
-            axis.axhline(peer.ratio, color="#888888", linestyle=next(styles), linewidth=1, label=f"dense: {peer.peer}")  # type: ignore[attr-defined]
+            color, line = next(styles)
+            axis.axhline(peer.ratio, color=color, linestyle=line, linewidth=1, label=f"dense: {peer.peer}")  # type: ignore[attr-defined]
