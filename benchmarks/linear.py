@@ -2,8 +2,8 @@
 
 Legend: N out_features, K in_features, R copies of the layer, M tokens.
 
-A timed call runs R different layers, together larger than the caches, so that weights come from memory as they do in a
-model.
+A timed call runs R layers, each in memory of its own and together larger than the caches, so that weights come from
+memory as they do in a model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +35,9 @@ LARGEST_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2, "int4": 3e-2}
 For float32 it is the rounding of sums; for the others, that of the activations, which the value type rounds too.
 """
 _COPIES_BYTES = 192 << 20
+_PACKED_BYTES = 64 << 20
 _LARGEST_MODEL_BYTES = 1 << 30
+_MOST_COPIES = 512
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,15 @@ class Layers:
     """A session with R copies of one layer, which read one X and write into one Y."""
 
     def __init__(
-        self, model: Callable[[int], onnx.ModelProto], shape: tuple[int, ...], threads: int, options: Iterable[str] = ()
+        self,
+        model: Callable[[int], onnx.ModelProto],
+        shape: tuple[int, ...],
+        threads: int,
+        options: Iterable[str] = (),
+        copies: int | None = None,
     ) -> None:
         self.out_features, self.in_features = shape
-        self.copies = copies_of(shape)
+        self.copies = copies_of(shape) if copies is None else copies
         session_options = onnxruntime.SessionOptions()
         session_options.intra_op_num_threads = threads
         session_options.log_severity_level = 3
@@ -176,7 +183,8 @@ class SparseLayers(Layers):
         self.layout = _layout(mask_NK, values)
         tensors = self.layout.encode(weight_NK, mask_NK)
         self._decoded_NK = self.layout.decode(tensors, weight_NK.shape[1])[0].astype(np.float64)
-        super().__init__(lambda copies: self._model(weight_NK, mask_NK, copies), weight_NK.shape, threads, ["kernels"])
+        copies = min(_MOST_COPIES, -(-_PACKED_BYTES // sum(tensor.nbytes for tensor in tensors.values())))
+        super().__init__(lambda copies: self._model(tensors, copies), weight_NK.shape, threads, ["kernels"], copies)
 
     def check(self, x_MK: NDArray[np.float32]) -> float:
         """The largest error relative to the largest |Y|; raises CheckError where it is over the type's bound."""
@@ -190,22 +198,15 @@ class SparseLayers(Layers):
             )
         return error
 
-    def _model(self, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], copies: int) -> onnx.ModelProto:
-        nodes, initializers = [], []
-        for copy in range(copies):
-            tensors = self.layout.encode(np.roll(weight_NK, copy, axis=0), np.roll(mask_NK, copy, axis=0))
-            names = [f"{name}{copy}" for name in self.layout.tensor_names]
-            initializers += [
-                numpy_helper.from_array(tensors[part], name)
-                for part, name in zip(self.layout.tensor_names, names, strict=True)
-            ]
-            inputs = ["X", *names, ""]
-            nodes.append(
-                helper.make_node(
-                    self.layout.op_type, inputs, [f"Y{copy}"], domain=DOMAIN, in_features=weight_NK.shape[1]
-                )
-            )
-        return linear_model(nodes, initializers, weight_NK.shape, [self.layout.function()])
+    def _model(self, tensors: dict[str, NDArray], copies: int) -> onnx.ModelProto:
+        """R nodes of the same tensors, each of which the kernel packs into memory of its own."""
+        initializers = [numpy_helper.from_array(tensors[name], name) for name in self.layout.tensor_names]
+        inputs = ["X", *self.layout.tensor_names, ""]
+        nodes = [
+            helper.make_node(self.layout.op_type, inputs, [f"Y{copy}"], domain=DOMAIN, in_features=self.in_features)
+            for copy in range(copies)
+        ]
+        return linear_model(nodes, initializers, (self.out_features, self.in_features), [self.layout.function()])
 
 
 def _layout(mask_NK: NDArray[np.bool_], values: str) -> Layout:

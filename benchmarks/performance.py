@@ -1,9 +1,11 @@
 """`docs/performance.md`: one section a benchmark, each written by the command that stands above its tables."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
+from itertools import cycle, product
 from pathlib import Path
+from statistics import median
 
 from .linear import LinearRow
 from .machine import Machine
@@ -14,6 +16,7 @@ PAGE = "performance.md"
 _TITLE = (
     "# Performance\n\nWhat was measured, by the command above each table. Ratios compare medians of the same run.\n"
 )
+_PLOTTED_DENSITIES = 3
 _COLORS = {"float32": "#1f5fa8", "bfloat16": "#d1702a", "int8": "#3a8f5a", "int4": "#8a4fa3"}
 
 
@@ -38,12 +41,18 @@ def provenance(machine: Machine, command: str) -> str:
     )
 
 
+def linear_name(rows: Sequence[LinearRow]) -> str:
+    """Names the section of these rows: by their shapes and thread counts, so that no other's figures are lost."""
+    threads = [str(count) for count in dict.fromkeys(row.threads for row in rows)]
+    return f"{', '.join(_shapes(rows))}; {' and '.join(threads)} thread{'s' if threads != ['1'] else ''}"
+
+
 def linear_section(
-    machine: Machine, command: str, rows: Sequence[LinearRow], peers: Sequence[PeerRow], plot: str
+    machine: Machine, command: str, rows: Sequence[LinearRow], peers: Sequence[PeerRow], plot: str | None
 ) -> str:
-    """The section on single layers: a table for each shape and thread count."""
+    """The section on single layers: a table for each shape and thread count; `plot`: an image's file name."""
     parts = [
-        "## Linear layers\n",
+        f"## Linear layers, {linear_name(rows)}\n",
         provenance(machine, command),
         "Speed-up over dense float32 ONNX Runtime, by tokens at a time (M). Dense low precision gains from precision "
         "alone: compare the peers.\n",
@@ -51,8 +60,9 @@ def linear_section(
     for out_features, in_features, threads in dict.fromkeys((r.out_features, r.in_features, r.threads) for r in rows):
         parts.append(f"### {out_features}x{in_features}, {threads} thread{'s' if threads > 1 else ''}\n")
         key = {"out_features": out_features, "in_features": in_features, "threads": threads}
-        parts.append(_table([r for r in rows if asdict(r).items() >= key.items()], peers, key))
-    parts.append(f"![speed-up over density]({plot})\n")
+        parts.append(_table([r for r in rows if asdict(r).items() >= key.items()], rows, peers, key))
+    if plot is not None:
+        parts.append(f"![speed-up over density]({plot})\n")
     return "\n".join(parts)
 
 
@@ -80,13 +90,23 @@ def _rate(tokens_a_second: float, ratio: float) -> str:
     return f"{tokens_a_second:.1f} (**{ratio:.2f}**)"
 
 
+def _figure(row: LinearRow, measured: Sequence[LinearRow]) -> str:
+    """Ratio and time; with more threads, also how many times as fast as one of the same run."""
+    case = replace(row, threads=1, us=0, dense_us=0, ratio=0, max_rel_err=0)
+    alone = [other.us for other in measured if replace(other, us=0, dense_us=0, ratio=0, max_rel_err=0) == case]
+    scaling = f", {alone[0] / row.us:.2f}x one thread" if row.threads > 1 and alone else ""
+    return f"**{row.ratio:.2f}** ({row.us:.0f} µs{scaling})"
+
+
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _table(rows: Sequence[LinearRow], peers: Sequence[PeerRow], key: dict[str, int]) -> str:
+def _table(
+    rows: Sequence[LinearRow], measured: Sequence[LinearRow], peers: Sequence[PeerRow], key: dict[str, int]
+) -> str:
     tokens = list(dict.fromkeys(row.tokens for row in rows))
-    dense = {row.tokens: row.dense_us for row in rows}
+    dense = {count: median(row.dense_us for row in rows if row.tokens == count) for count in tokens}
     lines = [
         "| density | | " + " | ".join(f"M = {count}" for count in tokens) + " |",
         "|---|---|" + "---|" * len(tokens),
@@ -94,7 +114,7 @@ def _table(rows: Sequence[LinearRow], peers: Sequence[PeerRow], key: dict[str, i
     ]
     for density, values in dict.fromkeys((row.density, row.values) for row in rows):
         cells = {row.tokens: row for row in rows if (row.density, row.values) == (density, values)}
-        figures = (f"**{cells[count].ratio:.2f}** ({cells[count].us:.0f} µs)" for count in tokens)
+        figures = (_figure(cells[count], measured) for count in tokens)
         lines.append(f"| {density:g} | {values} ({cells[tokens[0]].layout}) | " + " | ".join(figures) + " |")
     ours = [peer for peer in peers if asdict(peer).items() >= key.items()]
     for density, name in dict.fromkeys((peer.density, peer.peer) for peer in ours):
@@ -102,6 +122,17 @@ def _table(rows: Sequence[LinearRow], peers: Sequence[PeerRow], key: dict[str, i
         figures = (f"{found[count].ratio:.2f} ({found[count].us:.0f} µs)" for count in tokens)
         lines.append(f"| {density:g} | *{name}* | " + " | ".join(figures) + " |")
     return "\n".join(lines) + "\n"
+
+
+def plot_name(rows: Sequence[LinearRow]) -> str | None:
+    """The file name of the section's plot; None where there are too few densities for a line over them."""
+    if len({row.density for row in rows}) < _PLOTTED_DENSITIES:
+        return None
+    return f"performance-linear-{'-'.join(_shapes(rows))}-{rows[0].threads}.png"
+
+
+def _shapes(rows: Sequence[LinearRow]) -> list[str]:
+    return list(dict.fromkeys(f"{row.out_features}x{row.in_features}" for row in rows))
 
 
 def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Path) -> None:
@@ -124,16 +155,18 @@ def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Pat
         axis.set(xscale="log", yscale="log", xlabel="density", title=f"{count} token{'s' if count > 1 else ''}")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("times as fast as dense float32")
-    axes[0][-1].legend(fontsize=8)
+    handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.suptitle(f"{same[0]}x{same[1]} layer, {same[2]} thread{'s' if same[2] > 1 else ''}")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.legend(handles, labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(labels), 5))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
 
 def _peer_lines(axis: object, peers: Sequence[PeerRow], same: tuple[int, int, int]) -> None:
     """Dense peers do not depend on density: a dashed line each."""
-    styles = iter(("--", "-.", ":", (0, (1, 3)), (0, (5, 1))))
+    styles = cycle(product(("#888888", "#c0a030", "#c06080"), ("--", "-.", ":")))
     for peer in peers:
         if (peer.out_features, peer.in_features, peer.threads) == same:
-            axis.axhline(peer.ratio, color="#888888", linestyle=next(styles), linewidth=1, label=f"dense: {peer.peer}")  # type: ignore[attr-defined]
+            color, line = next(styles)
+            axis.axhline(peer.ratio, color=color, linestyle=line, linewidth=1, label=f"dense: {peer.peer}")  # type: ignore[attr-defined]

@@ -83,7 +83,11 @@ def _linear_parser(default: object) -> Parser:
     parser.add_argument("--tokens", type=str, default=joined("tokens"), help="tokens at a time")
     parser.add_argument("--values", type=str, default=joined("values"), help="float32, bfloat16, int8, int4")
     parser.add_argument("--threads", type=str, default=joined("threads"), help="threads of ONNX Runtime")
-    parser.add_argument("--peers", action="store_true", help="also time dense low precision and other libraries")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="also time dense low precision, and torch, scipy and OpenVINO where installed",
+    )
     parser.add_argument("--docs", type=Path, default=None, help="write table and plot into this directory's page")
     parser.add_argument("--json", action="store_true", help="print machine and rows as JSON")
     return parser
@@ -117,12 +121,13 @@ def _show_linear(rows: "Sequence[LinearRow]", peers: "Sequence[PeerRow]") -> Non
 def _write_linear(
     docs: Path, machine: object, command: str, rows: "Sequence[LinearRow]", peers: "Sequence[PeerRow]"
 ) -> None:
-    from ..benchmarks.performance import linear_section, plot_speedups, write_section
+    from ..benchmarks.performance import linear_name, linear_section, plot_name, plot_speedups, write_section
 
-    plot = "performance-linear.png"
+    plot = plot_name(rows)
     docs.mkdir(parents=True, exist_ok=True)
-    plot_speedups(rows, peers, docs / plot)
-    page = write_section(docs, "bench linear", linear_section(machine, command, rows, peers, plot))  # type: ignore[arg-type]
+    if plot is not None:
+        plot_speedups(rows, peers, docs / plot)
+    page = write_section(docs, f"bench linear {linear_name(rows)}", linear_section(machine, command, rows, peers, plot))  # type: ignore[arg-type]
     console.print(f"written to [bold]{page}[/bold]")
 
 

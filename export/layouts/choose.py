@@ -17,6 +17,8 @@ _ALL: list[Layout] = [
 ]
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 FLOAT32_BYTES = 4
+CACHE_BYTES = 32 << 20
+"""A dense weight up to this size may stay in a processor's cache where a model is small, and is then read faster."""
 
 Objective = Literal["latency", "throughput", "size"]
 _TOKENS = {"latency": LATENCY_TOKENS, "throughput": THROUGHPUT_TOKENS}
@@ -48,6 +50,9 @@ def choose_layout(
 ) -> Choice:
     """The smallest layout, where it is faster than dense or, if the objective is size, smaller.
 
+    Faster means with weights from memory, as in a model larger than the caches, and with weights in the cache too where
+    the layer fits there.
+
     Bitmask and CSR hold the same links and run at the same speed, since the kernels repack at load: of the two, the
     one with fewer bytes is taken. Blocks are faster still and smaller, where there are any.
 
@@ -76,8 +81,10 @@ def choose_layout(
     figures = ", ".join(f"{name} {size / dense:.3f}" for name, size in sizes.items()) if dense else "no weights"
     if sizes[best] >= dense and values == "float32":
         return Choice(None, dense, dense, f"left dense: no layout is smaller (bytes over dense: {figures})")
-    if objective != "size" and speedup <= 1:
-        reason = f"left dense: at {tokens} tokens {best} would be {speedup:.2f} times as fast"
+    cached = predicted_speedup(work, tokens, cached=True) if dense <= CACHE_BYTES else speedup
+    if objective != "size" and min(speedup, cached) <= 1:
+        where = ", with weights in the cache," if cached < speedup else ""
+        reason = f"left dense: at {tokens} tokens{where} {best} would be {min(speedup, cached):.2f} times as fast"
         return Choice(None, dense, dense, f"{reason} (bytes over dense: {figures})")
     reason = f"{best} has the fewest bytes (over dense: {figures}); {speedup:.1f} times as fast at {tokens} tokens"
     return Choice(LAYOUTS[best], sizes[best], dense, f"{reason}, predicted", speedup)

@@ -15,10 +15,19 @@ _NS_PER_ROUNDED = 0.8
 _VECTOR_FIXED = 0.7
 _HALF_BYTE_FIXED = 1.1
 _VECTOR_PER_TOKEN = 0.29
+_NS_PER_STREAMED = 0.035
+_STEP_FIXED = 0.3
+_STEP_PER_TOKEN = 0.55
+_NS_PER_PACKED = 0.1
 _DENSE_NS_PER_BYTE = 0.048
+_CACHED_NS_PER_BYTE = 0.015
+_DENSE_CACHED_NS_PER_BYTE = 0.009
 _DENSE_NS_PER_PRODUCT = 0.0165
 _VALUE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
 _UNIT_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 4}
+_EMPTY_PLACES = {"float32": 0.09, "bfloat16": 0.063, "int8": 0.046, "int4": 0.046}
+"""Places of picked columns that rows leave empty while they wait for one another, as a share of all cells: counted on
+random masks of 1% to 50%."""
 LATENCY_TOKENS = 1
 THROUGHPUT_TOKENS = 64
 
@@ -44,17 +53,16 @@ class Work:
         return self.out_features / 16 * self.in_features / _UNIT_COLUMNS[self.values]
 
 
-def dense_microseconds(out_features: int, in_features: int, tokens: int) -> float:
-    """Time of ONNX Runtime's float32 MatMul on one core, the weight read from memory."""
+def dense_microseconds(out_features: int, in_features: int, tokens: int, *, cached: bool = False) -> float:
+    """Time of ONNX Runtime's float32 MatMul on one core, the weight read from memory, or `cached`."""
     weights = out_features * in_features
-    return weights * (4 * _DENSE_NS_PER_BYTE + _DENSE_NS_PER_PRODUCT * tokens) / 1e3
+    reading = 4 * (_DENSE_CACHED_NS_PER_BYTE if cached else _DENSE_NS_PER_BYTE)
+    return weights * (reading + _DENSE_NS_PER_PRODUCT * tokens) / 1e3
 
 
-def predicted_microseconds(work: Work, tokens: int, *, amx: bool = False) -> float:
-    """Time of the fastest kernel on one core, the packed weight read from memory."""
-    times = [_expanded(work, tokens, amx), _rows(work, tokens), _narrow(work, tokens)]
-    if work.values == "int8":
-        times.append(_quads(work, tokens))
+def predicted_microseconds(work: Work, tokens: int, *, amx: bool = False, cached: bool = False) -> float:
+    """Time of the fastest kernel on one core, the packed weight read from memory, or `cached`."""
+    times = [_expanded(work, tokens, amx), _picked(work, tokens, cached), _rows(work, tokens), _narrow(work, tokens)]
     if amx and work.values != "int4":
         times.append(0.18 * work.links * tokens)
     if work.blocks:
@@ -62,10 +70,10 @@ def predicted_microseconds(work: Work, tokens: int, *, amx: bool = False) -> flo
     return min(times) / 1e3
 
 
-def predicted_speedup(work: Work, tokens: int, *, amx: bool = False) -> float:
-    """How many times faster than the dense float32 product a layer is."""
-    dense = dense_microseconds(work.out_features, work.in_features, tokens)
-    return dense / max(predicted_microseconds(work, tokens, amx=amx), 1e-3)
+def predicted_speedup(work: Work, tokens: int, *, amx: bool = False, cached: bool = False) -> float:
+    """How many times faster than the dense float32 product a layer is, both from memory or both `cached`."""
+    dense = dense_microseconds(work.out_features, work.in_features, tokens, cached=cached)
+    return dense / max(predicted_microseconds(work, tokens, amx=amx, cached=cached), 1e-3)
 
 
 def _expanded(work: Work, tokens: int, amx: bool) -> float:
@@ -76,6 +84,15 @@ def _expanded(work: Work, tokens: int, amx: bool) -> float:
         return work.vectors * (1.5 + 0.05 * 16 * -(-tokens // 16)) + reading
     fixed = _HALF_BYTE_FIXED if work.values == "int4" else _VECTOR_FIXED
     return work.vectors * (fixed + _VECTOR_PER_TOKEN * tokens) + reading
+
+
+def _picked(work: Work, tokens: int, cached: bool) -> float:
+    """Columns permuted to where the links are: by memory or by steps, whichever takes longer."""
+    width = _UNIT_COLUMNS[work.values]
+    places = work.links + _EMPTY_PLACES[work.values] * work.out_features * work.in_features
+    steps = places / (16 * width)
+    streaming = steps * (66 + 16 * width) * (_CACHED_NS_PER_BYTE if cached else _NS_PER_STREAMED)
+    return max(streaming, steps * (_STEP_FIXED + _STEP_PER_TOKEN * tokens)) + _NS_PER_PACKED * tokens * work.in_features
 
 
 def _in_pairs(work: Work, tokens: int) -> bool:
@@ -93,12 +110,6 @@ def _narrow(work: Work, tokens: int) -> float:
     """Links by narrow blocks of columns, times tokens side by side."""
     per_token = 0.012 if _in_pairs(work, tokens) else 0.0165
     return work.links * (0.52 + per_token * max(8, tokens)) + _transposing(work, tokens) + _rounding(work, tokens)
-
-
-def _quads(work: Work, tokens: int) -> float:
-    """Up to four neighbouring int8 links a step."""
-    entries = work.out_features * work.in_features / 4 * (1 - (1 - work.density) ** 4)
-    return entries * (0.45 + 0.0175 * max(8, tokens)) + 0.7 * _transposing(work, tokens)
 
 
 def _transposing(work: Work, tokens: int) -> float:

@@ -6,18 +6,15 @@
 
 #include "linear/activations.h"
 #include "linear/packing.h"
-#include "linear/strips.h"
 #include "platform/memory.h"
 
 namespace hebbline {
 namespace {
 
-constexpr int64_t kQuadColumns = 4;
 constexpr int64_t kNarrowestBlock = 128;
 constexpr double kEntriesPerSegment = 24;  // fewer of a row in a block do not pay for its sums' way in and out
 constexpr int64_t kColumnsPerTask = 512;
 constexpr int64_t kStripsPerTask = 2;
-constexpr int64_t kTokensPerTask = 8;
 constexpr int64_t kFloatTokens = 16;  // up to here floats are as fast as pairs of bfloat16
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -33,7 +30,7 @@ const CsrKernels& kernels_of(Isa isa) {
   return scalar::kCsrKernels;
 }
 
-// An entry before it is stored: the column (or quad of columns) and the payload's bits.
+// A link before it is stored: the column and the payload's bits.
 struct Entry {
   int32_t column;
   uint32_t bits;
@@ -41,12 +38,10 @@ struct Entry {
 
 class CsrPacking : public Packing {
  public:
-  CsrPacking(const SparseMatrix& matrix, Isa isa, bool quads, bool whole_rows)
-      : kernels_(kernels_of(isa)), values_(matrix.values) {
-    payload_ = quads ? Payload::kQuad : matrix.fits_bfloat16() ? Payload::kBfloat16 : Payload::kFloat32;
+  CsrPacking(const SparseMatrix& matrix, Isa isa, bool whole_rows) : kernels_(kernels_of(isa)), values_(matrix.values) {
+    payload_ = matrix.fits_bfloat16() ? Payload::kBfloat16 : Payload::kFloat32;
     rows_ = matrix.rows;
-    x_columns_ = matrix.columns;
-    columns_ = quads ? ceil_div(ceil_div(matrix.columns, kQuadColumns), kTileUnits) * kTileUnits : matrix.columns;
+    columns_ = matrix.columns;
     strips_ = ceil_div(rows_, kStripRows);
     row_scales_N_ = matrix.row_scales();
     collect(matrix);
@@ -61,7 +56,7 @@ class CsrPacking : public Packing {
 
   void multiply(const Call& call, const Parallel& parallel) const override {
     if (call.tokens == 0 || rows_ == 0) return;
-    const RoundedActivations rounded = prepared(call, parallel);
+    const RoundedActivations rounded = round_activations(call, columns_, values_, parallel);
     const int64_t tiles = ceil_div(call.tokens, kTileTokens);
     const float* data_KW = rounded.x_MK;
     if (tile_of(0, call.tokens).width > 1) data_KW = transposed(rounded.x_MK, call.tokens, tiles, parallel);
@@ -88,8 +83,7 @@ class CsrPacking : public Packing {
             places_Z_.as<uint16_t>(),
             payload_Z_.as(),
             counts_SBR_.as<uint16_t>(),
-            strip_offsets_S_.data(),
-            corrections_N_.data()};
+            strip_offsets_S_.data()};
   }
 
   // Tile `index` of a call of `tokens` tokens, which alone decide its form.
@@ -100,7 +94,7 @@ class CsrPacking : public Packing {
     tile.halves = kernels_.halves && payload_ == Payload::kBfloat16 && tile.count > kFloatTokens;
     tile.width = ceil_div(tile.count, tile.halves ? 32 : 16) * (tile.halves ? 32 : 16);
     if (tile.count <= 8) tile.width = 8;
-    if (tokens == 1 && payload_ != Payload::kQuad) tile.width = 1;
+    if (tokens == 1) tile.width = 1;
     return tile;
   }
 
@@ -117,38 +111,19 @@ class CsrPacking : public Packing {
     entries_.reserve(static_cast<size_t>(matrix.links()));
     offsets_N_.push_back(0);
     for (int64_t n = 0; n < rows_; ++n) {
-      payload_ == Payload::kQuad ? collect_quads(matrix, n) : collect_links(matrix, n);
+      for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
+        entries_.push_back({matrix.columns_Z[z], std::bit_cast<uint32_t>(matrix.float_weight(n, z))});
+      }
       offsets_N_.push_back(static_cast<int64_t>(entries_.size()));
     }
-  }
-
-  void collect_links(const SparseMatrix& matrix, int64_t n) {
-    for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
-      entries_.push_back({matrix.columns_Z[z], std::bit_cast<uint32_t>(matrix.float_weight(n, z))});
-    }
-  }
-
-  void collect_quads(const SparseMatrix& matrix, int64_t n) {
-    int32_t sum = 0, last_quad = -1;
-    for (int64_t z = matrix.row_offsets[n]; z < matrix.row_offsets[n + 1]; ++z) {
-      const auto value = static_cast<int8_t>(matrix.weights_Z[z]);
-      const auto place = matrix.columns_Z[z] % kQuadColumns;
-      if (const auto quad = static_cast<int32_t>(matrix.columns_Z[z] / kQuadColumns); quad != last_quad) {
-        entries_.push_back({quad, 0});
-        last_quad = quad;
-      }
-      entries_.back().bits |= static_cast<uint32_t>(static_cast<uint8_t>(value)) << place * 8;
-      sum += value;
-    }
-    corrections_N_.push_back(-128 * sum);
   }
 
   // Puts the entries in the order of the packing.
   void fill() {
     const bool halves = payload_ == Payload::kBfloat16;
-    places_Z_ = Buffer(entries_.size() * sizeof(uint16_t));
-    payload_Z_ = Buffer(entries_.size() * (halves ? sizeof(uint16_t) : sizeof(uint32_t)));
-    counts_SBR_ = Buffer(static_cast<size_t>(strips_ * blocks_ * kStripRows) * sizeof(uint16_t));
+    places_Z_ = Buffer::lasting(entries_.size() * sizeof(uint16_t));
+    payload_Z_ = Buffer::lasting(entries_.size() * (halves ? sizeof(uint16_t) : sizeof(uint32_t)));
+    counts_SBR_ = Buffer::lasting(static_cast<size_t>(strips_ * blocks_ * kStripRows) * sizeof(uint16_t));
     std::vector<int64_t> next_N(offsets_N_.begin(), offsets_N_.end());
     int64_t place = 0;
     for (int64_t strip = 0; strip < strips_; ++strip) {
@@ -180,31 +155,6 @@ class CsrPacking : public Packing {
     return next - first;
   }
 
-  RoundedActivations prepared(const Call& call, const Parallel& parallel) const {
-#if defined(__x86_64__)
-    if (payload_ == Payload::kQuad) return packed_words(call, parallel);
-#endif
-    return round_activations(call, x_columns_, values_, parallel);
-  }
-
-#if defined(__x86_64__)
-  // X rounded to words of four int8, stored + 128.
-  RoundedActivations packed_words(const Call& call, const Parallel& parallel) const {
-    const auto words = static_cast<size_t>(call.tokens * columns_);
-    auto* words_MK = reinterpret_cast<uint32_t*>(
-        scratch(Scratch::kActivations, (words + static_cast<size_t>(call.tokens)) * sizeof(uint32_t)));
-    auto* scales_M = reinterpret_cast<float*>(words_MK + words);
-    parallel(static_cast<size_t>(ceil_div(call.tokens, kTokensPerTask)), [&](size_t task) {
-      const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
-      for (int64_t m = first; m < std::min(call.tokens, first + kTokensPerTask); ++m) {
-        scales_M[m] = avx512::kStripKernels.pack_token(Kind::kInt8, call.x_MK + m * x_columns_, x_columns_, columns_,
-                                                       call.activation_scale.value_or(0), words_MK + m * columns_);
-      }
-    });
-    return {reinterpret_cast<const float*>(words_MK), scales_M};
-  }
-#endif
-
   const float* transposed(const float* x_MK, int64_t tokens, int64_t tiles, const Parallel& parallel) const {
     const auto bytes = static_cast<size_t>(columns_ * (ceil_div(tokens, 32) * 32)) * sizeof(float);
     auto* data_KW = reinterpret_cast<float*>(scratch(Scratch::kTransposed, bytes));
@@ -221,25 +171,18 @@ class CsrPacking : public Packing {
   const CsrKernels& kernels_;
   ValueType values_;
   Payload payload_;
-  int64_t rows_ = 0, x_columns_ = 0, columns_ = 0, width_ = 0, blocks_ = 0, strips_ = 0;
+  int64_t rows_ = 0, columns_ = 0, width_ = 0, blocks_ = 0, strips_ = 0;
   std::vector<Entry> entries_;  // while packing
   std::vector<int64_t> offsets_N_;
   Buffer places_Z_, payload_Z_, counts_SBR_;
   std::vector<int64_t> strip_offsets_S_;
-  std::vector<int32_t> corrections_N_;
   std::vector<float> row_scales_N_;
 };
 
 }  // namespace
 
 std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa, bool whole_rows) {
-  return std::make_unique<CsrPacking>(matrix, isa, false, whole_rows);
+  return std::make_unique<CsrPacking>(matrix, isa, whole_rows);
 }
-
-#if defined(__x86_64__)
-std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix, Isa isa) {
-  return std::make_unique<CsrPacking>(matrix, isa, true, false);
-}
-#endif
 
 }  // namespace hebbline

@@ -4,9 +4,6 @@
 // is read in one stream. Narrow blocks keep their part of X^T in the first-level cache where tokens are many; blocks as
 // wide as the weight let few tokens take whole rows.
 //
-// An entry is a link, or, with quad payload, up to four neighbouring int8 links in one word. The columns that entries
-// are placed by are then quads of columns, and X^T has words of four bytes, stored + 128, in the place of floats.
-//
 // Legend: K columns, M tokens, W tokens of a tile, R rows of a strip, S strips, P panels, B blocks of a panel, Z
 // entries.
 #pragma once
@@ -21,7 +18,7 @@ inline constexpr int64_t kTileTokens = 64;
 inline constexpr int64_t kWidestBlock = 1 << 15;  // places and counts within a block are uint16
 
 // How an entry's payload is stored.
-enum class Payload { kFloat32, kBfloat16, kQuad };
+enum class Payload { kFloat32, kBfloat16 };
 
 // What a kernel reads.
 struct CsrView {
@@ -31,11 +28,10 @@ struct CsrView {
   const void* payload_Z;
   const uint16_t* counts_SBR;      // entries of each row in each block
   const int64_t* strip_offsets_S;  // first entry of each strip
-  const int32_t* corrections_N;    // quads: -128 x the sum of the row's weights
 };
 
-// Tokens [token, token + count) of X^T, [K, width]: floats or words; or bfloat16, where `halves`, in an order of the
-// kernels' own. Width is 1 (floats), 8, or a multiple of 16 up to 64; of halves, 32 or 64.
+// Tokens [token, token + count) of X^T, [K, width]: floats, or bfloat16 where `halves`, in an order of the kernels'
+// own. Width is 1, 8, or a multiple of 16 up to 64; of halves, 32 or 64.
 struct CsrTile {
   const float* data_KW;
   int64_t width;
@@ -54,7 +50,7 @@ struct Finish {
 // One instruction set's kernels.
 struct CsrKernels {
   bool halves;  // tiles of bfloat16 are known
-  // Writes columns [first, last) of a tile; the tokens past `count` are 0. X is floats or words, [M, stride].
+  // Writes columns [first, last) of a tile; the tokens past `count` are 0. X is [M, stride].
   void (*transpose)(const float* x_MK, int64_t stride, int64_t first, int64_t last, const CsrTile& tile,
                     float* data_KW);
   // Multiplies a strip by a tile and finishes it.

@@ -33,7 +33,7 @@ enum class Family {
   kSell,   // rows sorted by length in slices of 16, x gathered; few tokens
   kTile,   // expanded from a bitmask in tile order: 16 rows x 64 bytes
   kPanel,  // whole vectors of 16 rows, no mask: blocks
-  kQuad,   // kCsr with up to four neighbouring int8 links in one entry
+  kPick,   // strips of 16 rows without what is not linked; x permuted to the links
 };
 
 // A packing computes; it never changes after construction, and may compute on many threads at a time. The order in
@@ -49,6 +49,6 @@ std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa, bool whol
 std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);            // AVX-512; up to 65536 columns
 std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);   // AVX-512 or AMX
 std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);  // AVX-512
-std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix, Isa isa);   // AVX-512; integers with one scale a row
+std::unique_ptr<Packing> pack_pick(const SparseMatrix& matrix);            // AVX-512; up to 524288 columns
 
 }  // namespace hebbline

@@ -15,7 +15,7 @@ namespace hebbline {
 namespace {
 
 constexpr std::array<int64_t, 3> kTypicalTokens{1, 8, 64};
-constexpr double kCopyPenalty = 0.2;    // a second copy of the weight must pay for its memory
+constexpr double kCopyPenalty = 0.15;   // a second copy of the weight must save so much time somewhere
 constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
@@ -24,12 +24,13 @@ constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kR
                                                                      {Family::kSell, "sell"},
                                                                      {Family::kTile, "tile"},
                                                                      {Family::kPanel, "panel"},
-                                                                     {Family::kQuad, "quad"}}};
+                                                                     {Family::kPick, "pick"}}};
 
 bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
 
 bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
   constexpr int64_t kUint16Columns = 1 << 16;
+  constexpr int64_t kPickColumns = kUint16Columns * 8;  // windows of float32, 8 columns apart
   switch (family) {
     case Family::kRows:
     case Family::kCsr:
@@ -40,8 +41,8 @@ bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
       return has_avx512(isa) || (isa == Isa::kAmxEmulated && matrix.values != ValueType::kFloat32);
     case Family::kPanel:
       return has_avx512(isa);
-    case Family::kQuad:
-      return has_avx512(isa) && matrix.quantised() && matrix.groups == 1;
+    case Family::kPick:
+      return has_avx512(isa) && matrix.columns <= kPickColumns;
   }
   return false;
 }
@@ -53,7 +54,7 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
   }
   throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) +
-                           " is not one of rows, csr, sell, tile, panel, quad");
+                           " is not one of rows, csr, sell, tile, panel, pick");
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -61,8 +62,8 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
 #if defined(__x86_64__)
     case Family::kSell:
       return pack_sell(matrix);
-    case Family::kQuad:
-      return pack_quad(matrix, isa);
+    case Family::kPick:
+      return pack_pick(matrix);
 #endif
     case Family::kTile:
       return pack_tile(matrix, isa);

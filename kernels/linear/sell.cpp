@@ -71,8 +71,8 @@ class SellPacking : public Packing {
   // Padding is a link of weight 0 to column 0.
   void fill(const SparseMatrix& matrix) {
     const auto cells = static_cast<size_t>(slice_offsets_.back() * kSliceRows);
-    places_ = Buffer(cells * sizeof(uint16_t));
-    packed_ = Buffer(cells * (bfloat16_ ? 2 : 4));
+    places_ = Buffer::lasting(cells * sizeof(uint16_t));
+    packed_ = Buffer::lasting(cells * (bfloat16_ ? 2 : 4));
     for (int64_t i = 0; i < rows_; ++i) {
       const int64_t n = order_[i];
       int64_t cell = slice_offsets_[i / kSliceRows] * kSliceRows + i % kSliceRows;

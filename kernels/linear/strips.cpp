@@ -185,13 +185,6 @@ class Packer {
   std::vector<Cell> cells_;
 };
 
-template <class T>
-Buffer buffer_of(const std::vector<T>& items) {
-  Buffer buffer(items.size() * sizeof(T));
-  if (!items.empty()) std::memcpy(buffer.as(), items.data(), items.size() * sizeof(T));
-  return buffer;
-}
-
 class StripsPacking : public Packing {
  public:
   StripsPacking(const SparseMatrix& matrix, Isa isa, bool masked)

@@ -2,10 +2,13 @@
 
 #include <immintrin.h>
 
+#include <utility>
+
 #include "linear/quantisation.h"
 #include "linear/strips.h"
 
 namespace hebbline::amx {
+#include "linear/products.inc"
 #include "linear/strips_vectors.inc"
 
 namespace {

@@ -1,5 +1,7 @@
 #include <immintrin.h>
 
+#include <utility>
+
 #include "linear/quantisation.h"
 #include "linear/strips.h"
 

@@ -4,12 +4,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <new>
 #include <sstream>
 #include <string>
@@ -19,6 +21,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeFrom = size_t{1} << 20;
+constexpr size_t kSharedPages = size_t{32} << 20;  // memory is taken as it is touched, so what is left costs nothing
 constexpr size_t kLine = 64;
 
 size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
@@ -34,6 +37,10 @@ char* map_huge(size_t bytes) {
   if (const size_t tail = static_cast<size_t>(begin + room - (data + bytes)); tail != 0) munmap(data + bytes, tail);
   madvise(data, bytes, MADV_HUGEPAGE);  // advice: where it is refused, small pages serve
   return data;
+}
+
+std::shared_ptr<char> map_shared(size_t bytes) {
+  return {map_huge(bytes), [bytes](char* data) { munmap(data, bytes); }};
 }
 
 struct Mapping {
@@ -54,22 +61,35 @@ Mapping parse_mapping(const std::string& line) {
 
 }  // namespace
 
-void Buffer::Release::operator()(char* data) const {
-  if (mapped == 0) return std::free(data);
-  munmap(data, mapped);
-}
-
 Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   if (bytes >= kHugeFrom) {
-    const size_t mapped = round_up(bytes + kLine, kHugePage);
-    data_ = std::unique_ptr<char, Release>(map_huge(mapped), Release(mapped));
+    data_ = map_shared(round_up(bytes + kLine, kHugePage));
     return;
   }
   const size_t padded = round_up(bytes + kLine, kLine);
-  auto* data = static_cast<char*>(std::aligned_alloc(kLine, padded));
-  if (data == nullptr) throw std::bad_alloc();
-  std::memset(data, 0, padded);
-  data_ = std::unique_ptr<char, Release>(data, Release());
+  data_ = std::shared_ptr<char>(static_cast<char*>(std::aligned_alloc(kLine, padded)), std::free);
+  if (data_ == nullptr) throw std::bad_alloc();
+  std::memset(data_.get(), 0, padded);
+}
+
+Buffer Buffer::lasting(size_t bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<char> current;
+  static size_t used = 0, size = 0;
+  const std::lock_guard lock(mutex);
+  const size_t padded = round_up(bytes + kLine, kLine);
+  std::shared_ptr<char> pages = current.lock();
+  if (pages == nullptr || size - used < padded) {
+    size = std::max(kSharedPages, round_up(padded, kHugePage));
+    used = 0;
+    pages = map_shared(size);
+    current = pages;
+  }
+  Buffer buffer;
+  buffer.data_ = std::shared_ptr<char>(pages, pages.get() + used);
+  buffer.bytes_ = bytes;
+  used += padded;
+  return buffer;
 }
 
 char* scratch(Scratch slot, size_t bytes) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <span>
+#include <vector>
 
 namespace hebbline {
 
@@ -13,6 +15,10 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t bytes);
+
+  // For what stays: a part of huge pages that all such buffers of the process share, so that small ones have them too.
+  // The pages go back to the operating system with the last buffer that has a part of them.
+  static Buffer lasting(size_t bytes);
 
   template <class T = char>
   T* as() {
@@ -25,15 +31,17 @@ class Buffer {
   size_t bytes() const { return bytes_; }
 
  private:
-  struct Release {
-    Release() : mapped(0) {}
-    explicit Release(size_t bytes) : mapped(bytes) {}
-    size_t mapped;  // bytes of a mapping of its own; 0: from the allocator
-    void operator()(char* data) const;
-  };
-  std::unique_ptr<char, Release> data_;
+  std::shared_ptr<char> data_;
   size_t bytes_ = 0;
 };
+
+// A lasting copy of `items`.
+template <class T>
+Buffer buffer_of(const std::vector<T>& items) {
+  Buffer buffer = Buffer::lasting(items.size() * sizeof(T));
+  if (!items.empty()) std::memcpy(buffer.as(), items.data(), items.size() * sizeof(T));
+  return buffer;
+}
 
 // Memory that a thread keeps for its next call: at least `bytes`, aligned to 64, contents undefined. `slot` keeps
 // the uses of one call apart.

@@ -6,6 +6,8 @@ import pytest
 
 from hebbline.benchmarks import linear, timing
 from hebbline.benchmarks.machine import describe_machine, read_bandwidth
+from hebbline.benchmarks.peers import PeerRow
+from hebbline.benchmarks.performance import plot_speedups
 from hebbline.benchmarks.timing import interleaved
 from hebbline.cli import main
 
@@ -42,7 +44,7 @@ def test_rows_have_the_promised_fields(capsys):
         assert row["max_rel_err"] <= linear.LARGEST_ERROR[row["values"]]
 
 
-def test_page_has_one_section_however_often_it_is_written(tmp_path, capsys):
+def test_page_has_one_section_of_the_same_cases_however_often_it_is_written(tmp_path, capsys):
     (tmp_path / "performance.md").write_text(
         "# Performance\n\nWritten by hand.\n\n<!-- other -->\nkept\n<!-- end of other -->\n"
     )
@@ -54,7 +56,26 @@ def test_page_has_one_section_however_often_it_is_written(tmp_path, capsys):
     assert "Written by hand." in page
     assert "kept" in page
     assert "onnxruntime 4-bit weights" in page
-    assert (tmp_path / "performance-linear.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.png"))  # two densities make no line
+    others = ["--shapes", "32x48", "--densities", "0.3,0.1,0.05", "--tokens", "1", "--threads", "1,2"]
+    assert main(["bench", "linear", *others, "--values", "int8", "--docs", str(tmp_path)]) == 0
+    page = (tmp_path / "performance.md").read_text()
+    assert page.count("## Linear layers") == 2
+    assert "## Linear layers, 32x48; 1 and 2 threads" in page
+    assert page.count("x one thread") == 3
+    assert (tmp_path / "performance-linear-32x48-1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_any_number_of_peers_is_drawn(tmp_path):
+    case = {"out_features": 64, "in_features": 96, "threads": 1, "us": 1.0, "dense_us": 2.0, "ratio": 2.0}
+    rows = [
+        linear.LinearRow(**case, density=density, tokens=tokens, values="int8", layout="csr-int8", max_rel_err=0)
+        for density in (0.3, 0.1, 0.05)
+        for tokens in (1, 8)
+    ]
+    drawn = [PeerRow(**case, density=1, tokens=tokens, peer=f"peer {n}") for tokens in (1, 8) for n in range(12)]
+    plot_speedups(rows, drawn, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_wrong_result_fails(monkeypatch, capsys):

@@ -223,6 +223,10 @@ def test_choice_follows_values_objective_and_blocks():
     assert choose_layout(2048, 2048, slow, objective="throughput").layout is None
     assert choose_layout(2048, 2048, slow, objective="size").layout.name == "bitmask"
     assert choose_layout(2048, 2048, links, whole_blocks=True).layout.name == "block"
+    for size, layout in ((768, None), (8192, "bitmask")):  # the larger one is read from memory, dense or not
+        choice = choose_layout(size, size, round(0.7 * size**2))
+        assert (choice.layout and choice.layout.name) == layout
+        assert ("with weights in the cache" in choice.reason) == (layout is None)
     with pytest.raises(ValueError, match="no values 'int2'"):
         choose_layout(1, 1, 1, values="int2")
 

@@ -1,5 +1,7 @@
 """Every path of the linear ops against float64, and the promises that they make."""
 
+import gc
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ QUALITY = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 1.5e-2, "int4": 0.2}
 PATHS = {
     "scalar": ("rows", "csr"),
     "avx2": ("rows", "csr"),
-    "avx512": ("rows", "csr", "sell", "tile", "panel", "quad", ""),
+    "avx512": ("rows", "csr", "sell", "tile", "panel", "pick", ""),
     "amx-emulated": ("tile",),
     "amx": ("tile",),
 }
@@ -147,6 +149,40 @@ def test_blocks_of_any_size(size):
     assert error(session.run(None, {"X": x})[0], expected(x, weight)) < ROUNDING
 
 
+@pytest.mark.parametrize("name", ["bitmask", "bitmask-bfloat16", "bitmask-int8", "bitmask-int4"])
+@pytest.mark.parametrize("family", ["pick", "sell", "tile"])
+def test_rows_of_uneven_length(name, family, monkeypatch):
+    """Families that sort rows by length put them back, with their own bias and scale."""
+    monkeypatch.setenv("HEBBLINE_FAMILY", family)
+    layout = LAYOUTS[name]
+    rng = np.random.default_rng(7)
+    mask = rng.random((70, 400)) < np.where(np.arange(70) % 5 == 0, 0.9, 0.02)[:, None]
+    weight = np.where(mask, rng.standard_normal(mask.shape), 0).astype(np.float32)
+    bias = rng.standard_normal(70).astype(np.float32)
+    tensors = layout.encode(weight, mask)
+    session = open_or_skip(make_model(layout, tensors, 400, bias, function=False))
+    if session is None:
+        pytest.skip(f"{family} needs AVX-512")
+    for tokens in (1, 3, 15):
+        x = rng.standard_normal((1, tokens, 400)).astype(np.float32)
+        wanted = expected(x, layout.decode(tensors, 400)[0], bias, layout.values.name)
+        assert error(session.run(None, {"X": x})[0], wanted) < ROUNDING
+
+
+def test_memory_of_closed_sessions_goes_back():
+    """Layers share huge pages: they are given back with the last layer that has a part of them."""
+    layout = LAYOUTS["bitmask-int8"]
+    weight, mask = make_layer(layout, (2048, 2048), 0.3)
+    model = make_model(layout, layout.encode(weight, mask), 2048, function=False)
+    for _ in range(3):
+        open_session(model)
+    before = resident_bytes()
+    for _ in range(15):
+        open_session(model)
+    gc.collect()
+    assert resident_bytes() - before < 15 * 2**20  # of 15 times 2.9 MB of packed weights, and more for the graph
+
+
 def test_zero_and_huge_and_tiny_tokens():
     layout = LAYOUTS["bitmask-int8"]
     weight, mask = make_layer(layout, (40, 64), 0.5)
@@ -187,6 +223,12 @@ def test_packed_files_do_not_stay_in_memory(tmp_path):
     assert size > 8000 and mapped < size // 4
     x = np.ones((1, 1, 2048), np.float32)
     assert error(session.run(None, {"X": x})[0], expected(x, weight)) < ROUNDING
+
+
+def resident_bytes():
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def resident_kilobytes(path):
