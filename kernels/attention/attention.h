@@ -82,8 +82,9 @@ struct AttentionTask {
   int64_t past;
   int64_t first_row, rows;  // row r is head r % group of token r / group
   int64_t first_key, last_key;
-  float* attended;  // like `rotated`; null where `partial` is given
-  float* partial;   // [rows, D + 2]: sums, running maximum, running sum of the weights
+  const char* next;  // the blocks of the task that is likely to follow on this thread; null: none
+  float* attended;   // like `rotated`; null where `partial` is given
+  float* partial;    // [rows, D + 2]: sums, running maximum, running sum of the weights
   float* workspace;
 };
 
