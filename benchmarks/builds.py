@@ -139,13 +139,17 @@ def _build_dense(source: SourceModel, variant: Variant, folder: Path) -> None:
 
 
 def _with_head_as_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with a tied lm_head's Gemm as a MatMul with a weight of its own, for ONNX Runtime to quantise it too."""
+    """The model with lm_head's Gemm as a MatMul with a weight of its own, for ONNX Runtime to quantise it too."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Gemm":
             weight_VE = numpy_helper.to_array(tensors[node.input[1]])
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight_VE.T), "lm_head.transposed"))
-            node.CopyFrom(helper.make_node("MatMul", [node.input[0], "lm_head.transposed"], node.output, name=node.name))
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(weight_VE.T), "lm_head.transposed")
+            )
+            node.CopyFrom(
+                helper.make_node("MatMul", [node.input[0], "lm_head.transposed"], node.output, name=node.name)
+            )
     return model
 
 

@@ -93,12 +93,11 @@ void write_token(const AttentionStep& step, const AttentionKernels& kernels, int
   const auto sequence = static_cast<size_t>(after - step.cu_seqlens.begin()) - 1;
   const int64_t position = step.past[sequence] + token - step.cu_seqlens[sequence];
   const int64_t head_dim = step.cache.head_dim, width = step.heads * head_dim;
-  const int64_t kv_width = step.cache.kv_heads * head_dim;
   kernels.write({.cache = &step.cache,
                  .heads = step.heads,
-                 .queries = step.queries + token * width,
-                 .keys = step.keys + token * kv_width,
-                 .values = step.values + token * kv_width,
+                 .queries = step.queries + token * step.query_stride,
+                 .keys = step.keys + token * step.kv_stride,
+                 .values = step.values + token * step.kv_stride,
                  .cos_D2 = step.cos + position * head_dim / 2,
                  .sin_D2 = step.sin + position * head_dim / 2,
                  .slot_blocks = step.blocks + step.cache.head_offset(step.slots[sequence], 0),

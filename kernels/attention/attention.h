@@ -52,7 +52,8 @@ struct CacheShape {
 struct AttentionStep {
   CacheShape cache;
   int64_t heads;                         // query heads, a multiple of cache.kv_heads
-  const float *queries, *keys, *values;  // [T, heads * D], [T, kv_heads * D] twice
+  const float *queries, *keys, *values;  // of token 0: [heads * D], [kv_heads * D] twice
+  int64_t query_stride, kv_stride;       // floats from a token to the next
   std::span<const int32_t> cu_seqlens;   // [S + 1]: tokens of sequence s are [cu_seqlens[s], cu_seqlens[s + 1])
   std::span<const int32_t> slots;        // [S]
   std::span<const int32_t> past;         // [S]: tokens that the slot holds already

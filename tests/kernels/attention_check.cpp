@@ -63,7 +63,7 @@ class Sequences {
     const auto queries = reals(tokens * heads_ * shape_.head_dim), keys = reals(tokens * width);
     const auto values = reals(tokens * width);
     std::vector<float> attended(queries.size(), NAN);
-    AttentionStep step{shape_, heads_, queries.data(), keys.data(), values.data(), cu,
+    AttentionStep step{shape_, heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width, cu,
                        slots,  past,   cos_.data(),    sin_.data(), cache_.data(), attended.data()};
     hebbline::attend(step, hebbline::attention_kernels(), serial);
     for (const float each : attended) {
