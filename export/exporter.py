@@ -69,11 +69,12 @@ def export_model(
         activations, and its cost in perplexity is in the report. lm_head: "int8" makes lm_head of the second graph
         several times faster and the artifact larger by a byte a weight of it; the largest logits of a token stay exact,
         the others do not (see `graph.head`). kv_cache: how the second graph keeps keys and values unless its server is
-        told otherwise; "float32" is exact, and the cost of the others in perplexity is in the report. passes: what is done to the model before it is packed; the artifact is
-        held against the model as it was.
+        told otherwise; "float32" is exact, and the cost of the others in perplexity is in the report. passes: what is
+        done to the model before it is packed; the artifact is held against the model as it was.
 
     Raises:
-        InputError: the model is unfit (see `load_source`) or `out` is taken; CheckError: parity failed. Nothing is
+        InputError: the model is unfit (see `load_source`), `out` is taken, or `kv_cache` needs the op library and there
+        is none; CheckError: parity failed, or rounding costs too much. Nothing is
         published then.
     """
     check_target(out)
@@ -104,7 +105,7 @@ def export_packed(
         out, progress, values, lm_head, kv_cache: as `export_model`.
 
     Raises:
-        InputError: `out` is taken, or `kv_cache` needs the op library and there is none; CheckError: parity failed. Nothing is published then.
+        InputError, CheckError: as `export_model`. Nothing is published then.
     """
     with publish(out) as publication:
         staging = publication.directory
