@@ -74,8 +74,7 @@ def export_model(
 
     Raises:
         InputError: the model is unfit (see `load_source`), `out` is taken, or `kv_cache` needs the op library and there
-        is none; CheckError: parity failed, or rounding costs too much. Nothing is
-        published then.
+        is none; CheckError: parity failed, or rounding costs too much. Nothing is published then.
     """
     check_target(out)
     progress("reading the model")
