@@ -49,7 +49,8 @@ class LayerFacts:
 class LanguageModelFacts:
     """What a runner must know of an exported language model to allocate its cache and to stop.
 
-    `context_length` counts tokens, prompt and completion together: it is the length of the cache.
+    `context_length` counts tokens, prompt and completion together: it is the length of the cache. `kv_cache` is how the
+    op library keeps keys and values unless it is told otherwise: what the artifact was measured with.
     """
 
     context_length: int
@@ -58,6 +59,7 @@ class LanguageModelFacts:
     num_kv_heads: int
     head_dim: int
     eos_token_ids: tuple[int, ...] = ()
+    kv_cache: str = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))

@@ -2,8 +2,9 @@
 
 Legend: N out_features, K in_features.
 
-Sizes of the paper's Llamas (arXiv 2501.19107) get random weights and BRF masks: speed depends on neither weights nor
-text. A model directory is taken as it is; its dense forms have the same weights, zeros included.
+Named sizes, of the paper's Llamas (arXiv 2501.19107) and of SmolLM2-135M, get random weights and BRF masks: speed
+depends on neither weights nor text. A model directory is taken as it is; its dense forms have the same weights, zeros
+included.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -32,26 +34,36 @@ from ..train.topology import initial_mask
 from .peers import nbits_model
 from .variants import MODEL_FILE, Variant
 
-PAPER_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "llama-60m": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},
     "llama-130m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
     "llama-1b": {"hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24, "num_attention_heads": 32},
+    "smollm2-135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
 }
-_VOCABULARY = 32_000
+_PAPER = {"vocab_size": 32_000, "tie_word_embeddings": False}
+"""What the paper's sizes have in common."""
 _SHORTLIST_EXACT = 3
 """The input of ShortlistHead that it reads the rows of a shortlist from."""
 
 
 def load_model(name: str, density: float, context: int) -> SourceModel:
-    """A size of the paper with random weights, or a model directory.
+    """A named size with random weights, or a model directory.
 
     Raises:
         InputError: `name` is neither, or the directory is unfit for export.
     """
-    if name in PAPER_SIZES:
+    if name in SIZES:
         return _random_model(name, density, context)
     if not Path(name).is_dir():
-        raise InputError(f"--model '{name}' is neither a directory nor one of {', '.join(PAPER_SIZES)}")
+        raise InputError(f"--model '{name}' is neither a directory nor one of {', '.join(SIZES)}")
     return load_source(Path(name))
 
 
@@ -103,17 +115,15 @@ def _tensor_bytes(tensor: onnx.TensorProto) -> int:
 
 def _random_model(name: str, density: float, context: int) -> SourceModel:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **PAPER_SIZES[name], vocab_size=_VOCABULARY, max_position_embeddings=context, tie_word_embeddings=False
-    )
+    config = LlamaConfig(**(_PAPER | SIZES[name]), max_position_embeddings=context)
     model = LlamaForCausalLM(config).eval()
     masks = {
-        layer: np.ones(tuple(module.weight.shape), bool)
-        if layer == "lm_head"
-        else initial_mask("brf", module.out_features, module.in_features, density, seed=number).numpy()
+        layer: initial_mask("brf", module.out_features, module.in_features, density, seed=number).numpy()
         for number, (layer, module) in enumerate(model.named_modules())
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and layer != "lm_head"
     }
+    if not config.tie_word_embeddings:
+        masks["lm_head"] = np.ones(tuple(model.lm_head.weight.shape), bool)
     return SourceModel(Path(name), model, masks, masks_stored=True, manifest=None, eos_token_ids=())
 
 
@@ -123,9 +133,24 @@ def _build_dense(source: SourceModel, variant: Variant, folder: Path) -> None:
     with WeightFile(folder / "weights") as weights:
         save_graph(build_llama(dense, weights, StockAttention()), path)
     if variant.bits < 32:
-        model = nbits_model(onnx.load(path), variant.bits)
+        model = nbits_model(_with_head_as_matmul(onnx.load(path)), variant.bits)
         (folder / "weights").unlink()
         onnx.save_model(model, path, save_as_external_data=True, location="weights", size_threshold=1024)
+
+
+def _with_head_as_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with lm_head's Gemm as a MatMul with a weight of its own, for ONNX Runtime to quantise it too."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Gemm":
+            weight_VE = numpy_helper.to_array(tensors[node.input[1]])
+            model.graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(weight_VE.T), "lm_head.transposed")
+            )
+            node.CopyFrom(
+                helper.make_node("MatMul", [node.input[0], "lm_head.transposed"], node.output, name=node.name)
+            )
+    return model
 
 
 def _build_sparse(source: SourceModel, variant: Variant, folder: Path) -> None:

@@ -35,8 +35,8 @@ class ModelCase:
     """What to time.
 
     Attributes:
-        model: a size of the paper, or a model directory.
-        density: of the paper's sizes.
+        model: a named size (see `builds.SIZES`), or a model directory.
+        density: of the named sizes.
         variants: names in VARIANTS; the dense float32 baseline is always among them.
         context: tokens that each sequence holds when it is decoded.
         prefill: tokens of the prompt that is read.

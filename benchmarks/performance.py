@@ -74,7 +74,8 @@ def model_section(machine: Machine, command: str, case: ModelCase, rows: Sequenc
         provenance(machine, command),
         f"Tokens a second, and in brackets times as many as dense float32 ONNX Runtime. Prompts of {case.prefill} "
         f"tokens; decoding after {case.context}. The roofline is the measured memory bandwidth over the bytes that a "
-        "step at B = 1 must read.\n",
+        "step at B = 1 must read. Both sparse float32 forms are exact: the second finds a token's best logits in int8 "
+        "and computes them again in float32, so that greedy tokens are the same and the other logits are near.\n",
         f"| | prefill |{batches} first token | resident | file | roofline, share reached |",
         "|---|---|" + "---|" * (len(case.batches) + 4),
     ]

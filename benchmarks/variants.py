@@ -30,6 +30,7 @@ VARIANTS = {
         Variant("dense 8-bit", sparse=False, bits=8),
         Variant("dense 4-bit", sparse=False, bits=4),
         Variant("sparse float32", sparse=True),
+        Variant("sparse float32 int8-head", sparse=True, int8_head=True),
         Variant("sparse bfloat16", sparse=True, values="bfloat16", kv="bfloat16", int8_head=True),
         Variant("sparse int8", sparse=True, values="int8", kv="int8", int8_head=True),
         Variant("sparse int4", sparse=True, values="int4", kv="int8", int8_head=True),

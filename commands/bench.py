@@ -163,8 +163,8 @@ def _model(arguments: list[str]) -> int:
 
 def _model_parser(default: "ModelCase") -> Parser:
     parser = Parser(prog="hebbline bench model", description="A whole language model, dense and sparse, side by side.")
-    parser.add_argument("model", type=str, help="llama-60m, llama-130m, llama-1b, or a model directory")
-    parser.add_argument("--density", type=float, default=default.density, help="share of links of the paper's sizes")
+    parser.add_argument("model", type=str, help="llama-60m, llama-130m, llama-1b, smollm2-135m, or a model directory")
+    parser.add_argument("--density", type=float, default=default.density, help="share of links of the named sizes")
     parser.add_argument(
         "--variants", type=str, default=",".join(default.variants), help="what to time, comma-separated"
     )

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..artifacts import InputError
 from ..console import Parser, console, print_json
+from ..serve.engine.onnxruntime import KV_FORMATS, KvFormat
 
 if TYPE_CHECKING:
     from ..export import ExportReport
@@ -40,6 +42,12 @@ def main(arguments: list[str]) -> int:
         help="int8: faster, with the best logits computed again exactly",
     )
     parser.add_argument(
+        "--kv-cache",
+        choices=KV_FORMATS,
+        default="float32",
+        help="how keys and values are kept: float32 is exact; bfloat16 and int8 take less memory and time",
+    )
+    parser.add_argument(
         "--compact", action="store_true", help="first remove neurons that have no effect; the function stays as it is"
     )
     parser.add_argument(
@@ -55,6 +63,7 @@ def main(arguments: list[str]) -> int:
             options.out,
             values=options["values"],
             lm_head=options.lm_head,
+            kv_cache=options.kv_cache,
             compact=options.compact,
             permute=options.permute,
         )
@@ -70,6 +79,8 @@ def _export_with_engine(options: Any) -> "ExportReport":
     from ..export.passes import PassOptions
     from ..export.tensorrt import EngineOptions, export_engines
 
+    if options.kv_cache != "float32":
+        raise InputError(f"--kv-cache {options.kv_cache} is for --target onnx: an engine has caches of its precision")
     engine = EngineOptions(options.target, options.precision, timing_cache=options.timing_cache)
     with console.status("exporting") as status:
         report, built = export_engines(
@@ -103,6 +114,7 @@ def export_to_directory(
     *,
     values: str = "float32",
     lm_head: Literal["float32", "int8"] = "float32",
+    kv_cache: KvFormat = "float32",
     compact: bool = False,
     permute: "Objective | None" = None,
 ) -> "ExportReport":
@@ -117,6 +129,7 @@ def export_to_directory(
             lambda stage: status.update(stage),
             values=values,
             lm_head=lm_head,
+            kv_cache=kv_cache,
             passes=PassOptions(compact=compact, permute=permute),
         )
     for one in report.passes:

@@ -11,7 +11,8 @@ from typing import Any
 from .. import __version__
 from ..artifacts import CheckError, InputError, LanguageModelFacts
 from ..console import Parser, console, print_json
-from ..serve.triton.settings import MODEL_NAME, Settings
+from ..serve.engine.onnxruntime import KV_FORMATS
+from ..serve.triton.settings import AS_EXPORTED, MODEL_NAME, Settings
 
 CONTAINER = "nvcr.io/nvidia/tritonserver:24.10-py3"
 """The first with the Triton version that is tested here; later ones have a newer Triton and Python."""
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     values = _parser().parse_args(arguments)
     if values.repository is None and (values.copy or values.fill_only):
         raise InputError("--copy and --fill-only need --repository DIR: where the repository is to stay")
-    settings = Settings(values.slots, values.threads, values.max_waiting, values.drain_seconds)
+    settings = Settings(values.slots, values.threads, values.max_waiting, values.drain_seconds, values.kv_cache)
     run_directory = Path(tempfile.mkdtemp(prefix="hebbline-serve-"))
     keep_log = False
     try:
@@ -55,6 +56,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--drain-seconds", type=int, default=Settings.drain_seconds, help="what open requests get to finish at the end"
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=[AS_EXPORTED, *KV_FORMATS],
+        default=Settings.kv_cache,
+        help="how keys and values are kept: float32 is exact, bfloat16 takes half of its memory, int8 a quarter",
     )
     parser.add_argument("--json", action="store_true", help="print addresses, log and process id as JSON once ready")
     return parser
@@ -102,10 +109,10 @@ def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
 def _print_model(facts: LanguageModelFacts, settings: Settings) -> None:
     from ..serve.engine.onnxruntime import cache_bytes_per_slot
 
-    cache = settings.slots * cache_bytes_per_slot(facts)
+    cache = settings.slots * cache_bytes_per_slot(facts, settings.kv)
     console.print(
         f"{facts.num_layers} layers, vocabulary of {facts.vocab_size:,}, context of {facts.context_length:,} tokens; "
-        f"{settings.slots} slots whose caches take up to {cache / 1e6:,.0f} MB"
+        f"{settings.slots} slots whose caches, in {settings.kv or facts.kv_cache}, take up to {cache / 1e6:,.0f} MB"
     )
 
 

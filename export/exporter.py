@@ -15,7 +15,7 @@ from ..artifacts import InputError, LanguageModelFacts, Manifest, publish
 from ..artifacts.model_directory import TOKENIZER_FILE
 from ..artifacts.publish import check_target
 from ..kernels import register
-from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
+from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE, KvFormat
 from ..serve.engine.portable import PortableRunner
 from ..serve.engine.runner import Runner
 from ..serve.engine.varlen import VarlenRunner
@@ -32,7 +32,7 @@ from .graph import (
 )
 from .passes import PassOptions, run_passes
 from .passes.report import PassReport
-from .quality import QualityFigures, measure_quality, text_windows
+from .quality import QualityFigures, Rounding, measure_quality, text_windows
 from .report import ExportReport, layer_report, write_reports
 from .shortlist import check_shortlist
 from .verify import ParityFigures, check_parity
@@ -53,6 +53,7 @@ def export_model(
     *,
     values: str = "float32",
     lm_head: Literal["float32", "int8"] = "float32",
+    kv_cache: KvFormat = "float32",
     passes: PassOptions = NO_PASSES,
 ) -> ExportReport:
     """Export a Llama directory to sparse ONNX, and publish it where it agrees with torch.
@@ -67,18 +68,21 @@ def export_model(
         sparse projections are stored, a name of `layouts.VALUE_TYPES`; anything but "float32" rounds weights and
         activations, and its cost in perplexity is in the report. lm_head: "int8" makes lm_head of the second graph
         several times faster and the artifact larger by a byte a weight of it; the largest logits of a token stay exact,
-        the others do not (see `graph.head`). passes: what is done to the model before it is packed; the artifact is
-        held against the model as it was.
+        the others do not (see `graph.head`). kv_cache: how the second graph keeps keys and values unless its server is
+        told otherwise; "float32" is exact, and the cost of the others in perplexity is in the report. passes: what is
+        done to the model before it is packed; the artifact is held against the model as it was.
 
     Raises:
-        InputError: the model is unfit (see `load_source`) or `out` is taken; CheckError: parity failed. Nothing is
-        published then.
+        InputError: the model is unfit (see `load_source`), `out` is taken, or `kv_cache` needs the op library and there
+        is none; CheckError: parity failed, or rounding costs too much. Nothing is published then.
     """
     check_target(out)
     progress("reading the model")
     source = load_source(model_directory)
     packed, pass_reports = run_passes(source, passes, progress)
-    return export_packed(source, packed, out, progress, values=values, lm_head=lm_head, pass_reports=pass_reports)
+    return export_packed(
+        source, packed, out, progress, values=values, lm_head=lm_head, kv_cache=kv_cache, pass_reports=pass_reports
+    )
 
 
 def export_packed(
@@ -89,6 +93,7 @@ def export_packed(
     *,
     values: str,
     lm_head: Literal["float32", "int8"],
+    kv_cache: KvFormat = "float32",
     pass_reports: tuple[PassReport, ...],
 ) -> ExportReport:
     """`export_model` from where the model is loaded and the passes have run.
@@ -96,14 +101,16 @@ def export_packed(
     Args:
         source: the model as it was, which the artifact is held against.
         packed: the model to pack: what the passes, whose reports `pass_reports` are, have made of it.
-        out, progress, values, lm_head: as `export_model`.
+        out, progress, values, lm_head, kv_cache: as `export_model`.
 
     Raises:
-        InputError: `out` is taken; CheckError: parity failed. Nothing is published then.
+        InputError, CheckError: as `export_model`. Nothing is published then.
     """
     with publish(out) as publication:
         staging = publication.directory
         graphs = _graphs(int8_head=lm_head == "int8")
+        if kv_cache != "float32" and graphs[-1].runner is not VarlenRunner:
+            raise InputError(f"keys and values as {kv_cache} need the op library, which cannot be loaded here")
         if values == "float32":
             weights = _build(packed, graphs, staging, values, progress)
             parity = _check(source.model, packed.facts(), graphs, staging, progress)
@@ -113,12 +120,16 @@ def export_packed(
                 packed, [graph for graph in graphs if graph.file != _CHECKED_FILE], staging, values, progress
             )
         report = replace(_report(packed, weights, parity, staging), passes=pass_reports)
-        if values != "float32" or lm_head == "int8":
-            quality = _quality(source, packed, graphs, staging, values, lm_head, progress)
+        if (values, lm_head, kv_cache) != ("float32", "float32", "float32"):
+            published = {graph.file: graph for graph in graphs if graph.file != _CHECKED_FILE}
+            runners: dict[str, Runner] = {
+                file: graph.open(staging, packed.facts(), kv_cache) for file, graph in published.items()
+            }
+            quality = _quality(source, runners, Rounding(values, lm_head, kv_cache), progress)
             report = replace(report, quality=quality)
         write_reports(staging, report, packed.masks)
         shutil.copyfile(source.path / TOKENIZER_FILE, staging / TOKENIZER_FILE)
-        publication.finish(_manifest(packed, weights))
+        publication.finish(_manifest(packed, weights, kv_cache))
     return report
 
 
@@ -131,8 +142,12 @@ class _Graph:
     lm_head: HeadForm
     runner: type[PortableRunner] | type[VarlenRunner]
 
-    def open(self, directory: Path, facts: LanguageModelFacts) -> PortableRunner | VarlenRunner:
-        return self.runner(directory / self.file, facts, slots=_PARITY_SLOTS)
+    def open(
+        self, directory: Path, facts: LanguageModelFacts, kv: KvFormat = "float32"
+    ) -> PortableRunner | VarlenRunner:
+        if self.runner is VarlenRunner:
+            return VarlenRunner(directory / self.file, facts, slots=_PARITY_SLOTS, kv=kv)
+        return PortableRunner(directory / self.file, facts, slots=_PARITY_SLOTS)
 
 
 def _graphs(int8_head: bool) -> list[_Graph]:
@@ -178,21 +193,12 @@ def _check_exact_form(
 
 
 def _quality(
-    source: SourceModel,
-    packed: SourceModel,
-    graphs: Sequence[_Graph],
-    staging: Path,
-    values: str,
-    lm_head: str,
-    progress: Callable[[str], None],
+    source: SourceModel, runners: dict[str, Runner], rounding: Rounding, progress: Callable[[str], None]
 ) -> QualityFigures:
-    facts = packed.facts()
+    facts = source.facts()
     eos_token_id = facts.eos_token_ids[0] if facts.eos_token_ids else None
     windows_WS = text_windows(source.path, eos_token_id, facts.context_length)
-    runners: dict[str, Runner] = {
-        graph.file: graph.open(staging, facts) for graph in graphs if graph.file != _CHECKED_FILE
-    }
-    return measure_quality(source.model, runners, windows_WS, values, lm_head, progress)
+    return measure_quality(source.model, runners, windows_WS, rounding, progress)
 
 
 def _check(
@@ -243,7 +249,7 @@ def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, sta
     )
 
 
-def _manifest(source: SourceModel, weights: WeightFile) -> Manifest:
+def _manifest(source: SourceModel, weights: WeightFile, kv_cache: KvFormat) -> Manifest:
     trained = source.manifest
     return Manifest(
         kind="onnx",
@@ -253,5 +259,5 @@ def _manifest(source: SourceModel, weights: WeightFile) -> Manifest:
             source.layer_facts(name, choice.layout.name if choice.layout else "dense")
             for name, choice in weights.choices.items()
         ),
-        language_model=source.facts(),
+        language_model=replace(source.facts(), kv_cache=kv_cache),
     )

@@ -31,15 +31,29 @@ _WINDOWS = 64
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What is rounded: `values` of the projections, `lm_head` and `kv_cache` of the graph for the op library."""
+
+    values: str
+    lm_head: str
+    kv_cache: str
+
+    def __str__(self) -> str:
+        named = {"values": self.values, "lm_head": self.lm_head, "keys and values": self.kv_cache}
+        return ", ".join(f"{name} in {kind}" for name, kind in named.items() if kind != "float32")
+
+
+@dataclass(frozen=True)
 class QualityFigures:
     """The cost in perplexity on `tokens` tokens of held-out English text (see `text_windows`).
 
-    `values` are those of the projections, `lm_head` that of the graph for the op library. `perplexity_float32` is
-    torch's; `perplexity` has one for each graph of the artifact.
+    `values`, `lm_head` and `kv_cache` are those of `Rounding`. `perplexity_float32` is torch's; `perplexity` has one
+    for each graph of the artifact.
     """
 
     values: str
     lm_head: str
+    kv_cache: str
     perplexity_float32: float
     perplexity: dict[str, float]
     tokens: int
@@ -67,8 +81,7 @@ def measure_quality(
     model: LlamaForCausalLM,
     runners: dict[str, Runner],
     windows_WS: Sequence[list[int]],
-    values: str,
-    lm_head: str,
+    rounding: Rounding,
     progress: Callable[[str], None],
 ) -> QualityFigures:
     """Perplexity of the torch model and of each runner, by graph.
@@ -82,18 +95,19 @@ def measure_quality(
     for name, runner in runners.items():
         progress(f"perplexity of {name}")
         found[name] = _runner_perplexity(runner, windows_WS)
+    by_graph = {name: result.value for name, result in found.items()}
     figures = QualityFigures(
-        values, lm_head, exact.value, {name: result.value for name, result in found.items()}, exact.tokens
+        **asdict(rounding), perplexity_float32=exact.value, perplexity=by_graph, tokens=exact.tokens
     )
-    _check(figures)
+    _check(figures, rounding)
     return figures
 
 
-def _check(figures: QualityFigures) -> None:
+def _check(figures: QualityFigures, rounding: Rounding) -> None:
     least, most = min(figures.perplexity.values()), max(figures.perplexity.values())
     if not figures.cost <= LARGEST_COST:
         raise CheckError(
-            f"{figures.values} values raise the perplexity from {figures.perplexity_float32:.4g} to {most:.4g}: choose "
+            f"{rounding} raise the perplexity from {figures.perplexity_float32:.4g} to {most:.4g}: choose "
             "a more exact type. Nothing was published"
         )
     if most > (1 + LARGEST_DISAGREEMENT) * least:

@@ -114,9 +114,10 @@ def _quality_section(quality: QualityFigures) -> str:
         f'<tr><td>{escape(name)}</td><td class="number">{value:.4f}</td></tr>'
         for name, value in {"torch, float32": quality.perplexity_float32, **quality.perplexity}.items()
     )
-    return f"""<h2>Cost of rounding</h2> <p>The projections have {escape(quality.values)} values, lm_head of
-model.hebbline.onnx is {escape(quality.lm_head)}. On {quality.tokens:,} tokens of held-out English text the perplexity
-is {quality.cost:.4f} times that of float32. The parity below is that of the same graphs with exact values.</p>
+    return f"""<h2>Cost of rounding</h2> <p>The projections have {escape(quality.values)} values; of
+model.hebbline.onnx, lm_head is {escape(quality.lm_head)}, keys and values {escape(quality.kv_cache)}. On
+{quality.tokens:,} tokens of held-out English text the perplexity is {quality.cost:.4f} times that of float32. The
+parity below is that of the same graphs with exact values.</p>
 <table><tr><th>graph</th><th class="number">perplexity</th></tr>{rows}</table>"""
 
 

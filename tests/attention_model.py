@@ -22,7 +22,8 @@ def block_bytes(kv, head_dim):
     return {"float32": 4 * numbers, "bfloat16": 2 * numbers, "int8": numbers + 8 * PLACES}[kv]
 
 
-def make_model(heads, kv_heads):
+def make_model(heads, kv_heads, packed=False):
+    """`packed`: queries, keys and values come side by side, as `queries`."""
     floats, integers, uint8 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.UINT8
     inputs = {
         "queries": (floats, ["T", "q"]),
@@ -35,16 +36,19 @@ def make_model(heads, kv_heads):
         "sin": (floats, ["C", "half"]),
         "cache": (uint8, ["N", "G", "blocks", "bytes"]),
     }
+    left_out = ("keys", "values") if packed else ()
     node = helper.make_node(
         "VarlenAttention",
-        list(inputs),
+        ["" if name in left_out else name for name in inputs],
         ["attended", "cache_out"],
         name="attention",
         domain=DOMAIN,
         num_heads=heads,
         kv_num_heads=kv_heads,
     )
-    outputs = {"attended": (floats, ["T", "q"]), "cache_out": (uint8, ["N", "G", "blocks", "bytes"])}
+    for name in left_out:
+        del inputs[name]
+    outputs = {"attended": (floats, ["T", "a"]), "cache_out": (uint8, ["N", "G", "blocks", "bytes"])}
     values = [
         [helper.make_tensor_value_info(name, *type_) for name, type_ in group.items()] for group in (inputs, outputs)
     ]

@@ -4,6 +4,7 @@ Legend: B batch (slots), S tokens a slot in this step, C context (cache length),
 head size; T flattened tokens of a step, Q sequences in it, N slots of the cache.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from onnx import TensorProto
@@ -28,11 +29,10 @@ class AttentionForm(Protocol):
     def declare_inputs(self, builder: GraphBuilder) -> None:
         """Declare the inputs that say which tokens the step has, `input_ids` among them."""
 
-    def attend(
-        self, builder: GraphBuilder, source: SourceModel, layer: int, qkv: tuple[str, str, str], output: str
-    ) -> str:
+    def attend(self, builder: GraphBuilder, source: SourceModel, layer: int, qkv: Sequence[str], output: str) -> str:
         """Rotary embedding, cache write and causal attention over the real length, by one node.
 
+        `qkv` names queries, keys and values, or one value that has them side by side in its last dimension.
         Declares the layer's cache among the graph's inputs and outputs; the initializers `rotary.cos` and `rotary.sin`
         [C, D / 2] exist.
         """
@@ -59,16 +59,14 @@ class StockAttention:
         builder.input("seqlens_k", INT32, ["batch"])
         builder.input("total_sequence_length", INT32, [])
 
-    def attend(
-        self, builder: GraphBuilder, source: SourceModel, layer: int, qkv: tuple[str, str, str], output: str
-    ) -> str:
+    def attend(self, builder: GraphBuilder, source: SourceModel, layer: int, qkv: Sequence[str], output: str) -> str:
         """See `AttentionForm.attend`."""
         shape: list[int | str] = ["batch", source.num_kv_heads, "context", source.head_dim]
         past = [builder.input(f"past_key_values.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
         present = [builder.output(f"present.{layer}.{part}", FLOAT, shape) for part in ("key", "value")]
         return builder.node(
             "GroupQueryAttention",
-            [*qkv, *past, "seqlens_k", "total_sequence_length", "rotary.cos", "rotary.sin"],
+            [*_three(qkv), *past, "seqlens_k", "total_sequence_length", "rotary.cos", "rotary.sin"],
             [output, *present],
             MICROSOFT,
             num_heads=source.config.num_attention_heads,
@@ -100,17 +98,20 @@ class VarlenAttention:
         builder.input("slots", INT32, ["sequences"])
         builder.input("past", INT32, ["sequences"])
 
-    def attend(
-        self, builder: GraphBuilder, source: SourceModel, layer: int, qkv: tuple[str, str, str], output: str
-    ) -> str:
+    def attend(self, builder: GraphBuilder, source: SourceModel, layer: int, qkv: Sequence[str], output: str) -> str:
         """See `AttentionForm.attend`."""
         shape: list[int | str] = ["cache_slots", source.num_kv_heads, "blocks", "block_bytes"]
         cache = builder.input(f"cache.{layer}", TensorProto.UINT8, shape)
         return builder.node(
             "VarlenAttention",
-            [*qkv, "cu_seqlens", "slots", "past", "rotary.cos", "rotary.sin", cache],
+            [*_three(qkv), "cu_seqlens", "slots", "past", "rotary.cos", "rotary.sin", cache],
             [output, builder.output(f"cache_out.{layer}", TensorProto.UINT8, shape)],
             DOMAIN,
             num_heads=source.config.num_attention_heads,
             kv_num_heads=source.num_kv_heads,
         )
+
+
+def _three(qkv: Sequence[str]) -> list[str]:
+    """Three inputs of a node: both ops take what lies side by side as the first, the others left out."""
+    return [*qkv, "", ""][:3]

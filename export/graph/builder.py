@@ -1,5 +1,7 @@
 """A small builder of ONNX graphs: nodes and initializers by name, and linear layers in the layout chosen for each."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,31 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, OPSET, Choice, choose_layout
+from ..layouts import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    IR_VERSION,
+    LAYOUTS,
+    OPSET,
+    Choice,
+    FusedKind,
+    FusedOp,
+    Layout,
+    choose_layout,
+)
 from .weights import WeightFile
 
 MICROSOFT = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A projection: its name, weight [N, K], mask [N, K], and bias [N] or None."""
+
+    name: str
+    weight_NK: NDArray
+    mask_NK: NDArray[np.bool_]
+    bias_N: NDArray | None = None
 
 
 class GraphBuilder:
@@ -28,6 +51,7 @@ class GraphBuilder:
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, None] = {}
         self._layouts: set[str] = set()
+        self._fused: dict[str, FusedOp] = {}
 
     def node(
         self, op_type: str, inputs: list[str], outputs: list[str] | str, domain: str = "", **attributes: Any
@@ -54,40 +78,63 @@ class GraphBuilder:
         return name
 
     def choose(self, name: str, choice: Choice) -> None:
-        """Record the layout of a projection that `linear` is not asked for."""
-        self._weights.choices[name] = choice
+        """Record the layout of a projection that `linear` is not asked for, where there is none yet."""
+        self._weights.choices.setdefault(name, choice)
 
-    def linear(
-        self, x: str, name: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_], bias_N: NDArray | None, output: str
-    ) -> str:
-        """Y = X W^T (+ bias) for layer `name`, packed in the layout with the fewest bytes, or dense."""
-        out_features, in_features = weight_NK.shape
+    def layout(self, layer: LinearLayer) -> Layout | None:
+        """The layout of a projection, chosen when it is first asked for; None: dense."""
         choices = self._weights.choices
-        if name not in choices:
-            links = int(np.count_nonzero(mask_NK))
+        if layer.name not in choices:
+            out_features, in_features = layer.weight_NK.shape
+            links = int(np.count_nonzero(layer.mask_NK))
             # A layer without zeros, such as lm_head, is not what the values were asked for.
-            values = self._weights.values if links < mask_NK.size else "float32"
-            choices[name] = choose_layout(out_features, in_features, links, values=values)
-        layout = choices[name].layout
-        bias = None if bias_N is None else self.initializer(f"{name}.bias", bias_N)
+            values = self._weights.values if links < layer.mask_NK.size else "float32"
+            choices[layer.name] = choose_layout(out_features, in_features, links, values=values)
+        return choices[layer.name].layout
+
+    def linear(self, x: str, layer: LinearLayer, output: str) -> str:
+        """Y = X W^T (+ bias), packed in the layer's layout, or dense."""
+        layout, bias = self.layout(layer), self._bias(layer)
         if layout is None:
-            product = output if bias is None else f"{output}.product"
-            self.node("MatMul", [x, self.initializer(f"{name}.weight", weight_NK.T)], product)
-            return product if bias is None else self.node("Add", [product, bias], output)
-        names = [f"{name}.{part}" for part in layout.tensor_names]
+            product = f"{output}.product" if bias else output
+            self.node("MatMul", [x, self.initializer(f"{layer.name}.weight", layer.weight_NK.T)], product)
+            return self.node("Add", [product, bias], output) if bias else product
+        inputs = [x, *self._packed(layer, layout), bias]
+        return self.node(layout.op_type, inputs, output, DOMAIN, in_features=layer.weight_NK.shape[1])
+
+    def fused(self, kind: FusedKind, x: str, layers: Sequence[LinearLayer], output: str) -> str | None:
+        """The layers as one op (see `layouts.fused`); None, and no node, where they are not of one packed layout."""
+        layouts = [self.layout(layer) for layer in layers]
+        if layouts[0] is None or any(layout is not layouts[0] for layout in layouts):
+            return None
+        fused = FusedOp(kind, layouts[0])
+        self._fused[fused.op_type] = fused
+        tensors = [name for layer in layers for name in self._packed(layer, fused.layout)]
+        inputs = [x, *tensors, *(self._bias(layer) for layer in layers)]
+        return self.node(fused.op_type, inputs, output, DOMAIN, in_features=layers[0].weight_NK.shape[1])
+
+    def _bias(self, layer: LinearLayer) -> str:
+        """The name of a layer's bias; "", which leaves it out, where it has none."""
+        return "" if layer.bias_N is None else self.initializer(f"{layer.name}.bias", layer.bias_N)
+
+    def _packed(self, layer: LinearLayer, layout: Layout) -> list[str]:
+        """The names of a layer's tensors in its layout."""
+        names = [f"{layer.name}.{part}" for part in layout.tensor_names]
         if names[0] not in self._weights:
-            tensors = layout.encode(weight_NK, mask_NK)
+            tensors = layout.encode(layer.weight_NK, layer.mask_NK)
             for part in layout.tensor_names:
-                self.initializer(f"{name}.{part}", tensors[part])
+                self.initializer(f"{layer.name}.{part}", tensors[part])
         self._initializers.update(dict.fromkeys(names))
         self._layouts.add(layout.name)
-        return self.node(layout.op_type, [x, *names, bias or ""], output, DOMAIN, in_features=in_features)
+        return names
 
     def model(self, name: str, *, portable: bool) -> onnx.ModelProto:
         """The model. A portable one carries the function of every layout that it uses, for runtimes without the ops."""
         initializers = [self._weights.tensor(tensor) for tensor in self._initializers]
         # By operator: float32 and bfloat16 values share one.
         functions = {LAYOUTS[layout].op_type: LAYOUTS[layout].function() for layout in sorted(self._layouts)}
+        # These call the above, which must come first for the reference evaluator.
+        functions |= {op_type: fused.function() for op_type, fused in sorted(self._fused.items())}
         graph = helper.make_graph(self._nodes, name, self.inputs, self.outputs, initializers)
         opsets = [("", OPSET), (MICROSOFT, 1), (DOMAIN, DOMAIN_VERSION)]
         return helper.make_model(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..layouts import DOMAIN
 from ..layouts.choose import FLOAT32_BYTES, Choice
-from .builder import GraphBuilder
+from .builder import GraphBuilder, LinearLayer
 from .source import SourceModel
 
 HeadForm = Literal["packed", "dense", "int8"]
@@ -23,16 +23,19 @@ _EMBEDDING = "model.embed_tokens.weight"
 def add_head(builder: GraphBuilder, source: SourceModel, form: HeadForm, portable: bool, normed: str) -> None:
     """The node `logits` [R, V] from the normed hidden states [R, E].
 
-    "packed": the exact product, with a weight of its own packed like that of any projection. "dense": the exact product
-    with float32 weights [V, E], which the op `DenseHead` reads as they lie; a portable graph has a Gemm, of whose
-    weights ONNX Runtime makes a copy. "int8", never portable: the op `ShortlistHead`, which reads int8 weights with a
-    scale a row, and computes the `SHORTLIST` highest logits of a row again from the weights of "dense": the largest is
-    exact. The others are off by less than a hundredth of it on average and by a tenth at worst (SmolLM2-135M). Graphs
-    over one weight file may mix the last two.
+    "packed": the exact product, with a weight of its own packed like that of any projection; as "dense" where the
+    weight is the embedding, or has no zeros to leave out. "dense": the exact product with float32 weights [V, E], which
+    the op `DenseHead` reads as they lie; a portable graph has a Gemm, of whose weights ONNX Runtime makes a copy.
+    "int8", never portable: the op `ShortlistHead`, which reads int8 weights with a scale a row, and computes the
+    `SHORTLIST` highest logits of a row again from the weights of "dense": the largest is exact. The others are off by
+    less than a hundredth of it on average and by a tenth at worst (SmolLM2-135M). Graphs over one weight file may mix
+    the last two.
     """
     if form == "packed" and not source.config.tie_word_embeddings:
-        builder.linear(normed, "lm_head", source.weight("lm_head"), source.masks["lm_head"], None, "logits")
-        return
+        layer = LinearLayer("lm_head", source.weight("lm_head"), source.masks["lm_head"])
+        if builder.layout(layer) is not None:
+            builder.linear(normed, layer, "logits")
+            return
     weight = _dense_weight(builder, source)
     if portable:
         builder.node("Gemm", [normed, weight], "logits", transB=1)

@@ -7,12 +7,15 @@ Inputs are those of the attention's form (see `attention`) and logit_rows [R] in
 Outputs are logits [R, V] float32, and the caches. The wanted rows are gathered before the final norm and lm_head.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from ..layouts import DOMAIN
 from .attention import AttentionForm
-from .builder import MICROSOFT, GraphBuilder
+from .builder import MICROSOFT, GraphBuilder, LinearLayer
 from .head import HeadForm, add_head
 from .source import SourceModel
 from .weights import WeightFile
@@ -41,7 +44,7 @@ def build_llama(
     for layer in range(source.config.num_hidden_layers):
         hidden, update = _decoder_layer(builder, source, attention, layer, hidden, update)
     assert update is not None
-    normed = _wanted_rows(builder, source, attention.flat, hidden, update)
+    normed = _wanted_rows(builder, source, attention, hidden, update)
     builder.output("logits", TensorProto.FLOAT, ["rows", source.config.vocab_size])
     add_head(builder, source, lm_head, attention.portable, normed)
     return builder.model("llama", portable=attention.portable)
@@ -52,50 +55,66 @@ def _decoder_layer(
 ) -> tuple[str, str]:
     """One layer. The residual stream is carried as (hidden, update): the sum is fused into the next norm."""
     prefix = f"model.layers.{layer}"
-    hidden, normed = _norm(builder, source, f"{prefix}.input_layernorm", hidden, update)
-    q, k, v = (_projection(builder, source, f"{prefix}.self_attn.{part}_proj", normed) for part in "qkv")
-    attended = attention.attend(builder, source, layer, (q, k, v), f"{prefix}.self_attn.attended")
+    portable = attention.portable
+    hidden, normed = _norm(builder, source, f"{prefix}.input_layernorm", hidden, update, portable)
+    qkv = _qkv(builder, source, f"{prefix}.self_attn", normed)
+    attended = attention.attend(builder, source, layer, qkv, f"{prefix}.self_attn.attended")
     update = _projection(builder, source, f"{prefix}.self_attn.o_proj", attended)
-    hidden, normed = _norm(builder, source, f"{prefix}.post_attention_layernorm", hidden, update)
+    hidden, normed = _norm(builder, source, f"{prefix}.post_attention_layernorm", hidden, update, portable)
     return hidden, _mlp(builder, source, f"{prefix}.mlp", normed)
 
 
-def _norm(builder: GraphBuilder, source: SourceModel, name: str, hidden: str, update: str | None) -> tuple[str, str]:
+def _norm(
+    builder: GraphBuilder, source: SourceModel, name: str, hidden: str, update: str | None, portable: bool
+) -> tuple[str, str]:
     """RMSNorm of hidden + update; returns that sum and the normed value."""
     scale = builder.initializer(f"{name}.weight", source.weight(name))
     epsilon = source.config.rms_norm_eps
     if update is None:
         return hidden, builder.node("RMSNormalization", [hidden, scale], name, axis=-1, epsilon=epsilon)
-    outputs = [name, "", "", f"{name}.sum"]
-    normed = builder.node(
-        "SkipSimplifiedLayerNormalization", [hidden, update, scale], outputs, MICROSOFT, epsilon=epsilon
-    )
-    return f"{name}.sum", normed
+    inputs, total = [hidden, update, scale], f"{name}.sum"
+    if portable:
+        outputs = [name, "", "", total]
+        return total, builder.node("SkipSimplifiedLayerNormalization", inputs, outputs, MICROSOFT, epsilon=epsilon)
+    return total, builder.node("ResidualNorm", inputs, [name, total], DOMAIN, epsilon=epsilon)
+
+
+def _qkv(builder: GraphBuilder, source: SourceModel, prefix: str, normed: str) -> Sequence[str]:
+    """Queries, keys and values: side by side from one op, or each from its own."""
+    layers = [_layer(source, f"{prefix}.{part}_proj") for part in "qkv"]
+    packed = builder.fused("qkv", normed, layers, f"{prefix}.qkv")
+    return [packed] if packed else [builder.linear(normed, layer, f"{layer.name}.output") for layer in layers]
 
 
 def _mlp(builder: GraphBuilder, source: SourceModel, prefix: str, normed: str) -> str:
-    gate = _projection(builder, source, f"{prefix}.gate_proj", normed)
-    up = _projection(builder, source, f"{prefix}.up_proj", normed)
-    # ONNX Runtime fuses Sigmoid and Mul into one SiLU.
-    sigmoid = builder.node("Sigmoid", [gate], f"{prefix}.gate_sigmoid")
-    activated = builder.node("Mul", [gate, sigmoid], f"{prefix}.gate_activated")
-    product = builder.node("Mul", [activated, up], f"{prefix}.product")
+    gate, up = (_layer(source, f"{prefix}.{part}_proj") for part in ("gate", "up"))
+    product = builder.fused("gated", normed, [gate, up], f"{prefix}.product")
+    if product is None:
+        gated, lifted = (builder.linear(normed, layer, f"{layer.name}.output") for layer in (gate, up))
+        # ONNX Runtime fuses Sigmoid and Mul into one SiLU.
+        sigmoid = builder.node("Sigmoid", [gated], f"{prefix}.gate_sigmoid")
+        activated = builder.node("Mul", [gated, sigmoid], f"{prefix}.gate_activated")
+        product = builder.node("Mul", [activated, lifted], f"{prefix}.product")
     return _projection(builder, source, f"{prefix}.down_proj", product)
 
 
-def _wanted_rows(builder: GraphBuilder, source: SourceModel, flat: bool, hidden: str, update: str) -> str:
+def _wanted_rows(builder: GraphBuilder, source: SourceModel, attention: AttentionForm, hidden: str, update: str) -> str:
     """Gather the wanted rows of the residual stream, then the final norm."""
     rows = []
     for part, name in (("hidden", hidden), ("update", update)):
-        if not flat:
+        if not attention.flat:
             shape = builder.initializer("flat_shape", np.array([-1, source.config.hidden_size], np.int64))
             name = builder.node("Reshape", [name, shape], f"head.{part}.flat")
         rows.append(builder.node("Gather", [name, "logit_rows"], f"head.{part}.rows", axis=0))
-    _, normed = _norm(builder, source, "model.norm", rows[0], rows[1])
+    _, normed = _norm(builder, source, "model.norm", rows[0], rows[1], attention.portable)
     return normed
 
 
 def _projection(builder: GraphBuilder, source: SourceModel, name: str, x: str) -> str:
-    layer = source.model.get_submodule(name)
-    bias_N = source.parameter(f"{name}.bias") if layer.bias is not None else None
-    return builder.linear(x, name, source.weight(name), source.masks[name], bias_N, f"{name}.output")
+    return builder.linear(x, _layer(source, name), f"{name}.output")
+
+
+def _layer(source: SourceModel, name: str) -> LinearLayer:
+    has_bias = source.model.get_submodule(name).bias is not None
+    bias_N = source.parameter(f"{name}.bias") if has_bias else None
+    return LinearLayer(name, source.weight(name), source.masks[name], bias_N)

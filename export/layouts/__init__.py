@@ -5,6 +5,7 @@ from .block import BlockLayout, whole_blocks
 from .choose import LAYOUTS, Choice, Objective, choose_layout
 from .cost import Work, dense_microseconds, predicted_microseconds, predicted_speedup
 from .csr import CsrLayout
+from .fused import FusedKind, FusedOp
 from .layout import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET, Layout
 from .nm24 import NM24_LAYOUTS, Nm24Layout
 from .values import VALUE_TYPES, ValueType
@@ -21,6 +22,8 @@ __all__ = [
     "BlockLayout",
     "Choice",
     "CsrLayout",
+    "FusedKind",
+    "FusedOp",
     "Layout",
     "Nm24Layout",
     "Objective",

@@ -93,12 +93,11 @@ void write_token(const AttentionStep& step, const AttentionKernels& kernels, int
   const auto sequence = static_cast<size_t>(after - step.cu_seqlens.begin()) - 1;
   const int64_t position = step.past[sequence] + token - step.cu_seqlens[sequence];
   const int64_t head_dim = step.cache.head_dim, width = step.heads * head_dim;
-  const int64_t kv_width = step.cache.kv_heads * head_dim;
   kernels.write({.cache = &step.cache,
                  .heads = step.heads,
-                 .queries = step.queries + token * width,
-                 .keys = step.keys + token * kv_width,
-                 .values = step.values + token * kv_width,
+                 .queries = step.queries + token * step.query_stride,
+                 .keys = step.keys + token * step.kv_stride,
+                 .values = step.values + token * step.kv_stride,
                  .cos_D2 = step.cos + position * head_dim / 2,
                  .sin_D2 = step.sin + position * head_dim / 2,
                  .slot_blocks = step.blocks + step.cache.head_offset(step.slots[sequence], 0),
@@ -120,9 +119,15 @@ AttentionTask make_task(const AttentionStep& step, const Group& group, const flo
           .rows = group.rows,
           .first_key = 0,
           .last_key = group.keys,
+          .next = nullptr,
           .attended = step.attended + offset,
           .partial = nullptr,
           .workspace = nullptr};
+}
+
+// The block that holds the first of the task's keys.
+const char* first_block(const AttentionTask& task) {
+  return task.blocks + task.first_key / kPlaces * block_bytes(task.format, task.head_dim);
 }
 
 }  // namespace
@@ -150,7 +155,7 @@ int64_t block_bytes(CacheFormat format, int64_t head_dim) {
 }
 
 int64_t workspace_floats(int64_t head_dim) {
-  const int64_t rows = kTaskRows * (2 * head_dim + 2), chunk = 2 * kChunkKeys * head_dim;
+  const int64_t rows = kTaskRows * (head_dim + 2), chunk = 2 * kChunkKeys * head_dim;
   return rows + kTileRows * kChunkKeys + chunk;
 }
 
@@ -167,16 +172,20 @@ void attend(const AttentionStep& step, const AttentionKernels& kernels, const Pa
     const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
     for (int64_t t = first; t < std::min(tokens, first + kTokensPerTask); ++t) write_token(step, kernels, t, rotated);
   });
-  parallel(plan.pieces().size(), [&](size_t index) {
-    const auto& [g, span] = plan.pieces()[index];
-    const Group& group = plan.groups()[g];
+  const auto task_of = [&](const Piece& piece) {
+    const Group& group = plan.groups()[piece.group];
     AttentionTask task = make_task(step, group, rotated);
-    task.workspace = workspace_memory(workspace_floats(step.cache.head_dim));
     if (group.spans > 1) {
-      task.partial = partial + group.partial + span * group.rows * (step.cache.head_dim + 2);
-      task.first_key = span * kSpanKeys;
+      task.partial = partial + group.partial + piece.span * group.rows * (step.cache.head_dim + 2);
+      task.first_key = piece.span * kSpanKeys;
       task.last_key = std::min(group.keys, task.first_key + kSpanKeys);
     }
+    return task;
+  };
+  parallel(plan.pieces().size(), [&](size_t index) {
+    AttentionTask task = task_of(plan.pieces()[index]);
+    if (index + 1 < plan.pieces().size()) task.next = first_block(task_of(plan.pieces()[index + 1]));
+    task.workspace = workspace_memory(workspace_floats(step.cache.head_dim));
     kernels.attend(task);
   });
   for (const Group& group : plan.groups()) {

@@ -52,7 +52,8 @@ struct CacheShape {
 struct AttentionStep {
   CacheShape cache;
   int64_t heads;                         // query heads, a multiple of cache.kv_heads
-  const float *queries, *keys, *values;  // [T, heads * D], [T, kv_heads * D] twice
+  const float *queries, *keys, *values;  // of token 0: [heads * D], [kv_heads * D] twice
+  int64_t query_stride, kv_stride;       // floats from a token to the next
   std::span<const int32_t> cu_seqlens;   // [S + 1]: tokens of sequence s are [cu_seqlens[s], cu_seqlens[s + 1])
   std::span<const int32_t> slots;        // [S]
   std::span<const int32_t> past;         // [S]: tokens that the slot holds already
@@ -82,8 +83,9 @@ struct AttentionTask {
   int64_t past;
   int64_t first_row, rows;  // row r is head r % group of token r / group
   int64_t first_key, last_key;
-  float* attended;  // like `rotated`; null where `partial` is given
-  float* partial;   // [rows, D + 2]: sums, running maximum, running sum of the weights
+  const char* next;  // the blocks of the task that is likely to follow on this thread; null: none
+  float* attended;   // like `rotated`; null where `partial` is given
+  float* partial;    // [rows, D + 2]: sums, running maximum, running sum of the weights
   float* workspace;
 };
 

@@ -1,6 +1,7 @@
 // The op `VarlenAttention`: a node's tensors, checked, to a step of attention.
 //
-// Inputs: queries [T, heads * D], keys and values [T, kv_heads * D], float32; cu_seqlens [S + 1], slots [S], past [S],
+// Inputs: queries [T, heads * D], keys and values [T, kv_heads * D], float32, or all three side by side as queries
+// [T, (heads + 2 kv_heads) * D], without keys and values; cu_seqlens [S + 1], slots [S], past [S],
 // int32: sequence s has tokens [cu_seqlens[s], cu_seqlens[s + 1]), which are appended to slot slots[s] after the
 // past[s] tokens that it holds; cos and sin [positions, D / 2], float32; cache, uint8 [slots, kv_heads, blocks, bytes],
 // where `bytes` of a block tells its format: see attention.h.
@@ -9,6 +10,7 @@
 // Attributes: num_heads, kv_num_heads.
 
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,12 +40,17 @@ class VarlenAttention {
   }
 
   void compute(KernelContext& context) const {
+    std::vector<std::optional<TensorView>> given;
+    for (size_t i = 0; i <= kCache; ++i) given.push_back(context.input(i));
+    if (given[kKeys].has_value() != given[kValues].has_value()) refuse("only one of keys and values is given");
+    const bool packed = !given[kKeys];
     std::vector<TensorView> inputs;
-    for (size_t i = 0; i <= kCache; ++i) inputs.push_back(*context.input(i));
-    AttentionStep step = read_sizes(inputs);
+    for (auto& input : given) inputs.push_back(input ? *std::move(input) : TensorView{});
+    AttentionStep step = read_sizes(inputs, packed);
     check_sequences(step, inputs);
     const TensorView& cache = inputs[kCache];
-    step.attended = context.float_output(0, inputs[kQueries].shape);
+    const std::vector<int64_t> attended_shape{inputs[kQueries].shape[0], heads_ * step.cache.head_dim};
+    step.attended = context.float_output(0, attended_shape);
     step.blocks = static_cast<char*>(context.output(1, cache.shape));
     if (step.blocks != cache.data && cache.size() > 0) std::memcpy(step.blocks, cache.data, cache.size());
     if (step.cu_seqlens.back() == 0) return;
@@ -72,29 +79,43 @@ class VarlenAttention {
     refuse(std::string(kInputNames[input]) + " has shape " + text(tensor.shape) + ", not " + text(shape));
   }
 
-  AttentionStep read_sizes(const std::vector<TensorView>& inputs) const {
+  AttentionStep read_sizes(const std::vector<TensorView>& inputs, bool packed) const {
     const TensorView& cache = inputs[kCache];
     if (cache.shape.size() != 4 || cache.shape[1] != kv_heads_)
       refuse("cache is not [slots, kv_num_heads, blocks, bytes]");
     const TensorView& queries = inputs[kQueries];
-    if (queries.shape.size() != 2) refuse("queries is not [tokens, num_heads * head size]");
-    const int64_t tokens = queries.shape[0], width = queries.shape[1], head_dim = width / heads_;
-    if (width % heads_ != 0 || head_dim % kPlaces != 0 || head_dim < kPlaces || head_dim > kMostHeadDim) {
+    if (queries.shape.size() != 2) refuse("queries is not [tokens, heads * head size]");
+    const int64_t width = queries.shape[1], heads = packed ? heads_ + 2 * kv_heads_ : heads_, head_dim = width / heads;
+    if (width % heads != 0 || head_dim % kPlaces != 0 || head_dim < kPlaces || head_dim > kMostHeadDim) {
       refuse("the head size is not a multiple of 16 up to " + std::to_string(kMostHeadDim));
     }
-    check_shape(inputs[kKeys], kKeys, {tokens, kv_heads_ * head_dim});
-    check_shape(inputs[kValues], kValues, {tokens, kv_heads_ * head_dim});
     check_shape(inputs[kCos], kCos, {inputs[kCos].shape.empty() ? 0 : inputs[kCos].shape[0], head_dim / 2});
     check_shape(inputs[kSin], kSin, inputs[kCos].shape);
     AttentionStep step{};
     step.cache = {format_of(cache.shape[3], head_dim), cache.shape[0], kv_heads_, cache.shape[2], head_dim};
     step.heads = heads_;
-    step.queries = static_cast<const float*>(queries.data);
-    step.keys = static_cast<const float*>(inputs[kKeys].data);
-    step.values = static_cast<const float*>(inputs[kValues].data);
     step.cos = static_cast<const float*>(inputs[kCos].data);
     step.sin = static_cast<const float*>(inputs[kSin].data);
+    read_tokens(step, inputs, packed);
     return step;
+  }
+
+  // Where queries, keys and values of the step's tokens lie.
+  void read_tokens(AttentionStep& step, const std::vector<TensorView>& inputs, bool packed) const {
+    const int64_t tokens = inputs[kQueries].shape[0], kv_width = kv_heads_ * step.cache.head_dim;
+    step.queries = static_cast<const float*>(inputs[kQueries].data);
+    step.query_stride = inputs[kQueries].shape[1];
+    if (packed) {
+      step.keys = step.queries + heads_ * step.cache.head_dim;
+      step.values = step.keys + kv_width;
+      step.kv_stride = step.query_stride;
+      return;
+    }
+    check_shape(inputs[kKeys], kKeys, {tokens, kv_width});
+    check_shape(inputs[kValues], kValues, {tokens, kv_width});
+    step.keys = static_cast<const float*>(inputs[kKeys].data);
+    step.values = static_cast<const float*>(inputs[kValues].data);
+    step.kv_stride = kv_width;
   }
 
   CacheFormat format_of(int64_t bytes, int64_t head_dim) const {
@@ -146,9 +167,10 @@ class VarlenAttention {
 }  // namespace
 
 std::vector<const ort::CustomOp*> attention_ops() {
-  const ort::InputSpec floats{ElementType::kFloat}, integers{ElementType::kInt32}, bytes{ElementType::kUint8};
+  const ort::InputSpec floats{ElementType::kFloat}, optional{ElementType::kFloat, true}, integers{ElementType::kInt32},
+      bytes{ElementType::kUint8};
   static const ort::Op<VarlenAttention> op(
-      "VarlenAttention", {floats, floats, floats, integers, integers, integers, floats, floats, bytes},
+      "VarlenAttention", {floats, optional, optional, integers, integers, integers, floats, floats, bytes},
       {ElementType::kFloat, ElementType::kUint8});
   return {&op};
 }

@@ -26,6 +26,7 @@ enum Entry : size_t {
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
+  kGetAttributeFloat = 85,
   kGetAttributeInt64 = 86,
   kContextGetInputCount = 88,
   kContextGetInput = 90,
@@ -215,6 +216,14 @@ size_t KernelInfo::input_count() const {
 std::optional<int64_t> KernelInfo::integer(const char* attribute) const {
   int64_t value = 0;
   OrtStatus* status = call<OrtStatus*>(kGetAttributeInt64, info_, attribute, &value);
+  if (status == nullptr) return value;
+  call<void>(kReleaseStatus, status);
+  return std::nullopt;
+}
+
+std::optional<float> KernelInfo::real(const char* attribute) const {
+  float value = 0;
+  OrtStatus* status = call<OrtStatus*>(kGetAttributeFloat, info_, attribute, &value);
   if (status == nullptr) return value;
   call<void>(kReleaseStatus, status);
   return std::nullopt;

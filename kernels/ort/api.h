@@ -97,6 +97,9 @@ class KernelInfo {
   // An integer attribute; nothing where the node does not carry it.
   std::optional<int64_t> integer(const char* attribute) const;
 
+  // The same for a float32 attribute.
+  std::optional<float> real(const char* attribute) const;
+
   // Input `index` where it is a constant tensor; nothing where it is absent or computed.
   std::optional<TensorView> constant_input(size_t index) const;
 

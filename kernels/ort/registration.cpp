@@ -11,7 +11,8 @@ constexpr const char* kDomain = "ai.hebbline";
 
 std::vector<const hebbline::ort::CustomOp*> all_ops() {
   std::vector<const hebbline::ort::CustomOp*> ops;
-  for (const auto& family : {hebbline::linear_ops(), hebbline::attention_ops(), hebbline::head_ops()}) {
+  for (const auto& family : {hebbline::linear_ops(), hebbline::gated_ops(), hebbline::norm_ops(),
+                             hebbline::attention_ops(), hebbline::head_ops()}) {
     ops.insert(ops.end(), family.begin(), family.end());
   }
   return ops;

@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ KERNELS_MODEL_FILE = "model.hebbline.onnx"
 
 Graph = Literal["auto", "kernels", "portable"]
 KvFormat = Literal["float32", "bfloat16", "int8"]
+KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
 PLACES = 16
 """Tokens of a block of the op library's cache."""
 
@@ -51,7 +52,7 @@ class OnnxRunner(ABC):
 
     @staticmethod
     def open(
-        artifact: Path, slots: int, threads: int | None = None, *, graph: Graph = "auto", kv: KvFormat = "float32"
+        artifact: Path, slots: int, threads: int | None = None, *, graph: Graph = "auto", kv: KvFormat | None = None
     ) -> "OnnxRunner":
         """The runner of a published artifact; every file is verified before it is read.
 
@@ -62,7 +63,8 @@ class OnnxRunner(ABC):
             graph: "kernels" needs the op library; "portable" does without; "auto" takes the first where it can, with a
                 warning where it cannot.
             kv: how keys and values are kept. "float32" is exact; "bfloat16" takes half of its memory and "int8" (a
-                scale for each token and head) about a quarter, in less time. Only the op library has these two.
+                scale for each token and head) about a quarter, in less time. Only the op library has these two. None:
+                as the artifact was exported, or exactly where there is no op library.
 
         Raises:
             InputError: the directory is no artifact of a language model, is damaged, or ONNX Runtime cannot load it;
@@ -77,12 +79,12 @@ class OnnxRunner(ABC):
             raise InputError(f"{artifact} has no {KERNELS_MODEL_FILE}: export the model again")
         if graph != "portable" and fast.is_file():
             try:
-                return VarlenRunner(fast, facts, slots, threads, kv)
+                return VarlenRunner(fast, facts, slots, threads, kv or cast(KvFormat, facts.kv_cache))
             except InputError as error:
-                if graph == "kernels" or kv != "float32":
+                if graph == "kernels" or kv not in (None, "float32"):
                     raise
                 logger.warning("%s is run without the op library, which is slower: %s", artifact, error)
-        if kv != "float32":
+        if kv not in (None, "float32"):
             raise InputError(f"keys and values as {kv} need the op library; the portable graph keeps float32")
         return PortableRunner(artifact / MODEL_FILE, facts, slots, threads)
 
@@ -134,6 +136,6 @@ def cache_shape(facts: LanguageModelFacts, slots: int, kv: KvFormat) -> tuple[in
     return slots, facts.num_kv_heads, -(-facts.context_length // PLACES), sizes[kv]
 
 
-def cache_bytes_per_slot(facts: LanguageModelFacts, kv: KvFormat = "float32") -> int:
-    """Bytes of keys and values that one slot takes in all layers, with the context in whole blocks."""
-    return facts.num_layers * int(np.prod(cache_shape(facts, 1, kv)))
+def cache_bytes_per_slot(facts: LanguageModelFacts, kv: KvFormat | None = None) -> int:
+    """Bytes of keys and values that a slot takes in all layers, with the context in whole blocks; None: as exported."""
+    return facts.num_layers * int(np.prod(cache_shape(facts, 1, kv or cast(KvFormat, facts.kv_cache))))

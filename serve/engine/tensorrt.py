@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...artifacts import CheckError, LanguageModelFacts
 from ...kernels.gpu.driver import CudaUnavailableError, Driver
 from .engines import EngineFacts, Gpu, choose_engine, is_installed, read_engines
-from .onnxruntime import OnnxRunner, language_model_facts
+from .onnxruntime import KvFormat, OnnxRunner, language_model_facts
 from .static_cache import StaticCacheRunner, Step, cache_names, past_name, present_name
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -133,14 +133,17 @@ class TensorRtRunner(StaticCacheRunner):
         self.description = description
 
 
-def open_runner(artifact: Path, slots: int, threads: int | None = None) -> OnnxRunner | TensorRtRunner:
+def open_runner(
+    artifact: Path, slots: int, threads: int | None = None, kv: KvFormat | None = None
+) -> OnnxRunner | TensorRtRunner:
     """The runner of a published artifact: an engine that fits this machine's GPU, else the ONNX, which runs anywhere.
 
     Where the artifact has engines and none fits, a warning says why.
 
     Args:
         artifact: a directory of kind "onnx"; every file is verified.
-        slots: sequences held at a time. threads: of ONNX Runtime; None: one for each physical core.
+        slots: sequences held at a time. threads: of ONNX Runtime; None: one for each physical core. kv: how ONNX
+        Runtime keeps keys and values, see `OnnxRunner.open`; an engine keeps them in its own precision.
 
     Raises:
         InputError: the directory is no artifact of a language model, is damaged, or ONNX Runtime cannot load it.
@@ -156,7 +159,7 @@ def open_runner(artifact: Path, slots: int, threads: int | None = None) -> OnnxR
         return TensorRtRunner(artifact, choice.engine, slots, trt, driver)
     if engines:
         logger.warning("%s: running the ONNX on the CPU instead of an engine: %s", artifact, choice.reason)
-    return OnnxRunner.open(artifact, slots, threads)
+    return OnnxRunner.open(artifact, slots, threads, kv=kv)
 
 
 def installed_runtimes() -> dict[str, str]:

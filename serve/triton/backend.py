@@ -29,7 +29,7 @@ class Backend:
     """The artifact's runner and scheduler, and the responder."""
 
     def __init__(self, artifact: Path, settings: Settings) -> None:
-        runner = open_runner(artifact, settings.slots, settings.threads or None)
+        runner = open_runner(artifact, settings.slots, settings.threads or None, settings.kv)
         self._tokenizer = load_tokenizer(artifact)
         self._scheduler = Scheduler(
             runner, self._tokenizer, runner.facts.eos_token_ids, max_waiting=settings.max_waiting

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from ...artifacts import InputError
+from ..engine.onnxruntime import KV_FORMATS, KvFormat
 
 MODEL_NAME = "llm"
 MAX_SLOTS = 1024
+AS_EXPORTED = "as-exported"
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,15 @@ class Settings:
         threads: of the runtime; 0 takes one for each physical core.
         max_waiting: requests that may wait for a slot.
         drain_seconds: what open requests get to finish when the server shuts down.
+        kv_cache: how keys and values are kept: "float32", "bfloat16" or "int8", or "as-exported" for what the artifact
+            was exported with.
     """
 
     slots: int = 8
     threads: int = 0
     max_waiting: int = 64
     drain_seconds: int = 5
+    kv_cache: str = AS_EXPORTED
 
     def __post_init__(self) -> None:
         for name, minimum, maximum in (
@@ -36,16 +41,24 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
                 raise InputError(f"{name} must be an integer from {minimum} to {maximum}, not {value!r}")
+        if self.kv_cache not in (AS_EXPORTED, *KV_FORMATS):
+            raise InputError(f"kv_cache must be one of {', '.join((AS_EXPORTED, *KV_FORMATS))}, not {self.kv_cache!r}")
+
+    @property
+    def kv(self) -> KvFormat | None:
+        """The format of keys and values that was asked for; None: as exported."""
+        return None if self.kv_cache == AS_EXPORTED else cast(KvFormat, self.kv_cache)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
         """From the model configuration as Triton hands it over; raises InputError for an unknown parameter."""
-        values: dict[str, int] = {}
+        values: dict[str, Any] = {}
         for name, entry in config.get("parameters", {}).items():
             if name not in cls.__dataclass_fields__:
                 raise InputError(f"config.pbtxt: there is no parameter '{name}'")
+            text = entry["string_value"]
             try:
-                values[name] = int(entry["string_value"])
+                values[name] = text if name == "kv_cache" else int(text)
             except ValueError as error:
                 raise InputError(f"config.pbtxt: parameter '{name}' is no integer: {error}") from error
         return cls(**values)

@@ -2,12 +2,14 @@
 
 import json
 
+import onnx
 import pytest
 
 from hebbline.artifacts import CheckError
+from hebbline.benchmarks import builds
 from hebbline.benchmarks import model as bench
 from hebbline.benchmarks.builds import bytes_a_token
-from hebbline.benchmarks.variants import BASELINE, VARIANTS
+from hebbline.benchmarks.variants import BASELINE, VARIANTS, graph_file
 from hebbline.cli import main
 
 
@@ -32,6 +34,22 @@ def test_every_variant_of_a_model_directory(tiny_model_directory, tmp_path, caps
         assert min(row["prefill"], *row["decode"].values(), row["resident_bytes"], row["roofline"]) > 0
         assert row["share"] == pytest.approx(row["decode"]["1"] / row["roofline"])
     assert "| sparse int4 |" in (tmp_path / "performance.md").read_text()
+
+
+def test_a_named_size_is_built_at_its_shape(tmp_path, monkeypatch):
+    """A tied lm_head is the embedding everywhere, with quantised weights of its own in the dense low-bit forms."""
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tied = {**size, "num_key_value_heads": 2, "vocab_size": 128, "tie_word_embeddings": True}
+    monkeypatch.setitem(builds.SIZES, "tiny-tied", tied)
+    source = builds.load_model("tiny-tied", 0.3, 32)
+    assert "lm_head" not in source.masks and len(source.masks) == 7
+    shares = [mask.mean() for mask in source.masks.values()]
+    assert min(shares) == pytest.approx(0.3, abs=0.02) and max(shares) == pytest.approx(0.3, abs=0.02)
+    variants = [VARIANTS[name] for name in ("dense 4-bit", "sparse float32", "sparse float32 int8-head")]
+    assert len(list(builds.build_variants(source, variants, tmp_path))) == 3
+    heads = [onnx.load(graph_file(tmp_path, variant)).graph.node[-1] for variant in variants]
+    assert [head.op_type for head in heads] == ["MatMulNBits", "DenseHead", "ShortlistHead"]
+    assert heads[1].input[1] == heads[2].input[3] == "model.embed_tokens.weight"
 
 
 def test_bytes_a_token_count_what_a_step_reads(tiny_artifact, tiny_model_directory):

@@ -180,7 +180,8 @@ def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
     def build_wrong(source, weights, attention, lm_head):
         model = build(source, weights, attention, lm_head)
         if isinstance(attention, form):
-            norm = next(node for node in model.graph.node if node.op_type == "SkipSimplifiedLayerNormalization")
+            norms = ("SkipSimplifiedLayerNormalization", "ResidualNorm")
+            norm = next(node for node in model.graph.node if node.op_type in norms)
             norm.attribute[0].f = 0.1
         return model
 

@@ -6,8 +6,14 @@ import pytest
 
 from hebbline.artifacts import CheckError, read_manifest
 from hebbline.export import export_model, quality
-from hebbline.export.quality import QualityFigures, _check
-from hebbline.serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
+from hebbline.export.quality import QualityFigures, Rounding, _check
+from hebbline.serve.engine.onnxruntime import (
+    KERNELS_MODEL_FILE,
+    MODEL_FILE,
+    OnnxRunner,
+    cache_bytes_per_slot,
+    language_model_facts,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +47,20 @@ def test_an_int8_lm_head_has_its_cost_measured(tiny_model_directory, tmp_path):
     assert report.quality.cost == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("kv_cache", ["bfloat16", "int8"])
+def test_a_narrow_cache_has_its_cost_measured_and_is_what_a_runner_takes(tiny_model_directory, tmp_path, kv_cache):
+    report = export_model(tiny_model_directory, tmp_path / "artifact", kv_cache=kv_cache)
+    assert report.quality.kv_cache == kv_cache
+    assert report.quality.cost == pytest.approx(1, abs=0.05)
+    exact, narrow = (report.quality.perplexity[file] for file in (MODEL_FILE, KERNELS_MODEL_FILE))
+    assert exact == pytest.approx(report.quality.perplexity_float32, rel=1e-5) and narrow != exact
+    assert report.parity.full_forward < 1e-4, "parity is that of exact keys and values"
+    facts = language_model_facts(tmp_path / "artifact")
+    assert facts.kv_cache == kv_cache
+    runner = OnnxRunner.open(tmp_path / "artifact", slots=2, threads=1)
+    assert sum(cache.nbytes for cache in runner._caches) == 2 * cache_bytes_per_slot(facts, kv_cache)
+
+
 def test_too_high_a_cost_publishes_nothing(tiny_model_directory, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "LARGEST_COST", 0.5)
     with pytest.raises(CheckError, match="choose a more exact type"):
@@ -51,11 +71,12 @@ def test_too_high_a_cost_publishes_nothing(tiny_model_directory, tmp_path, monke
 @pytest.mark.parametrize(
     ("perplexity", "message"),
     [
-        ({"a": 30.0, "b": 10.0}, "raise the perplexity"),
+        ({"a": 30.0, "b": 10.0}, "values in int8, keys and values in int8 raise the perplexity"),
         ({"a": 10.0, "b": 10.5}, "disagree"),
         ({"a": float("nan")}, "raise"),
     ],
 )
 def test_the_gate(perplexity, message):
     with pytest.raises(CheckError, match=message):
-        _check(QualityFigures("int8", "float32", 10.0, perplexity, 100))
+        rounding = Rounding("int8", "float32", "int8")
+        _check(QualityFigures("int8", "float32", "int8", 10.0, perplexity, 100), rounding)

@@ -1,7 +1,7 @@
-// Runs the kernels of attention and of the head on steps of every kind, without ONNX Runtime: for the sanitizers. Every
-// tensor lies on the heap at its exact size. Prints what it ran; exits with 1 where a result is wrong.
-// tests/kernels/test_attention_sanitized.py builds and runs it; that results are exact is what test_attention.py and
-// test_head.py are about.
+// Runs the kernels of attention, of the head and of norms on steps of every kind, without ONNX Runtime: for the
+// sanitizers. Every tensor lies on the heap at its exact size. Prints what it ran; exits with 1 where a result is
+// wrong. tests/kernels/test_attention_sanitized.py builds and runs it; that results are exact is what
+// test_attention.py, test_head.py and test_norm.py are about.
 
 #include <array>
 #include <cmath>
@@ -14,6 +14,7 @@
 
 #include "attention/attention.h"
 #include "head/head.h"
+#include "norm/norm.h"
 
 namespace {
 
@@ -63,7 +64,7 @@ class Sequences {
     const auto queries = reals(tokens * heads_ * shape_.head_dim), keys = reals(tokens * width);
     const auto values = reals(tokens * width);
     std::vector<float> attended(queries.size(), NAN);
-    AttentionStep step{shape_, heads_, queries.data(), keys.data(), values.data(), cu,
+    AttentionStep step{shape_, heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width, cu,
                        slots,  past,   cos_.data(),    sin_.data(), cache_.data(), attended.data()};
     hebbline::attend(step, hebbline::attention_kernels(), serial);
     for (const float each : attended) {
@@ -111,6 +112,20 @@ void check_head() {
   }
 }
 
+void check_norm() {
+  for (const int64_t hidden : {1, 17, 64, 100}) {
+    const auto states = reals(hidden), update = reals(hidden), scale = reals(hidden);
+    std::vector<float> sum(states.size(), NAN), normed = sum;
+    hebbline::norm_kernels(hebbline::select_isa())
+        .norm(states.data(), update.data(), scale.data(), hidden, 1e-5F, sum.data(), normed.data());
+    for (size_t e = 0; e < sum.size(); ++e) {
+      // A root mean square of 1 leaves none above the root of their number.
+      const float most = std::fabs(scale[e]) * std::sqrt(static_cast<float>(hidden)) * 1.001F;
+      if (sum[e] != states[e] + update[e] || !(std::fabs(normed[e]) <= most)) fail("norm");
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -128,7 +143,8 @@ int main() {
                   static_cast<long long>(hebbline::block_bytes(format, 64)));
     }
     check_head();
-    std::printf("%s head\n", isa);
+    check_norm();
+    std::printf("%s head, norm\n", isa);
   }
   return 0;
 }

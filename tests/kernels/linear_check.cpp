@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "linear/gated.h"
 #include "linear/plan.h"
 #include "ort/api.h"
 
@@ -181,6 +182,38 @@ int damage_bitmask(int round) {
   }
 }
 
+// Gate and up as one stack and as two packings: only their own memory is read, and products are finite.
+int check_gated(Isa isa, ValueType values) {
+  int wrong = 0;
+  unsetenv("HEBBLINE_FAMILY");
+  for (const double density : {0.3, 0.05}) {
+    std::vector<hebbline::StackPart> parts;
+    parts.push_back({random_matrix(33, 130, 0.3, values), std::nullopt});
+    parts.push_back({random_matrix(33, 130, density, values), std::nullopt});
+    if (density < 0.3 && values == ValueType::kInt8) parts[1].activation_scale = 0.05F;  // keeps them apart
+    const hebbline::Stack stack(std::move(parts), isa, false, std::vector<float>(66, 0.5F));
+    for (const int64_t tokens : {1, 9, 70}) {
+      std::vector<float> x(static_cast<size_t>(tokens * 130)), y(static_cast<size_t>(tokens * 33), NAN);
+      for (float& each : x) each = real();
+      hebbline::multiply_gated(stack, hebbline::gate_kernels(isa), x.data(), tokens, y.data(),
+                               [](size_t count, const auto& task) {
+                                 for (size_t i = count; i-- > 0;) task(i);
+                               });
+      for (const float each : y) wrong += std::isfinite(each) ? 0 : 1;
+    }
+  }
+  std::printf("%s gated, values %d\n", name(isa).c_str(), static_cast<int>(values));
+  return wrong;
+}
+
+int check_gates(Isa isa) {
+  int wrong = 0;
+  for (const ValueType values : {ValueType::kFloat32, ValueType::kBfloat16, ValueType::kInt8, ValueType::kInt4}) {
+    wrong += check_gated(isa, values);
+  }
+  return wrong;
+}
+
 }  // namespace
 
 int main() {
@@ -195,6 +228,9 @@ int main() {
     if (features.amx) wrong += check_family(family, Isa::kAmx);
   }
   wrong += check_family("tile", Isa::kAmxEmulated);
+  wrong += check_gates(Isa::kScalar);
+  if (features.avx2) wrong += check_gates(Isa::kAvx2);
+  if (features.avx512) wrong += check_gates(Isa::kAvx512);
   for (int round = 0; round < 3000; ++round) wrong += damage_csr(round) + damage_bitmask(round);
   std::printf("6000 damaged tensors decoded or refused\n");
   return wrong == 0 ? 0 : 1;

@@ -59,6 +59,23 @@ def test_the_cache_holds_each_number_rounded_to_the_nearest(isa, kv):
 
 
 @pytest.mark.parametrize("kv", FORMATS)
+def test_queries_keys_and_values_may_come_side_by_side(isa, kv):
+    """The same bits in outputs and cache."""
+    apart, together = (Attention(6, 2, 32, kv) for _ in range(2))
+    together.session = open_session(make_model(6, 2, packed=True))
+    data = apart.random(np.random.default_rng(9), 40)
+    for past, count in ((0, 30), (30, 1), (31, 9)):
+        sequence = make_sequence(1, past, data, count)
+        (wanted,) = apart.step([sequence])
+        feeds = apart.feeds([sequence])
+        feeds["queries"] = np.concatenate([feeds["queries"], feeds.pop("keys"), feeds.pop("values")], axis=1)
+        feeds["cache"] = together.cache
+        attended, together.cache = together.session.run(None, feeds)
+        assert attended.tobytes() == wanted.tobytes()
+        np.testing.assert_array_equal(together.cache, apart.cache)
+
+
+@pytest.mark.parametrize("kv", FORMATS)
 def test_long_context_is_cut_and_merged(isa, kv):
     """More keys than a span, at lengths around the edges of blocks, chunks and spans."""
     attention = Attention(6, 2, 32, kv, slots=1, context=800)

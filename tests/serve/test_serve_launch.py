@@ -6,10 +6,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hebbline.artifacts import DamagedArtifactError, InputError
 from hebbline.serve.client import Client
+from hebbline.serve.engine.onnxruntime import OnnxRunner
+from hebbline.serve.engine.scoring import log_probs
 from hebbline.serve.sampling import SamplingParameters
 from hebbline.serve.triton.launch import TritonServer
 from hebbline.serve.triton.process import Ports, free_ports
@@ -125,6 +128,7 @@ def test_a_damaged_artifact_never_reaches_the_server(tiny_artifact, tmp_path):
         (lambda model: (model / "1/model.py").unlink(), r"model\.py is missing"),
         (lambda model: (model / "config.pbtxt").write_text("name: ["), "malformed model configuration"),
         (lambda model: _edit(model, '"slots"', '"slotz"'), "no parameter 'slotz'"),
+        (lambda model: _edit(model, '"as-exported"', '"int3"'), "kv_cache must be one of"),
         (lambda model: _edit(model, 'name: "llm"', 'name: "other"'), "of a model 'other'"),
     ],
 )
@@ -141,7 +145,24 @@ def _edit(model, old, new):
     path.write_text(path.read_text().replace(old, new, 1))
 
 
-@pytest.mark.parametrize("settings", [{"slots": 0}, {"slots": 5000}, {"threads": -1}, {"max_waiting": -1}])
+def test_keys_and_values_are_kept_as_the_server_is_told(long_artifact, tmp_path):
+    """Log-probabilities over the wire are those of a runner with the same cache, and not those of the exact one."""
+    fill_repository(long_artifact, tmp_path / "repository", Settings(slots=2, threads=1, kv_cache="int8"))
+    ids = list(range(5, 95))
+    with TritonServer(tmp_path / "repository", tmp_path, free_ports(), drain_seconds=1) as server:
+        server.wait_ready()
+        with Client(server.grpc_url, timeout=60) as client:
+            served = client.log_probs(ids)
+    exact, narrow = (
+        log_probs(OnnxRunner.open(long_artifact, slots=2, threads=1, kv=kv), ids) for kv in ("float32", "int8")
+    )
+    np.testing.assert_allclose(served, narrow, atol=1e-5)
+    assert np.abs(np.asarray(served) - exact).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "settings", [{"slots": 0}, {"slots": 5000}, {"threads": -1}, {"max_waiting": -1}, {"kv_cache": "int3"}]
+)
 def test_wrong_settings_are_named(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         Settings(**settings)

@@ -1,0 +1,152 @@
+// A node's tensors, form by form, to a sparse weight: what the ops of linear layers have in common.
+#pragma once
+
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "linear/matrix.h"
+#include "ort/op.h"
+#include "platform/memory.h"
+
+namespace hebbline {
+
+// What an op's name promises of its values.
+enum class Values { kFloat, kInt8, kInt4 };
+
+// Reads a node's constants; every failure names the node.
+class NodeReader {
+ public:
+  // `skipped`: inputs between X and the weight that is read; `part` names that weight in messages, where it is one of
+  // several.
+  explicit NodeReader(const ort::KernelInfo& info, size_t skipped = 0, const std::string& part = "")
+      : info_(info), skipped_(skipped), name_(info.node_name()) {
+    if (name_.empty()) name_ = "(unnamed)";
+    if (!part.empty()) name_ += "/" + part;
+  }
+
+  const std::string& name() const { return name_; }
+
+  [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + name_ + "': " + what); }
+
+  // Input `index` of a node that has one weight.
+  ort::TensorView constant(size_t index, const char* what) const {
+    auto tensor = info_.constant_input(skipped_ + index);
+    if (!tensor) refuse(std::string(what) + " is not a constant input");
+    read_.push_back(*tensor);
+    return *std::move(tensor);
+  }
+
+  // The packed copy is all that is needed from here on: what was read and maps a file need not stay in memory.
+  void give_back() const {
+    for (const ort::TensorView& tensor : read_)
+      give_back_file_pages({static_cast<const char*>(tensor.data), tensor.bytes()});
+  }
+
+  int64_t integer(const char* what) const {
+    const auto value = info_.integer(what);
+    if (!value) refuse("attribute " + std::string(what) + " is missing");
+    return *value;
+  }
+
+  // The fixed scale of X at that input; nothing where it is 0 and tokens have their own.
+  std::optional<float> activation_scale(size_t index) const {
+    const ort::TensorView tensor = constant(index, "activation_scale");
+    if (tensor.size() != 1) refuse("activation_scale is not one number");
+    const float scale = *static_cast<const float*>(tensor.data);
+    if (scale == 0) return std::nullopt;
+    if (!(scale > 0) || !std::isfinite(scale)) refuse("activation_scale is not a positive number");
+    return scale;
+  }
+
+ private:
+  const ort::KernelInfo& info_;
+  size_t skipped_;
+  std::string name_;
+  mutable std::vector<ort::TensorView> read_;
+};
+
+// The tensors of a form, which decode() turns into a matrix: `values`, and what says where they belong.
+struct BitmaskForm {
+  static constexpr size_t kInputs = 2;
+  static constexpr bool kBlocks = false;
+  static std::vector<ort::InputSpec> inputs() { return {{ort::ElementType::kUndefined}, {ort::ElementType::kUint8}}; }
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const ort::TensorView mask = node.constant(2, "mask");
+    tensors.mask = &mask;
+    return decode_bitmask(tensors);
+  }
+};
+
+struct CsrForm {
+  static constexpr size_t kInputs = 3;
+  static constexpr bool kBlocks = false;
+  static std::vector<ort::InputSpec> inputs() {
+    return {{ort::ElementType::kUndefined}, {ort::ElementType::kInt32}, {ort::ElementType::kUndefined}};
+  }
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const ort::TensorView offsets = node.constant(2, "row_offsets"), columns = node.constant(3, "columns");
+    tensors.row_offsets = &offsets;
+    tensors.columns = &columns;
+    return decode_csr(tensors);
+  }
+};
+
+struct BlockForm {
+  static constexpr size_t kInputs = 4;
+  static constexpr bool kBlocks = true;
+  static std::vector<ort::InputSpec> inputs() {
+    return {{ort::ElementType::kUndefined},
+            {ort::ElementType::kInt32},
+            {ort::ElementType::kUndefined},
+            {ort::ElementType::kInt64}};
+  }
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const ort::TensorView offsets = node.constant(2, "row_offsets"), columns = node.constant(3, "columns"),
+                          out_features = node.constant(4, "out_features");
+    tensors.row_offsets = &offsets;
+    tensors.columns = &columns;
+    tensors.out_features = &out_features;
+    return decode_block(tensors);
+  }
+};
+
+inline void check_values(const NodeReader& node, Values values, ort::ElementType type) {
+  const bool fits = values == Values::kInt8   ? type == ort::ElementType::kInt8
+                    : values == Values::kInt4 ? type == ort::ElementType::kUint8
+                                              : type == ort::ElementType::kFloat || type == ort::ElementType::kBfloat16;
+  if (!fits) node.refuse("values are " + name(type) + ", which is not of this op");
+}
+
+// The inputs that a weight takes: the form's tensors, and scales and activation_scale where values are quantised.
+template <class Form, Values kValues>
+inline constexpr size_t kTensors = Form::kInputs + (kValues == Values::kFloat ? 0 : 2);
+
+// The weight that a node holds; throws ort::Error where its tensors are unsound.
+template <class Form, Values kValues>
+SparseMatrix decode_node(const NodeReader& node) {
+  LinearTensors tensors;
+  tensors.node = node.name();
+  tensors.in_features = node.integer("in_features");
+  tensors.values = node.constant(1, "values");
+  check_values(node, kValues, tensors.values.type);
+  if constexpr (kValues == Values::kFloat) return Form::decode(node, tensors);
+  const ort::TensorView scales = node.constant(1 + Form::kInputs, "scales");
+  tensors.scales = &scales;
+  return Form::decode(node, tensors);
+}
+
+// The inputs of an op with `weights` weights of a form: X, each weight's tensors, and an optional bias for each.
+template <class Form>
+std::vector<ort::InputSpec> weight_inputs(int weights, bool scaled) {
+  std::vector<ort::InputSpec> inputs{{ort::ElementType::kFloat}};
+  for (int i = 0; i < weights; ++i) {
+    for (const ort::InputSpec& tensor : Form::inputs()) inputs.push_back(tensor);
+    if (scaled) inputs.insert(inputs.end(), 2, {ort::ElementType::kFloat});
+  }
+  inputs.insert(inputs.end(), static_cast<size_t>(weights), {ort::ElementType::kFloat, true});
+  return inputs;
+}
+
+}  // namespace hebbline

@@ -1,0 +1,5 @@
+#include "linear/gated.h"
+
+namespace hebbline::avx512 {
+#include "linear/gated_kernels.inc"
+}  // namespace hebbline::avx512

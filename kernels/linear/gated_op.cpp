@@ -1,0 +1,161 @@
+// Ops of several linear layers over the same X. For each form (Bitmask, Csr, Block) and value type, as in op.cpp:
+//
+// GatedLinear, the first half of a Llama's MLP: Y = silu(X Wgate^T + gate_bias) * (X Wup^T + up_bias). Inputs: X, the
+// tensors of gate, those of up, and the two biases, which may be left out.
+//
+// QkvLinear, the projections of queries, keys and values side by side: Y = [X Wq^T + q_bias, X Wk^T + k_bias,
+// X Wv^T + v_bias]. Inputs: X, the tensors of each, and three biases, which may be left out.
+//
+// All but X are constants. Attribute: in_features.
+
+#include <array>
+
+#include "linear/forms.h"
+#include "linear/gated.h"
+#include "ops.h"
+
+namespace hebbline {
+namespace {
+
+using ort::ElementType;
+using ort::KernelContext;
+using ort::KernelInfo;
+
+// Products that take less time than it takes to wake a thread.
+constexpr int64_t kSerialWork = 30'000;
+
+constexpr std::array<const char*, 2> kGatedParts{"gate", "up"};
+constexpr std::array<const char*, 3> kQkvParts{"q", "k", "v"};
+
+// The weights of a node, read and packed.
+template <class Form, Values kValues, size_t kParts>
+class StackedNode {
+ public:
+  StackedNode(const KernelInfo& info, const std::array<const char*, kParts>& names)
+      : node_(info.node_name()), stack_(read(info, names)) {
+    give_back_freed_memory();
+  }
+
+  const Stack& stack() const { return stack_; }
+  int64_t rows_of_first() const { return rows_[0]; }
+
+  [[noreturn]] void refuse(const std::string& what) const { throw ort::Error("node '" + node_ + "': " + what); }
+
+  void check_equal_rows() const {
+    if (rows_[0] * static_cast<int64_t>(kParts) != stack_.rows()) refuse("the weights have not as many rows each");
+  }
+
+  // Calls run(x, tokens, y, parallel) with Y of `features` columns.
+  template <class Run>
+  void compute(KernelContext& context, int64_t features, const Run& run) const {
+    const auto x = context.input(0);
+    std::vector<int64_t> shape = x->shape;
+    if (shape.empty() || shape.back() != columns_) {
+      refuse("the last dimension of X is not in_features, " + std::to_string(columns_));
+    }
+    shape.back() = features;
+    int64_t tokens = 1;
+    for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
+    const bool serial = stack_.links() * tokens < kSerialWork;
+    run(static_cast<const float*>(x->data), tokens, context.float_output(0, shape),
+        [&](size_t count, const std::function<void(size_t)>& task) {
+          if (count > 1 && !serial) return context.parallel_for(count, task);
+          for (size_t i = 0; i < count; ++i) task(i);
+        });
+  }
+
+ private:
+  Stack read(const KernelInfo& info, const std::array<const char*, kParts>& names) {
+    std::vector<StackPart> parts;
+    for (size_t i = 0; i < kParts; ++i) {
+      const NodeReader node(info, i * kTensors<Form, kValues>, names[i]);
+      parts.push_back({decode_node<Form, kValues>(node), std::nullopt});
+      StackPart& part = parts.back();
+      if (part.matrix.quantised()) part.activation_scale = node.activation_scale(kTensors<Form, kValues>);
+      rows_[i] = part.matrix.rows;
+      node.give_back();
+    }
+    columns_ = parts.front().matrix.columns;
+    return Stack(std::move(parts), select_isa(), Form::kBlocks, read_biases(info, names));
+  }
+
+  // The biases of all rows; empty where no part has one.
+  std::vector<float> read_biases(const KernelInfo& info, const std::array<const char*, kParts>& names) const {
+    constexpr size_t kFirst = 1 + kParts * kTensors<Form, kValues>;
+    std::vector<float> bias_N;
+    int64_t row = 0, rows = 0;
+    for (const int64_t part : rows_) rows += part;
+    for (size_t i = 0; i < kParts; row += rows_[i++]) {
+      const auto bias = info.constant_input(kFirst + i);
+      if (!bias) continue;
+      if (bias->shape != std::vector<int64_t>{rows_[i]}) {
+        refuse(std::string(names[i]) + "_bias has not the shape [out_features]");
+      }
+      bias_N.resize(static_cast<size_t>(rows));
+      std::ranges::copy(bias->template as<float>(), bias_N.begin() + row);
+    }
+    return bias_N;
+  }
+
+  std::string node_;
+  std::array<int64_t, kParts> rows_{};
+  int64_t columns_ = 0;
+  Stack stack_;
+};
+
+template <class Form, Values kValues>
+class GatedLinear {
+ public:
+  explicit GatedLinear(const KernelInfo& info) : node_(info, kGatedParts) { node_.check_equal_rows(); }
+
+  void compute(KernelContext& context) const {
+    node_.compute(context, node_.rows_of_first(),
+                  [this](const float* x_MK, int64_t tokens, float* y_MF, const Parallel& parallel) {
+                    multiply_gated(node_.stack(), kernels_, x_MK, tokens, y_MF, parallel);
+                  });
+  }
+
+ private:
+  StackedNode<Form, kValues, kGatedParts.size()> node_;
+  const GateKernels& kernels_ = gate_kernels(select_isa());
+};
+
+template <class Form, Values kValues>
+class QkvLinear {
+ public:
+  explicit QkvLinear(const KernelInfo& info) : node_(info, kQkvParts) {}
+
+  void compute(KernelContext& context) const {
+    node_.compute(context, node_.stack().rows(),
+                  [this](const float* x_MK, int64_t tokens, float* y_MN, const Parallel& parallel) {
+                    node_.stack().multiply(x_MK, tokens, y_MN, parallel);
+                  });
+  }
+
+ private:
+  StackedNode<Form, kValues, kQkvParts.size()> node_;
+};
+
+template <template <class, Values> class Kernel, class Form>
+void add_ops(const std::string& name, int weights, std::vector<const ort::CustomOp*>& ops) {
+  const auto plain = weight_inputs<Form>(weights, false), scaled = weight_inputs<Form>(weights, true);
+  static const ort::Op<Kernel<Form, Values::kFloat>> floats(name, plain);
+  static const ort::Op<Kernel<Form, Values::kInt8>> int8(name + "Int8", scaled);
+  static const ort::Op<Kernel<Form, Values::kInt4>> int4(name + "Int4", scaled);
+  ops.insert(ops.end(), {&floats, &int8, &int4});
+}
+
+}  // namespace
+
+std::vector<const ort::CustomOp*> gated_ops() {
+  std::vector<const ort::CustomOp*> ops;
+  add_ops<GatedLinear, BitmaskForm>("BitmaskGatedLinear", kGatedParts.size(), ops);
+  add_ops<GatedLinear, CsrForm>("CsrGatedLinear", kGatedParts.size(), ops);
+  add_ops<GatedLinear, BlockForm>("BlockGatedLinear", kGatedParts.size(), ops);
+  add_ops<QkvLinear, BitmaskForm>("BitmaskQkvLinear", kQkvParts.size(), ops);
+  add_ops<QkvLinear, CsrForm>("CsrQkvLinear", kQkvParts.size(), ops);
+  add_ops<QkvLinear, BlockForm>("BlockQkvLinear", kQkvParts.size(), ops);
+  return ops;
+}
+
+}  // namespace hebbline

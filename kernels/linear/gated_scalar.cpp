@@ -1,0 +1,5 @@
+#include "linear/gated.h"
+
+namespace hebbline::scalar {
+#include "linear/gated_kernels.inc"
+}  // namespace hebbline::scalar
