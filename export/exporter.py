@@ -186,13 +186,18 @@ def _quality(
     lm_head: str,
     progress: Callable[[str], None],
 ) -> QualityFigures:
-    facts = packed.facts()
-    eos_token_id = facts.eos_token_ids[0] if facts.eos_token_ids else None
-    windows_WS = text_windows(source.path, eos_token_id, facts.context_length)
+    facts, windows_WS = packed.facts(), held_out_windows(source)
     runners: dict[str, Runner] = {
         graph.file: graph.open(staging, facts) for graph in graphs if graph.file != _CHECKED_FILE
     }
     return measure_quality(source.model, runners, windows_WS, values, lm_head, progress)
+
+
+def held_out_windows(source: SourceModel) -> list[list[int]]:
+    """The text that perplexities of a model are measured on (see `text_windows`), in its own tokens."""
+    facts = source.facts()
+    eos_token_id = facts.eos_token_ids[0] if facts.eos_token_ids else None
+    return text_windows(source.path, eos_token_id, facts.context_length)
 
 
 def _check(

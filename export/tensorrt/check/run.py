@@ -53,7 +53,7 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
     layers = _collect(runtimes, mismatches, lambda runtime: list(time_tensorrt(runtime, gpu.compute_capability)))
     progress("timing the plugins")
     # TensorRT-RTX takes no plugins.
-    takers = [runtime for runtime in runtimes if not runtime.builds_without_gpu]
+    takers = [runtime for runtime in runtimes if runtime.takes_plugins]
     kernels += _collect(takers, mismatches, lambda runtime: list(time_plugins(runtime, gpu.compute_capability)))
     check = GpuCheck(
         gpu.name, gpu.compute_capability, _versions(runtimes), parity, engines, kernels, layers, mismatches
@@ -114,7 +114,7 @@ def _check_engine(runtime: EngineRuntime, model: Path | None, progress: Progress
         if not isinstance(runner, TensorRtRunner):
             raise CheckError(f"{facts.file} was built here and is not run here")
         source = load_source(source_path)
-        engine, torch = check_precision(source, runner, PRECISIONS[facts.precision], "the engine")
+        engine, torch = check_precision(source.model, runner, PRECISIONS[facts.precision], "the engine")
     return EngineCheck(runtime.name, facts.version, facts.precision, engine, torch)
 
 
