@@ -26,6 +26,8 @@ FORMS = ("bitmask", "csr", "block", "nm24")
 BLOCK = 32
 """Blocks of this size are looked for; see `packing.pack_block`."""
 LATENCY_TOKENS = 1
+LEAST_GAIN = 1.2
+"""A form must be predicted to be this many times as fast as dense: the prediction leaves out launches and latency."""
 _CHUNK_TOKENS = 256
 """The tokens of a chunk of a prompt (`StepLimits`): what a choice for one token means for prompts is in its reason."""
 _STAND_INS = {"8.0": "A100", "9.0": "H100", "10.0": "H100"}
@@ -53,17 +55,19 @@ def model_of(gpu: Gpu) -> tuple[GpuModel, str]:
 
 
 def choose_form(mask_NK: NDArray[np.bool_], gpu: Gpu) -> FormChoice:
-    """The form that is predicted to be the fastest at one token; dense where none is faster than that."""
+    """The form that is predicted to be the fastest at one token; dense where none gains enough (`LEAST_GAIN`)."""
     model, remark = model_of(gpu)
     layer = measured_layer(mask_NK)
     forms = FORMS if holds(*mask_NK.shape) else ()
     seconds = {form: predict(form, layer, LATENCY_TOKENS, model).seconds for form in (DENSE, *forms)}
-    best = min(seconds, key=lambda form: seconds[form])
+    fastest = min(seconds, key=lambda form: seconds[form])
+    best = fastest if seconds[DENSE] >= LEAST_GAIN * seconds[fastest] else DENSE
     figures = ", ".join(f"{form} {seconds[DENSE] / seconds[form]:.2f}" for form in forms)
     chunk = predict(DENSE, layer, _CHUNK_TOKENS, model).seconds / predict(best, layer, _CHUNK_TOKENS, model).seconds
+    why = "is the fastest" if best != DENSE else f"stays: no form is {LEAST_GAIN:g} times as fast"
     reason = (
-        f"{best} is the fastest at {LATENCY_TOKENS} token, {remark} (times as fast as dense: {figures}); at "
-        f"{_CHUNK_TOKENS} tokens {chunk:.2f} times as fast; {_fit(layer)}"
+        f"{best} {why} at {LATENCY_TOKENS} token, {remark} (times as fast as dense: {figures}); at {_CHUNK_TOKENS} "
+        f"tokens {chunk:.2f} times as fast; {_fit(layer)}"
     )
     dense_bytes = int(weight_bytes(DENSE, layer))
     # The bytes of a form follow from the mask alone: the mask itself is packed.

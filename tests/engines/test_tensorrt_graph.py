@@ -1,5 +1,8 @@
 """The graph for NVIDIA's parser: typed throughout, stock operators only, and equal to torch."""
 
+import copy
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -79,6 +82,18 @@ def test_the_gate_sees_one_wrong_weight_of_the_file_that_is_built(source, tmp_pa
     runner = open_graph(source, tmp_path / "graph.onnx", PRECISIONS[precision])
     with pytest.raises(CheckError, match=f"the graph in {precision}"):
         check_precision(source.model, runner, PRECISIONS[precision], "the graph")
+
+
+def test_the_gate_compares_with_the_model_before_passes(source, tmp_path):
+    """A pass that changed the function would be seen, though the graph is that of the model it made."""
+    changed = copy.deepcopy(source.model)
+    changed.get_parameter("model.layers.1.mlp.down_proj.weight").data[5, 7] += 1
+    passed = replace(source, model=changed)
+    save_typed_model(build_static_llama(passed, PRECISIONS["float16"]), tmp_path / "graph.onnx")
+    arguments = (passed, tmp_path / "graph.onnx", PRECISIONS["float16"], lambda stage: None)
+    with pytest.raises(CheckError, match="parity: logits of check"):
+        check_graph(source.model, *arguments)
+    assert check_graph(changed, *arguments).float32.greedy_tokens == 64
 
 
 def test_a_widened_graph_holds_the_rounded_values_in_float32(source):
