@@ -1,11 +1,16 @@
 """Everything of the GPU check that needs no GPU."""
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import pytest
+from engines.stand_in import HostDevice
 
 from hebbline.artifacts import CheckError, InputError
 from hebbline.commands import gpu_check
 from hebbline.export.tensorrt import EngineOptions, export_engines
+from hebbline.export.tensorrt.build import RUNTIMES, EngineBuild
 from hebbline.export.tensorrt.sparsity import illegal_groups, layer_sparsity, parse_sparsity_log
 from hebbline.serve.engine.engines import Gpu, is_installed
 from hebbline.serve.engine.gpu import find_gpu
@@ -156,3 +161,30 @@ def test_the_small_model_is_two_four_and_becomes_an_engine(tmp_path):
     assert len(projections) == 14 and all(layer.two_four for layer in projections)
     assert {layer.name for layer in projections} <= set(report.carried)
     assert all("does not report sparse tactics" in layer.reason for layer in projections)
+
+
+def inline(request):
+    """In place of TensorRT's builder: the stand-in's engine is the ONNX file, weights and all."""
+    assert request.plugins and request.compute_capabilities == ("8.0",)
+    request.engine.write_bytes(onnx.load(request.onnx).SerializeToString())
+    return EngineBuild("11.4.0", 1, 0.1, "")
+
+
+def test_the_engine_of_plugins_is_compared_with_torch(monkeypatch, tiny_model_directory):
+    """The road of the check, with the nodes' functions in place of the plugins; a wrong engine is a mismatch."""
+    monkeypatch.setattr(run, "build_engine", inline)
+    runtime = replace(RUNTIMES["tensorrt"], module="engines.stand_in")
+    gpu, quiet = Gpu("NVIDIA A100", "8.0"), lambda stage: None
+    found = run.check_plugins(runtime, gpu, HostDevice(), tiny_model_directory, quiet)
+    assert 0 < found.engine <= 4 * found.torch and found.runtime == "tensorrt, all projections plugins,"
+
+    def wrong(request):
+        model = onnx.load(request.onnx)
+        tensor = next(t for t in model.graph.initializer if t.name.endswith("down_proj.values"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(3 * onnx.numpy_helper.to_array(tensor), tensor.name))
+        onnx.save_model(model, request.onnx)
+        return inline(request)
+
+    monkeypatch.setattr(run, "build_engine", wrong)
+    with pytest.raises(CheckError, match="the engine of plugins in float16 is"):
+        run.check_plugins(runtime, gpu, HostDevice(), tiny_model_directory, quiet)
