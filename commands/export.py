@@ -10,6 +10,7 @@ from ..serve.engine.onnxruntime import KV_FORMATS, KvFormat
 if TYPE_CHECKING:
     from ..export import ExportReport
     from ..export.passes.permute import Objective
+    from ..export.tensorrt import EngineReport
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +26,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--precision", choices=["float16", "bfloat16"], default="float16", help="of an engine's weights and cache"
+    )
+    parser.add_argument(
+        "--plugins",
+        action="store_true",
+        help="of target tensorrt: layers whose sparse kernel is predicted to be faster than dense become plugins",
     )
     parser.add_argument(
         "--timing-cache", type=Path, default=None, help="what building an engine on this GPU keeps for the next time"
@@ -57,6 +63,8 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
+    if options.plugins and options.target != "tensorrt":
+        raise InputError(f"--plugins is for --target tensorrt; {options.target} has none")
     if options.target == "onnx":
         report = export_to_directory(
             options.model,
@@ -81,7 +89,9 @@ def _export_with_engine(options: Any) -> "ExportReport":
 
     if options.kv_cache != "float32":
         raise InputError(f"--kv-cache {options.kv_cache} is for --target onnx: an engine has caches of its precision")
-    engine = EngineOptions(options.target, options.precision, timing_cache=options.timing_cache)
+    engine = EngineOptions(
+        options.target, options.precision, timing_cache=options.timing_cache, plugins=options.plugins
+    )
     with console.status("exporting") as status:
         report, built = export_engines(
             options.model,
@@ -92,18 +102,11 @@ def _export_with_engine(options: Any) -> "ExportReport":
             lm_head=options.lm_head,
             passes=PassOptions(compact=options.compact, permute=options.permute),
         )
-    facts, two_four = built.engine, sum(layer.two_four for layer in built.layers)
+    _say(report)
+    _say_engine(built)
     console.print(
-        f"{facts.file}: {built.engine_bytes / 1e6:.2f} MB for compute capability "
-        f"{', '.join(facts.compute_capabilities)}, by {facts.runtime} {facts.version} in {built.build_seconds:.1f} s; "
-        f"{two_four} of {len(built.layers)} projections are 2:4 by structure"
-    )
-    console.print(
-        f"parity of its graph with torch: logits within {built.parity.in_precision:.1e} in {facts.precision} (torch in "
-        f"{facts.precision}: {built.parity.torch_in_precision:.1e}); the engine itself was built and not run"
-    )
-    console.print(
-        f"the artifact is in [bold]{options.out}[/bold]; {options.out / 'engines.html'} shows every layer of the engine"
+        f"the artifact is in [bold]{options.out}[/bold]; {options.out / 'report.html'} and "
+        f"{options.out / 'engines.html'} show every layer of the ONNX and of the engine"
     )
     return report
 
@@ -132,6 +135,13 @@ def export_to_directory(
             kv_cache=kv_cache,
             passes=PassOptions(compact=compact, permute=permute),
         )
+    _say(report)
+    console.print(f"the artifact is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")
+    return report
+
+
+def _say(report: "ExportReport") -> None:
+    """Passes, sizes, parity and quality of the ONNX."""
     for one in report.passes:
         console.print(one.summary)
     parity = report.parity
@@ -147,5 +157,25 @@ def export_to_directory(
             f"perplexity of held-out English text: {report.quality.perplexity_float32:.4f} in float32, "
             f"{max(report.quality.perplexity.values()):.4f} as exported ({report.quality.cost - 1:+.2%})"
         )
-    console.print(f"the artifact is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")
-    return report
+
+
+def _say_engine(built: "EngineReport") -> None:
+    """Size, forms, parity and quality of the engine."""
+    facts, parity = built.engine, built.parity
+    console.print(
+        f"{facts.file}: {built.engine_bytes / 1e6:.2f} MB for compute capability "
+        f"{', '.join(facts.compute_capabilities)}, by {facts.runtime} {facts.version} in {built.build_seconds:.1f} s; "
+        f"{sum(layer.two_four for layer in built.layers)} of {len(built.stored)} projections are dense and 2:4 by "
+        f"structure, {len(built.stored) - len(built.layers)} are plugins"
+    )
+    largest = max(parity.float32.full_forward, parity.float32.chunked, parity.float32.ragged_batch)
+    console.print(
+        f"parity of its graph with torch: logits within {largest:.1e} (allowed {parity.float32.logit_tolerance:.1e}), "
+        f"{parity.float32.greedy_tokens} of {parity.float32.greedy_tokens} greedy tokens identical in float32; within "
+        f"{parity.in_precision:.1e} in {facts.precision} (torch in {facts.precision}: {parity.torch_in_precision:.1e})"
+    )
+    console.print(
+        f"perplexity of held-out English text: {built.quality.perplexity_float32:.4f} in float32, "
+        f"{max(built.quality.perplexity.values()):.4f} by its graph in {facts.precision} "
+        f"({built.quality.cost - 1:+.2%}); the engine itself was built and not run"
+    )

@@ -195,10 +195,14 @@ def _check_exact_form(
 def _quality(
     source: SourceModel, runners: dict[str, Runner], rounding: Rounding, progress: Callable[[str], None]
 ) -> QualityFigures:
+    return measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
+
+
+def held_out_windows(source: SourceModel) -> list[list[int]]:
+    """The text that perplexities of a model are measured on (see `text_windows`), in its own tokens."""
     facts = source.facts()
     eos_token_id = facts.eos_token_ids[0] if facts.eos_token_ids else None
-    windows_WS = text_windows(source.path, eos_token_id, facts.context_length)
-    return measure_quality(source.model, runners, windows_WS, rounding, progress)
+    return text_windows(source.path, eos_token_id, facts.context_length)
 
 
 def _check(

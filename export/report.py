@@ -51,6 +51,8 @@ class ExportReport:
     dense_bytes: int
     passes: tuple[PassReport, ...] = ()
     quality: QualityFigures | None = None
+    engine_layers: tuple[LayerReport, ...] = ()
+    """How an engine that comes with the ONNX holds each projection."""
 
     @property
     def density(self) -> float:
@@ -95,6 +97,7 @@ def _html(report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> str:
     )
     passes = "".join(_pass_section(one) for one in report.passes)
     quality = "" if report.quality is None else _quality_section(report.quality)
+    engine = _engine_section(report.engine_layers) if report.engine_layers else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{STYLE}</style></head><body>
 <h1>Export report</h1>
@@ -105,7 +108,7 @@ files take {report.file_bytes / 1e6:.2f} MB; the same model dense would take {re
 <p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
 <table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th
 class="number">density</th> <th>layout</th><th class="number">kB</th><th class="number">dense kB</th></tr>
-{rows}</table>{passes}</body></html>
+{rows}</table>{engine}{passes}</body></html>
 """
 
 
@@ -119,6 +122,18 @@ model.hebbline.onnx, lm_head is {escape(quality.lm_head)}, keys and values {esca
 {quality.tokens:,} tokens of held-out English text the perplexity is {quality.cost:.4f} times that of float32. The
 parity below is that of the same graphs with exact values.</p>
 <table><tr><th>graph</th><th class="number">perplexity</th></tr>{rows}</table>"""
+
+
+def _engine_section(layers: tuple[LayerReport, ...]) -> str:
+    """How the engine holds each layer, in 16 bit, and why."""
+    rows = "\n".join(
+        f'<tr><td>{escape(layer.name)}</td><td>{layer.layout}<div class="reason">{escape(layer.reason)}</div></td>'
+        f'<td class="number">{layer.bytes / 1e3:,.1f}</td><td class="number">{layer.dense_bytes / 1e3:,.1f}</td></tr>'
+        for layer in layers
+    )
+    return f"""<h2>Layers of the engine</h2><p>engines.html says what became of them.</p><table><tr><th>layer</th>
+<th>form</th><th class="number">kB</th><th class="number">dense kB</th></tr>
+{rows}</table>"""
 
 
 def _pass_section(one: PassReport) -> str:

@@ -23,10 +23,12 @@ _NO_LINK = (3, 0)
 
 
 class Nm24Layout:
-    """Two links of four columns: a mask that has more in any group is refused, see `passes.residual` for those.
+    """Two links of four columns: a mask that has more in any group is refused; `kernels/gpu/packing` puts what does not
+    fit into a residual.
 
     Columns need not come in fours: the last group of a row may be short. Never smaller than a bitmask of the same
-    values; it is for targets that multiply this form and none less regular.
+    values, with which the op library computes as well: so an ONNX export never chooses it. It is for targets that
+    multiply this form and none less regular.
     """
 
     def __init__(self, values: ValueType = VALUE_TYPES["float32"]) -> None:

@@ -34,6 +34,7 @@ class EngineRuntime:
     title: str
     module: str
     builds_without_gpu: bool
+    takes_plugins: bool
     compute_capabilities: tuple[str, ...]
     """Generations to build for; empty: the one of the GPU that is found."""
     installation: str
@@ -47,6 +48,7 @@ RUNTIMES = {
             title="TensorRT-RTX",
             module="tensorrt_rtx",
             builds_without_gpu=True,
+            takes_plugins=False,
             compute_capabilities=("7.5", "8.0", "8.6", "8.9", "12.0"),
             installation="pip install 'hebbline[gpu-build]'",
         ),
@@ -55,6 +57,7 @@ RUNTIMES = {
             title="TensorRT",
             module="tensorrt",
             builds_without_gpu=False,
+            takes_plugins=True,
             compute_capabilities=(),
             installation="pip install tensorrt on a machine with an NVIDIA GPU, or use NVIDIA's TensorRT container; "
             "--target tensorrt-rtx builds without a GPU",
@@ -93,10 +96,15 @@ class EngineBuild:
     log: str = field(repr=False)
 
 
-def check_runtime(runtime: EngineRuntime) -> None:
-    """Raise InputError, with the way to get it, where the runtime's package is not installed."""
+def check_runtime(runtime: EngineRuntime, *, plugins: bool = False) -> None:
+    """Raise InputError, with what to do, where the runtime's package is not installed, or plugins are asked for that it
+    does not take or nothing here compiles."""
+    if plugins and not runtime.takes_plugins:
+        raise InputError(f"{runtime.title} takes no plugins: export with --target tensorrt, or without --plugins")
     if not is_installed(runtime.module):
         raise InputError(f"{runtime.title} is not installed: {runtime.installation}")
+    if plugins and not is_installed("triton"):
+        raise InputError("the Triton language, which compiles the plugins, is not installed: pip install triton")
 
 
 def build_engine(request: EngineRequest) -> EngineBuild:

@@ -5,7 +5,7 @@ The artifact is of kind "onnx" and complete without its engines: where none fits
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -13,17 +13,21 @@ from typing import Literal
 from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
 from ...artifacts.publish import check_target
-from ...serve.engine.engines import EngineFacts, write_engines
+from ...serve.engine.engines import EngineFacts, Gpu, write_engines
 from ...serve.engine.gpu import find_gpu
+from ...serve.engine.runner import Runner
 from ...serve.engine.static_cache import StepLimits
-from ..exporter import NO_PASSES, export_packed
+from ..exporter import NO_PASSES, export_packed, held_out_windows
 from ..graph.source import SourceModel, load_source
 from ..passes import PassOptions, run_passes
-from ..report import ExportReport
+from ..quality import QualityFigures, Rounding, measure_quality
+from ..report import ExportReport, write_reports
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
+from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
+from .decoding import check_packed
 from .llama import build_static_llama, step_profiles
-from .parity import EngineParity, check_graph
+from .parity import EngineParity, check_graph, open_graph
 from .report import REPORT_FILE, EngineReport, write_engine_report
 from .sparsity import layer_sparsity, parse_sparsity_log
 from .typed_graph import PRECISIONS, Precision, save_typed_model
@@ -34,12 +38,13 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class EngineOptions:
     """How to build: the runtime by name, the precision of weights and cache, the largest steps, a timing cache to read
-    and write, and the seconds that a build may take."""
+    and write, whether layers may become plugins (see `choosing`), and the seconds that a build may take."""
 
     runtime: str = "tensorrt-rtx"
     precision: str = "float16"
     limits: StepLimits = field(default_factory=StepLimits)
     timing_cache: Path | None = None
+    plugins: bool = False
     seconds: float = 3600.0
 
 
@@ -64,7 +69,8 @@ def export_engines(
             parser refuses the graph; CheckError: parity or the build failed. Nothing is published then.
     """
     runtime = RUNTIMES[options.runtime]
-    check_runtime(runtime)
+    check_runtime(runtime, plugins=options.plugins)
+    gpu = None if runtime.builds_without_gpu else find_gpu()
     check_target(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.engines.", dir=out.absolute().parent) as directory:
@@ -77,66 +83,116 @@ def export_engines(
             original, source, portable, progress, values=values, lm_head=lm_head, pass_reports=pass_reports
         )
         with publish(out) as publication:
-            engine, report = _build(source, runtime, options, work, publication.directory, progress)
-            manifest = _move_portable(portable, publication.directory)
-            write_engine_report(publication.directory / REPORT_FILE, report)
-            write_engines(publication.directory, [engine], asdict(report))
+            staging = publication.directory
+            engine, report = _Export(original, source, runtime, gpu, options, progress).build(work, staging)
+            manifest = _move_portable(portable, staging)
+            onnx_report = replace(onnx_report, engine_layers=report.stored)
+            write_reports(staging, onnx_report, source.masks)
+            write_engine_report(staging / REPORT_FILE, report)
+            write_engines(staging, [engine], asdict(report))
             publication.finish(manifest)
     return onnx_report, report
 
 
-def _build(
-    source: SourceModel, runtime: EngineRuntime, options: EngineOptions, work: Path, staging: Path, progress: Progress
-) -> tuple[EngineFacts, EngineReport]:
-    precision = PRECISIONS[options.precision]
-    graph = work / "graph.onnx"
-    progress(f"building the graph in {precision.name}")
-    save_typed_model(build_static_llama(source, precision), graph)
-    parity = check_graph(source, graph, precision, lambda check: progress(f"checking the engine's graph: {check}"))
-    capabilities = _capabilities(runtime, precision)
-    file = f"{runtime.name}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}-{precision.name}.engine"
-    progress(f"{runtime.title} builds for compute capability {', '.join(capabilities)}")
-    request = EngineRequest(
-        runtime,
-        graph,
-        staging / file,
-        step_profiles(source.facts(), options.limits),
-        capabilities,
-        timing_cache=options.timing_cache,
-        seconds=options.seconds,
-    )
-    build = build_engine(request)
-    facts = EngineFacts(file, runtime.name, build.version, capabilities, precision.name, options.limits)
-    return facts, _report(source, runtime, facts, build, parity, staging / file)
+@dataclass(frozen=True)
+class _Export:
+    """One engine to build of `source`, which passes have made of `original`; `gpu` is None where none is needed."""
+
+    original: SourceModel
+    source: SourceModel
+    runtime: EngineRuntime
+    gpu: Gpu | None
+    options: EngineOptions
+    progress: Progress
+
+    def build(self, work: Path, staging: Path) -> tuple[EngineFacts, EngineReport]:
+        """Choose forms, write the graph to `work`, hold it against torch, and build the engine into `staging`."""
+        precision = PRECISIONS[self.options.precision]
+        choices = self._choices()
+        forms = {name: choice.form for name, choice in choices.items() if choice.form != DENSE}
+        graph = work / "graph.onnx"
+        self.progress(f"building the graph in {precision.name}")
+        save_typed_model(build_static_llama(self.source, precision, forms), graph)
+        weights = {name: self.source.weight(name) for name in forms}
+        check_packed(graph, weights, self.source.masks, forms, precision)
+        parity = check_graph(self.original.model, self.source, graph, precision, self._tell, forms=forms)
+        quality = self._quality(graph, precision)
+        facts, build = self._build(graph, staging, precision, plugins=bool(forms))
+        return facts, self._report(facts, build, parity, quality, choices, staging / facts.file)
+
+    def _tell(self, check: str) -> None:
+        self.progress(f"checking the engine's graph: {check}")
+
+    def _choices(self) -> dict[str, FormChoice]:
+        """The form of each projection (a tied lm_head is the embedding, and none)."""
+        masks = self.source.masks
+        if not self.options.plugins or self.gpu is None:
+            why = f"{self.runtime.title} has no other product without plugins"
+            if not self.runtime.takes_plugins:
+                why = f"{self.runtime.title} has no other product, and takes no plugins"
+            return {name: stay_dense(mask_NK, why) for name, mask_NK in masks.items()}
+        return {name: choose_form(mask_NK, self.gpu) for name, mask_NK in masks.items()}
+
+    def _quality(self, graph: Path, precision: Precision) -> QualityFigures:
+        """Perplexity of the file that is built, as ONNX Runtime computes it."""
+        windows_WS = held_out_windows(self.original)
+        runners: dict[str, Runner] = {
+            f"the engine's graph in {precision.name}": open_graph(self.source, graph, precision)
+        }
+        rounding = Rounding(precision.name, precision.name, precision.name)
+        return measure_quality(self.original.model, runners, windows_WS, rounding, self._tell)
+
+    def _build(
+        self, graph: Path, staging: Path, precision: Precision, *, plugins: bool
+    ) -> tuple[EngineFacts, EngineBuild]:
+        runtime, options = self.runtime, self.options
+        capabilities = _capabilities(runtime, precision, self.gpu)
+        file = f"{runtime.name}-{'-'.join('sm' + c.replace('.', '') for c in capabilities)}-{precision.name}.engine"
+        self.progress(f"{runtime.title} builds for compute capability {', '.join(capabilities)}")
+        request = EngineRequest(
+            runtime,
+            graph,
+            staging / file,
+            step_profiles(self.source.facts(), options.limits),
+            capabilities,
+            timing_cache=options.timing_cache,
+            plugins=plugins,
+            seconds=options.seconds,
+        )
+        build = build_engine(request)
+        return EngineFacts(file, runtime.name, build.version, capabilities, precision.name, options.limits), build
+
+    def _report(
+        self,
+        facts: EngineFacts,
+        build: EngineBuild,
+        parity: EngineParity,
+        quality: QualityFigures,
+        choices: Mapping[str, FormChoice],
+        engine: Path,
+    ) -> EngineReport:
+        # TensorRT-RTX takes the sparsity flag and says nothing of it.
+        log = None if self.runtime.builds_without_gpu else parse_sparsity_log(build.log)
+        precision, masks = PRECISIONS[facts.precision], self.source.masks
+        dense = [name for name in masks if choices[name].form == DENSE]
+        weights = {n: self.source.weight(n).astype(precision.numpy) for n in (*dense, "model.embed_tokens")}
+        return EngineReport(
+            engine=facts,
+            engine_bytes=engine.stat().st_size,
+            build_seconds=build.seconds,
+            parity=parity,
+            quality=quality,
+            carried=tuple(carried_layers(engine.read_bytes(), weights)),
+            layers=tuple(layer_sparsity(name, masks[name], name, log) for name in sorted(dense)),
+            stored=layer_reports(masks, choices),
+        )
 
 
-def _capabilities(runtime: EngineRuntime, precision: Precision) -> tuple[str, ...]:
+def _capabilities(runtime: EngineRuntime, precision: Precision, gpu: Gpu | None) -> tuple[str, ...]:
     """The GPU generations to build for: all that have the precision, or the one of this machine's GPU."""
-    if not runtime.builds_without_gpu:
-        return (find_gpu().compute_capability,)
+    if gpu is not None:
+        return (gpu.compute_capability,)
     return tuple(c for c in runtime.compute_capabilities if float(c) >= precision.least_capability)
-
-
-def _report(
-    source: SourceModel,
-    runtime: EngineRuntime,
-    facts: EngineFacts,
-    build: EngineBuild,
-    parity: EngineParity,
-    engine: Path,
-) -> EngineReport:
-    # TensorRT-RTX takes the sparsity flag and says nothing of it.
-    log = None if runtime.builds_without_gpu else parse_sparsity_log(build.log)
-    numpy_type = PRECISIONS[facts.precision].numpy
-    weights = {name: source.weight(name).astype(numpy_type) for name in (*source.masks, "model.embed_tokens")}
-    return EngineReport(
-        engine=facts,
-        engine_bytes=engine.stat().st_size,
-        build_seconds=build.seconds,
-        parity=parity,
-        carried=tuple(carried_layers(engine.read_bytes(), weights)),
-        layers=tuple(layer_sparsity(name, mask_NK, name, log) for name, mask_NK in sorted(source.masks.items())),
-    )
 
 
 def _move_portable(portable: Path, staging: Path) -> Manifest:

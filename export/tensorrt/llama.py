@@ -13,6 +13,8 @@ dynamic; C is the model's context. Norms, products and softmax sum in float32; w
 the graph's precision.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,24 @@ from ...artifacts import LanguageModelFacts
 from ...serve.engine.static_cache import StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from .build import Shapes
+from .packed import PackedGraph
 from .typed_graph import PRECISIONS, Precision, TypedGraph
 
 INT64 = TensorProto.INT64
+NO_FORMS: Mapping[str, str] = MappingProxyType({})
+"""All layers dense."""
 
 
-def build_static_llama(source: SourceModel, precision: Precision = PRECISIONS["float16"]) -> onnx.ModelProto:
-    """The graph of a model, its weights rounded to `precision`; weights off the masks are explicit zeros."""
-    graph = TypedGraph(precision)
+def build_static_llama(
+    source: SourceModel, precision: Precision = PRECISIONS["float16"], forms: Mapping[str, str] = NO_FORMS
+) -> onnx.ModelProto:
+    """The graph of a model, its weights rounded to `precision`.
+
+    Args:
+        source: the model. precision: of everything but logits. forms: by name, the linear layers that are packed nodes
+        (see `packed`), and in which form; the others are dense, weights off their masks explicit zeros.
+    """
+    graph = PackedGraph(precision, source.masks, forms)
     _declare_step(graph, source)
     embedding = graph.weight("model.embed_tokens.weight", source.weight("model.embed_tokens"))
     hidden = graph.node("Gather", [embedding, "input_ids"], "embedded")

@@ -7,17 +7,17 @@ tensors with standard operators that NVIDIA's parser takes, and multiplies; it i
 registered plugin goes before a function of its name, so one file serves both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ...kernels.gpu.packing import GROUP, SLOTS, GpuWeight
+from ...kernels.gpu.packing import GROUP, PACKERS, SLOTS, GpuWeight
 from ...kernels.gpu.plugins import NAMESPACE, plugin_name, plugin_tensors
-from .typed_graph import OPSET, TypedGraph
+from .typed_graph import OPSET, Precision, TypedGraph
 
 DOMAIN = "ai.hebbline.gpu"
 _ATTRIBUTES = ("in_features", "out_features", "block_size", "plugin_namespace", "plugin_version")
@@ -25,6 +25,41 @@ _SEARCH_STEPS = 20
 """Doublings of the binary search for a link's row: up to 2^20 rows."""
 _COLUMNS = 1 << 16
 """What 16 bit wide columns can number."""
+
+
+class PackedGraph(TypedGraph):
+    """A graph some of whose linear layers are packed nodes.
+
+    Args:
+        precision: of every number. masks: bool [N, K] of each sparse layer. forms: by name, the layers to pack, and the
+        form of `kernels/gpu/packing` of each.
+    """
+
+    def __init__(self, precision: Precision, masks: Mapping[str, NDArray[np.bool_]], forms: Mapping[str, str]) -> None:
+        super().__init__(precision)
+        self._masks, self._forms = masks, forms
+
+    def linear(self, x: str, name: str, weight_NK: NDArray, bias_N: NDArray | None, output: str) -> str:
+        """See `TypedGraph.linear`; raises ValueError where a form cannot hold the layer (see `add_packed_linear`)."""
+        if name not in self._forms:
+            return super().linear(x, name, weight_NK, bias_N, output)
+        links_NK = linked_weight(weight_NK, self._masks[name], self.precision)
+        packed = PACKERS[self._forms[name]](links_NK, self._masks[name])
+        product = output if bias_N is None else f"{output}.product"
+        add_packed_linear(self, x, name, packed, product)
+        if bias_N is None:
+            return product
+        return self.node("Add", [product, self.weight(f"{name}.bias", bias_N)], output)
+
+
+def linked_weight(weight_NK: NDArray, mask_NK: NDArray[np.bool_], precision: Precision) -> NDArray:
+    """The weight in a precision, +0 where there is no link (a weight there may be -0)."""
+    return np.where(mask_NK, weight_NK, np.float32(0)).astype(precision.numpy)
+
+
+def holds(out_features: int, in_features: int) -> bool:
+    """Whether packed nodes take layers of this size."""
+    return out_features < 1 << _SEARCH_STEPS and in_features <= _COLUMNS
 
 
 def add_packed_linear(graph: TypedGraph, x: str, name: str, weight: GpuWeight, output: str) -> str:
@@ -37,7 +72,7 @@ def add_packed_linear(graph: TypedGraph, x: str, name: str, weight: GpuWeight, o
     tensors = plugin_tensors(weight)
     if tensors["values"].dtype != graph.precision.numpy:
         raise ValueError(f"layer '{name}': values are {tensors['values'].dtype} in a graph of {graph.precision.name}")
-    if weight.out_features >= 1 << _SEARCH_STEPS or weight.in_features > _COLUMNS:
+    if not holds(weight.out_features, weight.in_features):
         raise ValueError(
             f"layer '{name}' is {weight.out_features} by {weight.in_features}; the plugins take fewer than "
             f"{1 << _SEARCH_STEPS} rows and up to {_COLUMNS} columns"
@@ -55,6 +90,7 @@ def add_packed_linear(graph: TypedGraph, x: str, name: str, weight: GpuWeight, o
         [x, *names],
         output,
         DOMAIN,
+        node_name=name,
         in_features=weight.in_features,
         out_features=weight.out_features,
         block_size=block_size,

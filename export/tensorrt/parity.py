@@ -5,11 +5,12 @@ head size.
 
 Two checks stand for the engine. The graph in float32 goes through the parity gate of the ONNX export: prompts whole and
 in pieces, slots together and alone, greedy tokens. Then the very file that is built, in its own precision, computes a
-sequence, and may differ from torch in float32 by a few times what torch itself differs in that precision.
+sequence, and may differ from torch in float32 by a few times what torch itself differs in that precision. "Torch" is
+the model as it was given, before any pass has changed it.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
+from transformers import LlamaForCausalLM
 
 from ...artifacts import CheckError, LanguageModelFacts
 from ...serve.engine.runner import Runner
 from ...serve.engine.static_cache import StaticCacheRunner, Step, StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from ..verify import ParityFigures, check_parity, torch_greedy
-from .llama import build_static_llama
+from .llama import NO_FORMS, build_static_llama
 from .typed_graph import PRECISIONS, Precision, save_typed_model
 
 PRECISION_FACTOR = 4.0
@@ -81,44 +83,52 @@ class OnnxStepExecutor:
 
 
 def check_graph(
-    source: SourceModel, model: Path, precision: Precision, progress: Callable[[str], None]
+    original: LlamaForCausalLM,
+    source: SourceModel,
+    graph: Path,
+    precision: Precision,
+    progress: Callable[[str], None],
+    *,
+    forms: Mapping[str, str] = NO_FORMS,
 ) -> EngineParity:
-    """Compare the graph of a model, and the file `model` in `precision`, to torch.
+    """Compare the graph of a model, and the file that is to be built, to torch.
+
+    Args:
+        original: the model before any pass, which everything is held against. source: the model that the graph is of.
+        graph: the file, in `precision`. progress: told each check. forms: of the graph, as `build_static_llama` takes
+        them.
 
     Raises:
         CheckError: logits differ by more than the tolerance, or a greedy token differs.
     """
-    single = model.parent / "float32.onnx"
-    save_typed_model(build_static_llama(source, PRECISIONS["float32"]), single)
-    figures = check_parity(source.model, _runner(single, source), progress)
+    single = graph.parent / "float32.onnx"
+    save_typed_model(build_static_llama(source, PRECISIONS["float32"], forms), single)
+    figures = check_parity(original, _runner(single, source), progress)
     progress(f"the graph in {precision.name}")
-    return EngineParity(figures, *check_file(source, model, precision))
+    runner = open_graph(source, graph, precision)
+    return EngineParity(figures, *check_precision(original, runner, precision, "the graph"))
 
 
-def check_file(source: SourceModel, model: Path, precision: Precision) -> tuple[float, float]:
-    """Compare the very file that is to be built to torch in float32.
+def open_graph(source: SourceModel, graph: Path, precision: Precision) -> StaticCacheRunner:
+    """A runner of the very file that is to be built, in ONNX Runtime on the CPU."""
+    if precision.name != "bfloat16":
+        return _runner(graph, source)
+    # ONNX Runtime multiplies no bfloat16 on a CPU: the file's own nodes and rounded weights run in float32.
+    runnable = graph.with_name("widened.onnx")
+    save_typed_model(widened(onnx.load(graph)), runnable)
+    return _runner(runnable, source)
+
+
+def check_precision(original: LlamaForCausalLM, runner: Runner, precision: Precision, what: str) -> tuple[float, float]:
+    """Compare a runner in `precision` to torch in float32. `what` is for the message.
 
     Returns:
-        Largest logit differences from it: of the file, and of torch in `precision`.
+        Largest logit differences from it: of the runner, and of torch in `precision`.
 
     Raises:
-        CheckError: the file is more than `PRECISION_FACTOR` times as far from it as torch is in that precision.
+        CheckError: the runner is more than `PRECISION_FACTOR` times as far from it as torch is in that precision.
     """
-    runnable = model
-    if precision.name == "bfloat16":
-        # ONNX Runtime multiplies no bfloat16 on a CPU: the file's own nodes and rounded weights run in float32.
-        runnable = model.with_name("widened.onnx")
-        save_typed_model(widened(onnx.load(model)), runnable)
-    return check_precision(source, _runner(runnable, source), precision, "the graph")
-
-
-def check_precision(source: SourceModel, runner: Runner, precision: Precision, what: str) -> tuple[float, float]:
-    """Compare a runner in `precision` to torch; as `check_file`, whose figures it returns. `what` is for the message.
-
-    Raises:
-        CheckError: the runner is too far from torch in float32.
-    """
-    in_precision, torch_in_precision = _precision_differences(source, runner, precision)
+    in_precision, torch_in_precision = _precision_differences(original, runner, precision)
     if not in_precision <= PRECISION_FACTOR * torch_in_precision:
         raise CheckError(
             f"parity: {what} in {precision.name} is {in_precision:.2e} from torch in float32, torch in "
@@ -146,21 +156,21 @@ def _runner(model: Path, source: SourceModel) -> StaticCacheRunner:
     return StaticCacheRunner(facts, _SLOTS, limits, OnnxStepExecutor(model, facts, _SLOTS))
 
 
-def _precision_differences(source: SourceModel, runner: Runner, precision: Precision) -> tuple[float, float]:
+def _precision_differences(original: LlamaForCausalLM, runner: Runner, precision: Precision) -> tuple[float, float]:
     """How far the runner, and torch in the precision, are from torch in float32, on a sequence that torch goes on."""
     prompt = np.random.default_rng(1).integers(0, runner.vocab_size, 8).tolist()
     length = min(_SEQUENCE, runner.context_length) - len(prompt)
-    ids_S = [*prompt, *torch_greedy(source.model, prompt, length)[0]] if length > 0 else prompt
-    expected_SV = _torch_logits(source, ids_S)
+    ids_S = [*prompt, *torch_greedy(original, prompt, length)[0]] if length > 0 else prompt
+    expected_SV = _torch_logits(original, ids_S)
     actual_SV = runner.prefill(0, ids_S, 0, range(len(ids_S)))
     kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[precision.name]
-    rounded: Any = copy.deepcopy(source.model)
+    rounded: Any = copy.deepcopy(original)
     rounded.to(kind)
     with torch.inference_mode():
         rounded_SV = rounded(torch.tensor([ids_S])).logits[0].float().numpy()
     return float(np.abs(actual_SV - expected_SV).max()), float(np.abs(rounded_SV - expected_SV).max())
 
 
-def _torch_logits(source: SourceModel, ids_S: list[int]) -> NDArray[np.float32]:
+def _torch_logits(model: LlamaForCausalLM, ids_S: list[int]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        return source.model(torch.tensor([ids_S])).logits[0].numpy()
+        return model(torch.tensor([ids_S])).logits[0].numpy()

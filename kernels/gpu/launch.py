@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from . import linear_kernels
 from .packing import TILE
 
 DECODE_TOKENS = {"bitmask": 1, "csr": 8, "block": 1, "nm24": 2}
@@ -69,6 +68,8 @@ def ceil_divided(size: Any, step: int) -> Any:
 
 def launch(form: str, x_TK: torch.Tensor, tensors: Sequence[torch.Tensor], out_features: int) -> torch.Tensor:
     """Y [T, N] of contiguous X [T, K], with the kernel for its number of tokens."""
+    from . import linear_kernels  # plans are made where the Triton language is not installed, too
+
     tokens, in_features = x_TK.shape
     block_size = tensors[0].shape[-1] if form == "block" else 32
     plan = launch_plan(form, phase_of(form, tokens), block_size)

@@ -12,7 +12,8 @@ nm24: `values` [N, 2 G], two slots a group; `metadata` uint8 [N, ceil(G / 2)], f
     `residual_offsets`.
 
 They are the canonical layouts of `export/layouts` but for what a kernel cannot do without: `tile_offsets`, and the
-residual, which lets any mask be 2:4. Values are float16 or bfloat16.
+residual, which lets any mask be 2:4. Values are float16 or bfloat16, which the kernels take, or float32, in which a
+graph of packed layers is compared with torch on a CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ TILE = 128
 """Columns of a tile of a bitmask row, for which the place of the first link is stored."""
 BLOCK_SIZES = (16, 32, 64)
 GROUP, SLOTS = 4, 2
+VALUE_TYPES = ("float16", "bfloat16", "float32")
 _UINT16_COLUMNS = 1 << 16
 
 
@@ -146,11 +148,11 @@ def _csr_tensors(weight_NK: NDArray, mask_NK: NDArray[np.bool_], prefix: str) ->
 
 
 def _check(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> None:
-    """Raise ValueError where shapes differ, a weight off the mask is not zero, or values are not 16 bit wide."""
+    """Raise ValueError where shapes differ, a weight off the mask is not zero, or values are of another type."""
     if weight_NK.shape != mask_NK.shape or weight_NK.ndim != 2 or 0 in weight_NK.shape:
         raise ValueError(f"weight {weight_NK.shape} and mask {mask_NK.shape} are not two equal matrices")
-    if weight_NK.dtype.itemsize != 2:
-        raise ValueError(f"values are {weight_NK.dtype}, not float16 or bfloat16")
+    if weight_NK.dtype.name not in VALUE_TYPES:
+        raise ValueError(f"values are {weight_NK.dtype}, not {', '.join(VALUE_TYPES)}")
     lost = int(np.count_nonzero(weight_NK[~mask_NK]))
     if lost:
         raise ValueError(f"{lost} weights off the mask are not zero")

@@ -1,5 +1,8 @@
 """From the command line to the model repository of a machine with a GPU."""
 
+import json
+import re
+
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -50,6 +53,16 @@ def test_the_command_builds_publishes_and_says_what_was_not_run(tiny_model_direc
     (engine,) = read_engines(out)
     assert engine.precision == "bfloat16" and engine.compute_capabilities == ("8.0", "8.6", "8.9", "12.0")
     assert engine.file in said and "built and not run" in said
+    for line in (
+        r"permute 2:4: .* fit before, .* after",
+        r"parity with torch: logits within .* \(allowed .*\), 64 of 64 greedy tokens identical",
+        r"parity of its graph with torch: logits within .* \(allowed .*\), 64 of 64 greedy tokens identical in float32",
+        r"perplexity of held-out English text: .* in float32, .* by its graph in bfloat16 \([+-].*%\)",
+    ):
+        assert re.search(line, " ".join(said.split())), line
+    report = json.loads((out / "report.json").read_text())
+    assert len(report["engine_layers"]) == 14
+    assert all("takes no plugins" in layer["reason"] for layer in report["engine_layers"])
 
 
 @pytest.mark.skipif(is_installed("tensorrt"), reason="TensorRT is installed here")

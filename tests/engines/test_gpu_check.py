@@ -1,20 +1,27 @@
 """Everything of the GPU check that needs no GPU."""
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from engines.stand_in import HostDevice
 
 from hebbline.artifacts import CheckError, InputError
 from hebbline.commands import gpu_check
 from hebbline.export.tensorrt import EngineOptions, export_engines
+from hebbline.export.tensorrt.build import RUNTIMES, EngineBuild
 from hebbline.export.tensorrt.sparsity import illegal_groups, layer_sparsity, parse_sparsity_log
+from hebbline.export.tensorrt.typed_graph import save_typed_model
 from hebbline.serve.engine.engines import Gpu, is_installed
 from hebbline.serve.engine.gpu import find_gpu
 from hebbline.serve.engine.static_cache import StepLimits
 
 pytest.importorskip("triton", reason="the Triton language is not installed: pip install 'hebbline[gpu-build]'")
 
-from hebbline.export.tensorrt.check import run
-from hebbline.export.tensorrt.check.cases import KernelParity, check_kernels, timed_mask
+from hebbline.export.tensorrt.check import cases, layers, run
+from hebbline.export.tensorrt.check.cases import KernelParity, check_kernels, random_weight, timed_mask
 from hebbline.export.tensorrt.check.layers import LayerTime, TensorRtLayer
 from hebbline.export.tensorrt.check.page import EngineCheck, GpuCheck, page_name, render_page
 from hebbline.export.tensorrt.check.timing import Timing, compare, copies_beyond_cache
@@ -156,3 +163,67 @@ def test_the_small_model_is_two_four_and_becomes_an_engine(tmp_path):
     assert len(projections) == 14 and all(layer.two_four for layer in projections)
     assert {layer.name for layer in projections} <= set(report.carried)
     assert all("does not report sparse tactics" in layer.reason for layer in projections)
+
+
+def inline(request):
+    """In place of TensorRT's builder: the stand-in's engine is the ONNX file, weights and all."""
+    assert request.plugins and request.compute_capabilities == ("8.0",)
+    request.engine.write_bytes(onnx.load(request.onnx).SerializeToString())
+    return EngineBuild("11.4.0", 1, 0.1, "")
+
+
+def test_the_engine_of_plugins_is_compared_with_torch(monkeypatch, tiny_model_directory):
+    """The road of the check, with the nodes' functions in place of the plugins; a wrong engine is a mismatch."""
+    monkeypatch.setattr(run, "build_engine", inline)
+    runtime = replace(RUNTIMES["tensorrt"], module="engines.stand_in")
+    gpu, quiet = Gpu("NVIDIA A100", "8.0"), lambda stage: None
+    found = run.check_plugins(runtime, gpu, HostDevice(), tiny_model_directory, quiet)
+    assert 0 < found.engine <= 4 * found.torch and found.runtime == "tensorrt, all projections plugins,"
+
+    def wrong(request):
+        model = onnx.load(request.onnx)
+        tensor = next(t for t in model.graph.initializer if t.name.endswith("down_proj.values"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(3 * onnx.numpy_helper.to_array(tensor), tensor.name))
+        onnx.save_model(model, request.onnx)
+        return inline(request)
+
+    monkeypatch.setattr(run, "build_engine", wrong)
+    with pytest.raises(CheckError, match="the engine of plugins in float16 is"):
+        run.check_plugins(runtime, gpu, HostDevice(), tiny_model_directory, quiet)
+
+
+@pytest.mark.parametrize("form", ["dense", "bitmask", "csr", "block", "nm24"])
+def test_the_timed_graphs_compute_the_layer(form, tmp_path):
+    mask = timed_mask("nm24", 0.3, (64, 96))
+    weight = random_weight(np.random.default_rng(0), mask, "float16")
+    save_typed_model(layers._layer_graph(form, weight, mask, tokens=5), tmp_path / "layer.onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(tmp_path / "layer.onnx", options, providers=["CPUExecutionProvider"])
+    x = np.random.default_rng(1).standard_normal((5, 96)).astype(np.float16)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    allowed = layers._PARITY_FACTOR * (np.abs(x.astype(np.float64)) @ np.abs(weight.astype(np.float64)).T)
+    assert (np.abs(session.run(None, {"x": x})[0] - expected) <= allowed).all()
+
+
+def test_the_whole_check_collects_what_fails_and_writes_the_page(monkeypatch, tmp_path):
+    """Kernels are compared in the interpreter; an engine that differs and a driver that is not there are replaced."""
+    runtime = RUNTIMES["tensorrt"]
+
+    def differs(*arguments):
+        raise CheckError("logits differ by 3")
+
+    monkeypatch.setattr(run, "check_conditions", lambda: (Gpu("NVIDIA L4", "8.9"), [runtime]))
+    monkeypatch.setattr(run.Driver, "open", classmethod(lambda cls: HostDevice()))
+    monkeypatch.setattr(cases, "check_kernels", lambda device: check_kernels("cpu", shapes=[(2, 9, 33)]))
+    monkeypatch.setattr(run, "_check_engine", lambda *arguments: a_check().engines[0])
+    monkeypatch.setattr(run, "check_plugins", differs)
+    monkeypatch.setattr(layers, "time_kernels", lambda: a_check().kernels[:1])
+    monkeypatch.setattr(layers, "time_tensorrt", lambda *arguments: a_check().tensorrt)
+    monkeypatch.setattr(layers, "time_plugins", lambda *arguments: a_check().kernels[1:])
+    monkeypatch.setattr(run, "_versions", lambda runtimes: {"TensorRT": "11.4.0"})
+    check, page = run.run_gpu_check(None, tmp_path / "docs")
+    assert check.mismatches == ["TensorRT: logits differ by 3"] and len(check.parity) == 8
+    assert [row.what for row in check.kernels] == ["csr", "csr plugin"] and len(check.engines) == 1
+    text = page.read_text()
+    assert page.name == "l4.md" and "- TensorRT: logits differ by 3" in text and text == render_page(check)

@@ -1,5 +1,8 @@
 """The graph for NVIDIA's parser: typed throughout, stock operators only, and equal to torch."""
 
+import copy
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -10,7 +13,7 @@ from tiny import make_llama
 from hebbline.artifacts import CheckError
 from hebbline.export.graph import load_source
 from hebbline.export.tensorrt.llama import build_static_llama, step_profiles
-from hebbline.export.tensorrt.parity import OnnxStepExecutor, check_file, check_graph, widened
+from hebbline.export.tensorrt.parity import OnnxStepExecutor, check_graph, check_precision, open_graph, widened
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
 from hebbline.serve.engine.engines import is_installed
 from hebbline.serve.engine.static_cache import StaticCacheRunner, StepLimits
@@ -18,7 +21,7 @@ from hebbline.serve.engine.static_cache import StaticCacheRunner, StepLimits
 
 def check(source, folder, precision):
     save_typed_model(build_static_llama(source, PRECISIONS[precision]), folder / "graph.onnx")
-    return check_graph(source, folder / "graph.onnx", PRECISIONS[precision], lambda stage: None)
+    return check_graph(source.model, source, folder / "graph.onnx", PRECISIONS[precision], lambda stage: None)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -76,8 +79,21 @@ def test_the_gate_sees_one_wrong_weight_of_the_file_that_is_built(source, tmp_pa
     values[5, 7] += 3
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     save_typed_model(model, tmp_path / "graph.onnx")
+    runner = open_graph(source, tmp_path / "graph.onnx", PRECISIONS[precision])
     with pytest.raises(CheckError, match=f"the graph in {precision}"):
-        check_file(source, tmp_path / "graph.onnx", PRECISIONS[precision])
+        check_precision(source.model, runner, PRECISIONS[precision], "the graph")
+
+
+def test_the_gate_compares_with_the_model_before_passes(source, tmp_path):
+    """A pass that changed the function would be seen, though the graph is that of the model it made."""
+    changed = copy.deepcopy(source.model)
+    changed.get_parameter("model.layers.1.mlp.down_proj.weight").data[5, 7] += 1
+    passed = replace(source, model=changed)
+    save_typed_model(build_static_llama(passed, PRECISIONS["float16"]), tmp_path / "graph.onnx")
+    arguments = (passed, tmp_path / "graph.onnx", PRECISIONS["float16"], lambda stage: None)
+    with pytest.raises(CheckError, match="parity: logits of check"):
+        check_graph(source.model, *arguments)
+    assert check_graph(changed, *arguments).float32.greedy_tokens == 64
 
 
 def test_a_widened_graph_holds_the_rounded_values_in_float32(source):

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import hebbline
 from hebbline.artifacts import InputError
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
 from hebbline.serve.engine.gpu import find_gpu
@@ -22,10 +24,17 @@ def compile_in_a_process(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
 
-def test_every_kernel_becomes_a_cubin_for_every_architecture_and_spills_nothing(tmp_path):
-    done = compile_in_a_process("--json", "--out", str(tmp_path))
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The folder of the cubins, and the figures of each."""
+    folder = tmp_path_factory.mktemp("cubins")
+    done = compile_in_a_process("--json", "--out", str(folder))
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    return folder, json.loads(done.stdout)
+
+
+def test_every_kernel_becomes_a_cubin_for_every_architecture_and_spills_nothing(compiled):
+    folder, figures = compiled
     assert {(f["name"], f["architecture"], f["value_type"]) for f in figures} == {
         (name, architecture, values)
         for name in KERNELS
@@ -36,8 +45,21 @@ def test_every_kernel_becomes_a_cubin_for_every_architecture_and_spills_nothing(
     for kernel in figures:
         assert kernel["spilled_bytes"] == 0 and 16 <= kernel["registers"] <= 255, kernel
         assert kernel["shared_bytes"] <= 48 * 1024, kernel
-    files = list(tmp_path.iterdir())
+    files = list(folder.iterdir())
     assert len(files) == len(figures) and all(file.read_bytes()[:4] == b"\x7fELF" for file in files)
+
+
+@pytest.mark.skipif(version("triton") != "3.7.1", reason="the documented figures are of Triton 3.7.1")
+def test_the_documented_registers_spills_and_shared_memory_are_those_of_the_compiler(compiled):
+    page = (Path(hebbline.__file__).parent / "docs/gpu/README.md").read_text()
+    columns = ("name", "value_type", "target", "warps", "registers", "spilled_bytes", "shared_bytes")
+    by_type = {}
+    for kernel in compiled[1]:
+        by_type.setdefault(kernel["value_type"], []).append(kernel)
+    for single, brain in zip(by_type["float16"], by_type["bfloat16"], strict=True):
+        assert f"| {' | '.join(str(single[column]) for column in columns)} |" in page
+        assert single["name"] == brain["name"] and abs(single["registers"] - brain["registers"]) <= 1
+        assert single["shared_bytes"] == brain["shared_bytes"]
 
 
 def test_the_interpreter_does_not_pretend_to_compile():
@@ -48,8 +70,6 @@ def test_the_interpreter_does_not_pretend_to_compile():
 
 def test_kernels_stay_importable_as_a_top_level_package(tmp_path):
     """In the root of a checkout transformers finds a package `kernels`: importing it must import nothing of ours."""
-    import hebbline
-
     root = str(Path(hebbline.__file__).parent)
     code = (
         f"import sys; sys.path.insert(0, {root!r}); import kernels; "

@@ -136,8 +136,11 @@ def test_what_does_not_fit_is_refused():
     weight, mask = np.ones((4, 8), np.float16), np.ones((4, 8), bool)
     with pytest.raises(ValueError, match="1 weights off the mask"):
         PACKERS["csr"](weight, np.arange(32).reshape(4, 8) != 5)
-    with pytest.raises(ValueError, match="not float16 or bfloat16"):
-        PACKERS["bitmask"](weight.astype(np.float32), mask)
+    with pytest.raises(ValueError, match="values are float64, not float16, bfloat16, float32"):
+        PACKERS["bitmask"](weight.astype(np.float64), mask)
+    single = PACKERS["bitmask"](weight.astype(np.float32), mask)
+    with pytest.raises(ValueError, match=r"x is torch\.float32 .*both float16 or bfloat16"):
+        ops.linear(torch.ones(1, 8), single, ops.to_torch(single, "cpu"))
     with pytest.raises(ValueError, match="block size 24 is none of 16, 32, 64"):
         pack_block(weight, mask, 24)
     packed = PACKERS["csr"](weight, mask)

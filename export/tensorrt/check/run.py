@@ -8,19 +8,23 @@ from typing import Any
 
 from ....artifacts import CheckError, InputError
 from ....artifacts.publish import write_atomically
-from ....serve.engine.engines import Gpu, is_installed, read_engines
+from ....kernels.gpu.driver import Driver
+from ....serve.engine.engines import EngineFacts, Gpu, is_installed, read_engines
 from ....serve.engine.gpu import find_gpu
-from ....serve.engine.static_cache import StepLimits
-from ....serve.engine.tensorrt import TensorRtRunner, open_runner
+from ....serve.engine.static_cache import StaticCacheRunner, StepLimits
+from ....serve.engine.tensorrt import Device, EngineExecutor, TensorRtRunner, open_runner
 from ...graph.source import load_source
-from ..build import RUNTIMES, EngineRuntime
+from ..build import RUNTIMES, EngineRequest, EngineRuntime, build_engine
+from ..choosing import FORMS
 from ..exporter import EngineOptions, export_engines
+from ..llama import build_static_llama, step_profiles
 from ..parity import check_precision
-from ..typed_graph import PRECISIONS
+from ..typed_graph import PRECISIONS, save_typed_model
 from .page import EngineCheck, GpuCheck, page_name, render_page
 
 Progress = Callable[[str], None]
 _LIMITS = StepLimits(batch=4, tokens=64)
+_SLOTS = 3
 
 
 def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda stage: None) -> tuple[GpuCheck, Path]:
@@ -47,13 +51,15 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
         if not e.passed
     ]
     engines = _collect(runtimes, mismatches, lambda runtime: [_check_engine(runtime, model, progress)])
+    # TensorRT-RTX takes no plugins.
+    takers = [runtime for runtime in runtimes if runtime.takes_plugins]
+    driver = Driver.open()
+    engines += _collect(takers, mismatches, lambda runtime: [check_plugins(runtime, gpu, driver, model, progress)])
     progress("timing the kernels")
     kernels = list(time_kernels())
     progress("timing TensorRT")
     layers = _collect(runtimes, mismatches, lambda runtime: list(time_tensorrt(runtime, gpu.compute_capability)))
     progress("timing the plugins")
-    # TensorRT-RTX takes no plugins.
-    takers = [runtime for runtime in runtimes if not runtime.builds_without_gpu]
     kernels += _collect(takers, mismatches, lambda runtime: list(time_plugins(runtime, gpu.compute_capability)))
     check = GpuCheck(
         gpu.name, gpu.compute_capability, _versions(runtimes), parity, engines, kernels, layers, mismatches
@@ -110,12 +116,38 @@ def _check_engine(runtime: EngineRuntime, model: Path | None, progress: Progress
         progress(f"building an engine with {runtime.title}")
         export_engines(source_path, artifact, EngineOptions(runtime=runtime.name, limits=_LIMITS), progress)
         (facts,) = read_engines(artifact)
-        runner = open_runner(artifact, slots=3)
+        runner = open_runner(artifact, slots=_SLOTS)
         if not isinstance(runner, TensorRtRunner):
             raise CheckError(f"{facts.file} was built here and is not run here")
         source = load_source(source_path)
-        engine, torch = check_precision(source, runner, PRECISIONS[facts.precision], "the engine")
+        engine, torch = check_precision(source.model, runner, PRECISIONS[facts.precision], "the engine")
     return EngineCheck(runtime.name, facts.version, facts.precision, engine, torch)
+
+
+def check_plugins(
+    runtime: EngineRuntime, gpu: Gpu, device: Device, model: Path | None, progress: Progress
+) -> EngineCheck:
+    """Build a model whose projections are plugins of every form in turn, whichever is the fastest, run it on the GPU,
+    and compare it with torch.
+
+    Raises:
+        CheckError: the build fails, or the engine is too far from torch.
+    """
+    precision = PRECISIONS["float16"]
+    with tempfile.TemporaryDirectory(prefix="hebbline-gpu-check-") as directory:
+        source = load_source(model or small_model(Path(directory) / "model"))
+        forms = {name: FORMS[place % len(FORMS)] for place, name in enumerate(sorted(source.masks))}
+        graph, engine = Path(directory) / "graph.onnx", Path(directory) / "plugins.engine"
+        save_typed_model(build_static_llama(source, precision, forms), graph)
+        progress(f"building an engine of plugins with {runtime.title}")
+        profiles, own = step_profiles(source.facts(), _LIMITS), (gpu.compute_capability,)
+        built = build_engine(EngineRequest(runtime, graph, engine, profiles, own, plugins=True))
+        facts = EngineFacts(engine.name, runtime.name, built.version, own, precision.name, _LIMITS)
+        trt = importlib.import_module(runtime.module)
+        executor = EngineExecutor(trt, engine.read_bytes(), facts, source.facts(), _SLOTS, device)
+        runner = StaticCacheRunner(source.facts(), _SLOTS, _LIMITS, executor)
+        found, torch = check_precision(source.model, runner, precision, "the engine of plugins")
+    return EngineCheck(f"{runtime.name}, all projections plugins,", built.version, precision.name, found, torch)
 
 
 def small_model(directory: Path) -> Path:
