@@ -110,7 +110,9 @@ def test_evaluation(refuse, tiny_artifact, tiny_model_directory):
     nobody = f"grpc://127.0.0.1:{free_ports().grpc}"
     assert "give --tokenizer" in refuse("eval", nobody)
     assert "no server answers" in refuse("eval", nobody, "--tokenizer", tiny_model_directory)
-    assert "neither 'python', a hub:// name, nor a file" in refuse("eval", tiny_artifact, "--source", "nothing")
+    assert "neither 'python', 'brown', a hub:// name, nor a file" in refuse(
+        "eval", tiny_artifact, "--source", "nothing"
+    )
     assert "--window 500 is outside [2, 128]" in refuse("eval", tiny_artifact, "--window", "500")
 
 

@@ -59,15 +59,15 @@ class DataConfig:
     Args:
         source: "python" (text that CPython carries), "brown" (the Brown corpus), a .txt or .jsonl file, or
             hub://NAME[:CONFIGURATION].
-        documents: take the first so many documents; 0 for all. Whole C4 and OpenWebText do not fit into memory.
         validation_share: share of documents held out.
         sequence_length: tokens a training example.
+        documents: take the first so many documents; 0 for all. Whole C4 and OpenWebText do not fit into memory.
     """
 
     source: str = "python"
-    documents: int = 0
     validation_share: float = 0.05
     sequence_length: int = 256
+    documents: int = 0
 
     def __post_init__(self) -> None:
         if self.documents < 0:
