@@ -188,8 +188,8 @@ int check_gated(Isa isa, ValueType values) {
   unsetenv("HEBBLINE_FAMILY");
   for (const double density : {0.3, 0.05}) {
     std::vector<hebbline::StackPart> parts;
-    parts.push_back({random_matrix(33, 130, 0.3, values), std::nullopt});
-    parts.push_back({random_matrix(33, 130, density, values), std::nullopt});
+    parts.push_back({random_matrix(33, 130, 0.3, values, false), std::nullopt});
+    parts.push_back({random_matrix(33, 130, density, values, false), std::nullopt});
     if (density < 0.3 && values == ValueType::kInt8) parts[1].activation_scale = 0.05F;  // keeps them apart
     const hebbline::Stack stack(std::move(parts), isa, false, std::vector<float>(66, 0.5F));
     for (const int64_t tokens : {1, 9, 70}) {
