@@ -8,8 +8,9 @@
 
 What is not free. The places of queries and keys: RoPE turns the pair (d, d + D / 2) by an angle that belongs to d, from
 one table for all heads and layers, so a pair that moves meets another frequency, and a pair that is turned round would
-turn the other way. Whole heads could move (a key/value head with the query heads that read it), but heads are
-wider than a group and start at multiples of it, so that their order changes neither 2:4 nor blocks.
+turn the other way. (2:4 loses nothing by it: they are rows of q and k, and 2:4 counts columns.) Whole heads could move
+(a key/value head with the query heads that read it), but heads are wider than a group and start at multiples of it, so
+that their order changes neither 2:4 nor blocks.
 """
 
 from dataclasses import dataclass

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
 from ...artifacts.publish import check_target
@@ -27,6 +30,7 @@ from .carried import carried_layers
 from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
 from .decoding import check_packed
 from .llama import build_static_llama, step_profiles
+from .ordering import Orders, in_order, input_orders
 from .parity import EngineParity, check_graph, open_graph
 from .report import REPORT_FILE, EngineReport, write_engine_report
 from .sparsity import layer_sparsity, parse_sparsity_log
@@ -84,7 +88,12 @@ def export_engines(
         )
         with publish(out) as publication:
             staging = publication.directory
-            engine, report = _Export(original, source, runtime, gpu, options, progress).build(work, staging)
+            orders: Orders = {}
+            if passes.permute == "2:4":
+                progress("ordering the inputs of single layers")
+                orders = input_orders(source.masks)
+            export = _Export(original, source, orders, runtime, gpu, options, progress)
+            engine, report = export.build(work, staging)
             manifest = _move_portable(portable, staging)
             onnx_report = replace(onnx_report, engine_layers=report.stored)
             write_reports(staging, onnx_report, source.masks)
@@ -96,14 +105,25 @@ def export_engines(
 
 @dataclass(frozen=True)
 class _Export:
-    """One engine to build of `source`, which passes have made of `original`; `gpu` is None where none is needed."""
+    """One engine to build of `source`, which passes have made of `original`, and some of whose layers gather their
+    inputs in an order of their own. `gpu` is None where none is needed."""
 
     original: SourceModel
     source: SourceModel
+    orders: Orders
     runtime: EngineRuntime
     gpu: Gpu | None
     options: EngineOptions
     progress: Progress
+
+    @property
+    def masks(self) -> dict[str, NDArray[np.bool_]]:
+        """The masks [N, K] of the layers, inputs in the order in which they are gathered."""
+        return {name: in_order(mask_NK, self.orders.get(name)) for name, mask_NK in self.source.masks.items()}
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A weight [N, K], as `masks`."""
+        return in_order(self.source.weight(name), self.orders.get(name))
 
     def build(self, work: Path, staging: Path) -> tuple[EngineFacts, EngineReport]:
         """Choose forms, write the graph to `work`, hold it against torch, and build the engine into `staging`."""
@@ -112,10 +132,11 @@ class _Export:
         forms = {name: choice.form for name, choice in choices.items() if choice.form != DENSE}
         graph = work / "graph.onnx"
         self.progress(f"building the graph in {precision.name}")
-        save_typed_model(build_static_llama(self.source, precision, forms), graph)
-        weights = {name: self.source.weight(name) for name in forms}
-        check_packed(graph, weights, self.source.masks, forms, precision)
-        parity = check_graph(self.original.model, self.source, graph, precision, self._tell, forms=forms)
+        save_typed_model(build_static_llama(self.source, precision, forms, self.orders), graph)
+        check_packed(graph, {name: self.weight(name) for name in forms}, self.masks, forms, precision)
+        parity = check_graph(
+            self.original.model, self.source, graph, precision, self._tell, forms=forms, orders=self.orders
+        )
         quality = self._quality(graph, precision)
         facts, build = self._build(graph, staging, precision, plugins=bool(forms))
         return facts, self._report(facts, build, parity, quality, choices, staging / facts.file)
@@ -125,13 +146,18 @@ class _Export:
 
     def _choices(self) -> dict[str, FormChoice]:
         """The form of each projection (a tied lm_head is the embedding, and none)."""
-        masks = self.source.masks
         if not self.options.plugins or self.gpu is None:
             why = f"{self.runtime.title} has no other product without plugins"
             if not self.runtime.takes_plugins:
                 why = f"{self.runtime.title} has no other product, and takes no plugins"
-            return {name: stay_dense(mask_NK, why) for name, mask_NK in masks.items()}
-        return {name: choose_form(mask_NK, self.gpu) for name, mask_NK in masks.items()}
+            choices = {name: stay_dense(mask_NK, why) for name, mask_NK in self.masks.items()}
+        else:
+            choices = {name: choose_form(mask_NK, self.gpu) for name, mask_NK in self.masks.items()}
+        gathers = "; it gathers its inputs in an order of its own, by which it is 2:4"
+        return {
+            name: replace(choice, reason=choice.reason + gathers) if name in self.orders else choice
+            for name, choice in choices.items()
+        }
 
     def _quality(self, graph: Path, precision: Precision) -> QualityFigures:
         """Perplexity of the file that is built, as ONNX Runtime computes it."""
@@ -173,9 +199,9 @@ class _Export:
     ) -> EngineReport:
         # TensorRT-RTX takes the sparsity flag and says nothing of it.
         log = None if self.runtime.builds_without_gpu else parse_sparsity_log(build.log)
-        precision, masks = PRECISIONS[facts.precision], self.source.masks
+        precision, masks = PRECISIONS[facts.precision], self.masks
         dense = [name for name in masks if choices[name].form == DENSE]
-        weights = {n: self.source.weight(n).astype(precision.numpy) for n in (*dense, "model.embed_tokens")}
+        weights = {n: self.weight(n).astype(precision.numpy) for n in (*dense, "model.embed_tokens")}
         return EngineReport(
             engine=facts,
             engine_bytes=engine.stat().st_size,

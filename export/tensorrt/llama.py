@@ -25,24 +25,30 @@ from ...artifacts import LanguageModelFacts
 from ...serve.engine.static_cache import StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from .build import Shapes
+from .ordering import Orders
 from .packed import PackedGraph
 from .typed_graph import PRECISIONS, Precision, TypedGraph
 
 INT64 = TensorProto.INT64
 NO_FORMS: Mapping[str, str] = MappingProxyType({})
 """All layers dense."""
+NO_ORDERS: Orders = MappingProxyType({})
 
 
 def build_static_llama(
-    source: SourceModel, precision: Precision = PRECISIONS["float16"], forms: Mapping[str, str] = NO_FORMS
+    source: SourceModel,
+    precision: Precision = PRECISIONS["float16"],
+    forms: Mapping[str, str] = NO_FORMS,
+    orders: Orders = NO_ORDERS,
 ) -> onnx.ModelProto:
     """The graph of a model, its weights rounded to `precision`.
 
     Args:
         source: the model. precision: of everything but logits. forms: by name, the linear layers that are packed nodes
-        (see `packed`), and in which form; the others are dense, weights off their masks explicit zeros.
+        (see `packed`), and in which form; the others are dense, weights off their masks explicit zeros. orders: by
+        name, the layers that gather their inputs first (see `ordering`).
     """
-    graph = PackedGraph(precision, source.masks, forms)
+    graph = PackedGraph(precision, source.masks, forms, orders)
     _declare_step(graph, source)
     embedding = graph.weight("model.embed_tokens.weight", source.weight("model.embed_tokens"))
     hidden = graph.node("Gather", [embedding, "input_ids"], "embedded")

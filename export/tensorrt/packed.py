@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ...kernels.gpu.packing import GROUP, PACKERS, SLOTS, GpuWeight
 from ...kernels.gpu.plugins import NAMESPACE, plugin_name, plugin_tensors
+from .ordering import Orders, in_order
 from .typed_graph import OPSET, Precision, TypedGraph
 
 DOMAIN = "ai.hebbline.gpu"
@@ -32,19 +33,29 @@ class PackedGraph(TypedGraph):
 
     Args:
         precision: of every number. masks: bool [N, K] of each sparse layer. forms: by name, the layers to pack, and the
-        form of `kernels/gpu/packing` of each.
+        form of `kernels/gpu/packing` of each. orders: by name, the order in which a layer gathers its inputs.
     """
 
-    def __init__(self, precision: Precision, masks: Mapping[str, NDArray[np.bool_]], forms: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        masks: Mapping[str, NDArray[np.bool_]],
+        forms: Mapping[str, str],
+        orders: Orders,
+    ) -> None:
         super().__init__(precision)
-        self._masks, self._forms = masks, forms
+        self._masks, self._forms, self._orders = masks, forms, orders
 
     def linear(self, x: str, name: str, weight_NK: NDArray, bias_N: NDArray | None, output: str) -> str:
         """See `TypedGraph.linear`; raises ValueError where a form cannot hold the layer (see `add_packed_linear`)."""
+        order_K = self._orders.get(name)
+        weight_NK = in_order(weight_NK, order_K)
+        if order_K is not None:
+            x = self.node("Gather", [x, self.constant(f"{name}.order", order_K)], f"{name}.inputs", axis=-1)
         if name not in self._forms:
             return super().linear(x, name, weight_NK, bias_N, output)
-        links_NK = linked_weight(weight_NK, self._masks[name], self.precision)
-        packed = PACKERS[self._forms[name]](links_NK, self._masks[name])
+        mask_NK = in_order(self._masks[name], order_K)
+        packed = PACKERS[self._forms[name]](linked_weight(weight_NK, mask_NK, self.precision), mask_NK)
         product = output if bias_N is None else f"{output}.product"
         add_packed_linear(self, x, name, packed, product)
         if bias_N is None:

@@ -29,7 +29,8 @@ from ...serve.engine.runner import Runner
 from ...serve.engine.static_cache import StaticCacheRunner, Step, StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from ..verify import ParityFigures, check_parity, torch_greedy
-from .llama import NO_FORMS, build_static_llama
+from .llama import NO_FORMS, NO_ORDERS, build_static_llama
+from .ordering import Orders
 from .typed_graph import PRECISIONS, Precision, save_typed_model
 
 PRECISION_FACTOR = 4.0
@@ -90,19 +91,20 @@ def check_graph(
     progress: Callable[[str], None],
     *,
     forms: Mapping[str, str] = NO_FORMS,
+    orders: Orders = NO_ORDERS,
 ) -> EngineParity:
     """Compare the graph of a model, and the file that is to be built, to torch.
 
     Args:
         original: the model before any pass, which everything is held against. source: the model that the graph is of.
-        graph: the file, in `precision`. progress: told each check. forms: of the graph, as `build_static_llama` takes
-        them.
+        graph: the file, in `precision`. progress: told each check. forms, orders: of the graph, as
+        `build_static_llama` takes them.
 
     Raises:
         CheckError: logits differ by more than the tolerance, or a greedy token differs.
     """
     single = graph.parent / "float32.onnx"
-    save_typed_model(build_static_llama(source, PRECISIONS["float32"], forms), single)
+    save_typed_model(build_static_llama(source, PRECISIONS["float32"], forms, orders), single)
     figures = check_parity(original, _runner(single, source), progress)
     progress(f"the graph in {precision.name}")
     runner = open_graph(source, graph, precision)
