@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
         help="of target tensorrt: layers whose sparse kernel is predicted to be faster than dense become plugins",
     )
     parser.add_argument(
+        "--engines-from", type=Path, default=None, help="an artifact of the same model whose engines are carried over"
+    )
+    parser.add_argument(
         "--timing-cache", type=Path, default=None, help="what building an engine on this GPU keeps for the next time"
     )
     parser.add_argument(
@@ -65,6 +68,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.plugins and options.target != "tensorrt":
         raise InputError(f"--plugins is for --target tensorrt; {options.target} has none")
+    if options.engines_from is not None and options.target == "onnx":
+        raise InputError("--engines-from is for targets with an engine, such as --target tensorrt")
     if options.target == "onnx":
         report = export_to_directory(
             options.model,
@@ -90,7 +95,11 @@ def _export_with_engine(options: Any) -> "ExportReport":
     if options.kv_cache != "float32":
         raise InputError(f"--kv-cache {options.kv_cache} is for --target onnx: an engine has caches of its precision")
     engine = EngineOptions(
-        options.target, options.precision, timing_cache=options.timing_cache, plugins=options.plugins
+        options.target,
+        options.precision,
+        timing_cache=options.timing_cache,
+        plugins=options.plugins,
+        engines_from=options.engines_from,
     )
     with console.status("exporting") as status:
         report, built = export_engines(

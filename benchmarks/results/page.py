@@ -119,7 +119,7 @@ def plot_study(study: Study, cells: Mapping[tuple[str, float], Cell], path: Path
     panels = [panel for panel in panels if panel]
     rows = max(map(len, panels), default=1)
     figure, axes = pyplot.subplots(
-        1, max(1, len(panels)), figsize=(4.6 * max(1, len(panels)), 1 + 0.32 * rows), squeeze=False
+        1, max(1, len(panels)), figsize=(4.6 * max(1, len(panels)), max(2.8, 1.2 + 0.32 * rows)), squeeze=False
     )
     for axis, panel in zip(axes[0], panels, strict=False):
         _plot_panel(axis, panel)

@@ -27,6 +27,7 @@ from ..quality import QualityFigures, Rounding, measure_quality
 from ..report import ExportReport, write_reports
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
+from .carry import Carried, carry_engines
 from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
 from .decoding import check_packed
 from .llama import build_static_llama, step_profiles
@@ -42,13 +43,15 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class EngineOptions:
     """How to build: the runtime by name, the precision of weights and cache, the largest steps, a timing cache to read
-    and write, whether layers may become plugins (see `choosing`), and the seconds that a build may take."""
+    and write, whether layers may become plugins (see `choosing`), an earlier artifact whose engines are carried over,
+    and the seconds that a build may take."""
 
     runtime: str = "tensorrt-rtx"
     precision: str = "float16"
     limits: StepLimits = field(default_factory=StepLimits)
     timing_cache: Path | None = None
     plugins: bool = False
+    engines_from: Path | None = None
     seconds: float = 3600.0
 
 
@@ -98,7 +101,10 @@ def export_engines(
             onnx_report = replace(onnx_report, engine_layers=report.stored)
             write_reports(staging, onnx_report, source.masks)
             write_engine_report(staging / REPORT_FILE, report)
-            write_engines(staging, [engine], asdict(report))
+            earlier = Carried()
+            if options.engines_from is not None:
+                earlier = carry_engines(options.engines_from, staging, engine)
+            write_engines(staging, [engine, *earlier.engines], asdict(report) | {"earlier": list(earlier.reports)})
             publication.finish(manifest)
     return onnx_report, report
 
