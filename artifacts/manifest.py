@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from .errors import DamagedArtifactError, InputError
 MANIFEST_FILE = "hebbline.json"
 SCHEMA_VERSION = 1
 KINDS = ("model", "onnx")
+KvFormat = Literal["float32", "bfloat16", "int8"]
+KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
+"""How keys and values are kept."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ class LanguageModelFacts:
     num_kv_heads: int
     head_dim: int
     eos_token_ids: tuple[int, ...] = ()
-    kv_cache: str = "float32"
+    kv_cache: KvFormat = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eos_token_ids", tuple(self.eos_token_ids))
         for name in ("context_length", "vocab_size", "num_layers", "num_kv_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"language_model.{name} must be at least 1")
+        if self.kv_cache not in KV_FORMATS:
+            raise ValueError(f"language_model.kv_cache '{self.kv_cache}' is none of {', '.join(KV_FORMATS)}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from statistics import median
 from .linear import LinearRow
 from .machine import Machine
 from .model import ModelCase, ModelRow
+from .page import write_section
 from .peers import PeerRow
 
 PAGE = "performance.md"
@@ -20,16 +21,9 @@ _PLOTTED_DENSITIES = 3
 _COLORS = {"float32": "#1f5fa8", "bfloat16": "#d1702a", "int8": "#3a8f5a", "int4": "#8a4fa3"}
 
 
-def write_section(docs: Path, name: str, markdown: str) -> Path:
-    """Put a section into the page, in place of its earlier version; other sections stay. Returns the page."""
-    page = docs / PAGE
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    text = page.read_text() if page.is_file() else _TITLE
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    docs.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before.rstrip()}\n\n{begin}\n{markdown.strip()}\n{end}\n{after.lstrip()}".rstrip() + "\n")
-    return page
+def write_performance(docs: Path, name: str, markdown: str) -> Path:
+    """Put a section into the page, see `page.write_section`. Returns the page."""
+    return write_section(docs / PAGE, _TITLE, name, markdown)
 
 
 def provenance(machine: Machine, command: str) -> str:

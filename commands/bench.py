@@ -121,13 +121,14 @@ def _show_linear(rows: "Sequence[LinearRow]", peers: "Sequence[PeerRow]") -> Non
 def _write_linear(
     docs: Path, machine: object, command: str, rows: "Sequence[LinearRow]", peers: "Sequence[PeerRow]"
 ) -> None:
-    from ..benchmarks.performance import linear_name, linear_section, plot_name, plot_speedups, write_section
+    from ..benchmarks.performance import linear_name, linear_section, plot_name, plot_speedups, write_performance
 
     plot = plot_name(rows)
     docs.mkdir(parents=True, exist_ok=True)
     if plot is not None:
         plot_speedups(rows, peers, docs / plot)
-    page = write_section(docs, f"bench linear {linear_name(rows)}", linear_section(machine, command, rows, peers, plot))  # type: ignore[arg-type]
+    section = linear_section(machine, command, rows, peers, plot)  # type: ignore[arg-type]
+    page = write_performance(docs, f"bench linear {linear_name(rows)}", section)
     console.print(f"written to [bold]{page}[/bold]")
 
 
@@ -150,11 +151,11 @@ def _model(arguments: list[str]) -> int:
     machine = describe_machine()
     _show_model(case, rows)
     if options.docs is not None:
-        from ..benchmarks.performance import model_section, write_section
+        from ..benchmarks.performance import model_section, write_performance
 
         command = "hebbline bench model " + shlex.join(arguments)
         section = f"bench model {case.model}, density {case.density:g}, {case.threads} threads"
-        page = write_section(options.docs, section, model_section(machine, command, case, rows))
+        page = write_performance(options.docs, section, model_section(machine, command, case, rows))
         console.print(f"written to [bold]{page}[/bold]")
     if options.json:
         print_json({"machine": asdict(machine), "case": asdict(case), "rows": [asdict(row) for row in rows]})

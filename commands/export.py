@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..artifacts import InputError
+from ..artifacts import KV_FORMATS, InputError, KvFormat
 from ..console import Parser, console, print_json
-from ..serve.engine.onnxruntime import KV_FORMATS, KvFormat
 
 if TYPE_CHECKING:
     from ..export import ExportReport
@@ -153,19 +152,11 @@ def _say(report: "ExportReport") -> None:
     """Passes, sizes, parity and quality of the ONNX."""
     for one in report.passes:
         console.print(one.summary)
-    parity = report.parity
-    largest = max(parity.full_forward, parity.chunked, parity.ragged_batch)
     console.print(f"{report.masks}; {len(report.layers)} projections hold {report.density:.2%} of their possible links")
     console.print(f"{report.file_bytes / 1e6:.2f} MB of ONNX, against {report.dense_bytes / 1e6:.2f} MB dense")
-    console.print(
-        f"parity with torch: logits within {largest:.1e} (allowed {parity.logit_tolerance:.1e}), "
-        f"{parity.greedy_tokens} of {parity.greedy_tokens} greedy tokens identical"
-    )
+    console.print(f"parity with torch: {report.parity}")
     if report.quality is not None:
-        console.print(
-            f"perplexity of held-out English text: {report.quality.perplexity_float32:.4f} in float32, "
-            f"{max(report.quality.perplexity.values()):.4f} as exported ({report.quality.cost - 1:+.2%})"
-        )
+        console.print(report.quality.compared("as exported"))
 
 
 def _say_engine(built: "EngineReport") -> None:
@@ -177,14 +168,8 @@ def _say_engine(built: "EngineReport") -> None:
         f"{sum(layer.two_four for layer in built.layers)} of {len(built.stored)} projections are dense and 2:4 by "
         f"structure, {len(built.stored) - len(built.layers)} are plugins"
     )
-    largest = max(parity.float32.full_forward, parity.float32.chunked, parity.float32.ragged_batch)
     console.print(
-        f"parity of its graph with torch: logits within {largest:.1e} (allowed {parity.float32.logit_tolerance:.1e}), "
-        f"{parity.float32.greedy_tokens} of {parity.float32.greedy_tokens} greedy tokens identical in float32; within "
-        f"{parity.in_precision:.1e} in {facts.precision} (torch in {facts.precision}: {parity.torch_in_precision:.1e})"
+        f"parity of its graph with torch: {parity.float32} in float32; within {parity.in_precision:.1e} in "
+        f"{facts.precision} (torch in {facts.precision}: {parity.torch_in_precision:.1e})"
     )
-    console.print(
-        f"perplexity of held-out English text: {built.quality.perplexity_float32:.4f} in float32, "
-        f"{max(built.quality.perplexity.values()):.4f} by its graph in {facts.precision} "
-        f"({built.quality.cost - 1:+.2%}); the engine itself was built and not run"
-    )
+    console.print(f"{built.quality.compared(f'by its graph in {facts.precision}')}; the engine was built and not run")

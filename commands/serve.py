@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..artifacts import CheckError, InputError, LanguageModelFacts
+from ..artifacts import KV_FORMATS, CheckError, InputError, LanguageModelFacts
 from ..console import Parser, console, print_json
-from ..serve.engine.onnxruntime import KV_FORMATS
 from ..serve.triton.settings import AS_EXPORTED, MODEL_NAME, Settings
 
 CONTAINER = "nvcr.io/nvidia/tritonserver:24.10-py3"

@@ -11,11 +11,11 @@ from typing import Literal
 import onnxruntime
 from transformers import LlamaForCausalLM
 
-from ..artifacts import InputError, LanguageModelFacts, Manifest, publish
+from ..artifacts import InputError, KvFormat, LanguageModelFacts, Manifest, publish
 from ..artifacts.model_directory import TOKENIZER_FILE
 from ..artifacts.publish import check_target
 from ..kernels import register
-from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE, KvFormat
+from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
 from ..serve.engine.portable import PortableRunner
 from ..serve.engine.runner import Runner
 from ..serve.engine.varlen import VarlenRunner

@@ -59,9 +59,21 @@ class QualityFigures:
     tokens: int
 
     @property
+    def largest(self) -> float:
+        """The largest perplexity of a graph."""
+        return max(self.perplexity.values())
+
+    @property
     def cost(self) -> float:
         """The largest perplexity over the float32 one."""
-        return max(self.perplexity.values()) / self.perplexity_float32
+        return self.largest / self.perplexity_float32
+
+    def compared(self, what: str) -> str:
+        """A line that sets float32 beside `what`, such as "as exported"."""
+        return (
+            f"perplexity of held-out English text: {self.perplexity_float32:.4f} in float32, {self.largest:.4f} {what} "
+            f"({self.cost - 1:+.2%})"
+        )
 
     def to_json(self) -> dict[str, object]:
         """The figures by name."""
@@ -104,7 +116,7 @@ def measure_quality(
 
 
 def _check(figures: QualityFigures, rounding: Rounding) -> None:
-    least, most = min(figures.perplexity.values()), max(figures.perplexity.values())
+    least, most = min(figures.perplexity.values()), figures.largest
     if not figures.cost <= LARGEST_COST:
         raise CheckError(
             f"{rounding} raise the perplexity from {figures.perplexity_float32:.4g} to {most:.4g}: choose "

@@ -43,6 +43,17 @@ class ParityFigures:
     prompts_skipped: int
     logit_tolerance: float
 
+    @property
+    def largest(self) -> float:
+        """The largest logit difference of all."""
+        return max(self.full_forward, self.chunked, self.ragged_batch)
+
+    def __str__(self) -> str:
+        return (
+            f"logits within {self.largest:.1e} (allowed {self.logit_tolerance:.1e}), {self.greedy_tokens} of "
+            f"{self.greedy_tokens} greedy tokens identical"
+        )
+
     def to_json(self) -> dict[str, float]:
         """The figures by name."""
         return asdict(self)

@@ -3,19 +3,18 @@
 Legend: I images, F features an image.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...train.data.images import Images, load_images
+from ...train.data.images import load_images
+from ...train.dynamics.chains import model_chains, remove_chains
 from ...train.dynamics.config import FractionConfig, RemovalConfig, TopologyConfig
 from ...train.tasks import ImageRecipe
 from ...train.tasks.image import test_accuracy, train_image_classifier
 from ...train.tasks.image_recipe import DataSetName, ImageData, MlpShape, SgdConfig
-from ...train.tasks.result import TrainingResult
 from .measure import outcome_of, step_clock
 from .study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
 
@@ -70,10 +69,11 @@ class ImageStudy(Study):
         with step_clock() as clock:
             result = train_image_classifier(_recipe(self.data, run))
         images = load_images(self.data, "auto")
-        kept = slice(-_TUNING_IMAGES, None)
-        apart = Images(images.train, images.train_labels, images.train[kept], images.train_labels[kept])
-        tuning, reported = (100 * test_accuracy(result.model, part) for part in (apart, images))
-        return outcome_of(result, clock, tuning, reported, active=active_share(result))
+        if run.purpose == "tuning":
+            apart = slice(-_TUNING_IMAGES, None)
+            images = replace(images, test=images.train[apart], test_labels=images.train_labels[apart])
+        active = active_share(result.model, result.masks)
+        return outcome_of(result, clock, 100 * test_accuracy(result.model, images), active=active)
 
 
 def image_study(data: DataSetName) -> ImageStudy:
@@ -110,23 +110,14 @@ def _recipe(data: DataSetName, run: Run) -> ImageRecipe:
     )
 
 
-def active_share(result: TrainingResult) -> float:
-    """Of the hidden nodes, those on a path from an input to a class (active after percolation, arXiv 2501.19107)."""
-    masks = list(result.masks.values())
-    return hidden_nodes_on_paths(masks) if masks else 1.0
-
-
-def hidden_nodes_on_paths(masks: Sequence[Tensor]) -> float:
-    """Share of the hidden nodes on a path through all layers; the last layer's nodes all lead on.
+def active_share(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
+    """Of the hidden nodes, those on a path from an input to a class (active after percolation, arXiv 2501.19107).
 
     Args:
-        masks: of consecutive layers, bool [out, in] each.
+        model: whose sparse layers follow one another; the last one's nodes all lead on.
+        masks: of those layers, bool [out, in], first to last.
     """
-    reached = [torch.ones(masks[0].shape[1], dtype=torch.bool)]
-    for mask_NK in masks:
-        reached.append((mask_NK & reached[-1]).any(dim=1))
-    leading = [torch.ones(masks[-1].shape[0], dtype=torch.bool)]
-    for mask_NK in reversed(masks):
-        leading.append((mask_NK & leading[-1][:, None]).any(dim=0))
-    alive = [a & b for a, b in zip(reached[1:], reversed(leading[:-1]), strict=True)]
-    return sum(int(nodes.sum()) for nodes in alive) / sum(nodes.numel() for nodes in alive)
+    links = dict(masks)
+    remove_chains(links, model_chains(model, list(links)))
+    nodes = [mask_NK.any(dim=1) for mask_NK in links.values()]
+    return sum(int(alive.sum()) for alive in nodes) / sum(alive.numel() for alive in nodes) if nodes else 1.0

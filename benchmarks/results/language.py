@@ -13,7 +13,7 @@ from ...train.tasks import LanguageModelRecipe, train_language_model
 from ...train.tasks.recipe import DataConfig, ModelConfig, OptimizationConfig
 from ...train.tasks.result import TrainingResult
 from .measure import outcome_of, step_clock
-from .study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
+from .study import DENSE, Arm, Claim, Outcome, Purpose, Run, Study, sparsity_of
 
 _DATA = DataConfig(source="brown", validation_share=0.1, sequence_length=128)
 _STEPS = 300
@@ -64,10 +64,7 @@ class LanguageStudy(Study):
         """Train a Llama and score it."""
         with step_clock() as clock:
             result = train_language_model(_recipe(run))
-        tuning_BS, reported_BS = _held_out(result)
-        return outcome_of(
-            result, clock, perplexity_of(result.model, tuning_BS), perplexity_of(result.model, reported_BS)
-        )
+        return outcome_of(result, clock, perplexity_of(result.model, _held_out(result, run.purpose)))
 
 
 LANGUAGE = LanguageStudy(
@@ -110,13 +107,11 @@ def _recipe(run: Run) -> LanguageModelRecipe:
     return LanguageModelRecipe(model=_MODEL, data=_DATA, optimization=optimization, sparsity=sparsity)
 
 
-def _held_out(result: TrainingResult) -> tuple[Tensor, Tensor]:
-    """Blocks of tokens [B, S] of every other held-out document, and of those between."""
+def _held_out(result: TrainingResult, purpose: Purpose) -> Tensor:
+    """Blocks of tokens [B, S] of every other held-out document, or of those between."""
     assert result.tokenizer is not None
-    documents = _validation_documents()
-    halves = documents[::2], documents[1::2]
-    tuning_BS, reported_BS = (pack_tokens(result.tokenizer, half, _DATA.sequence_length) for half in halves)
-    return tuning_BS, reported_BS
+    documents = _validation_documents()[0 if purpose == "tuning" else 1 :: 2]
+    return pack_tokens(result.tokenizer, documents, _DATA.sequence_length)
 
 
 @lru_cache(maxsize=1)

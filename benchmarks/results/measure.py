@@ -37,15 +37,14 @@ def step_clock() -> Iterator[StepClock]:
         hook.remove()
 
 
-def outcome_of(result: TrainingResult, clock: StepClock, tuning: float, reported: float, **facts: float) -> Outcome:
+def outcome_of(result: TrainingResult, clock: StepClock, score: float, **facts: float) -> Outcome:
     """The outcome of a run, with what its updates say of the graphs."""
     # The first update of a run has no links of an earlier one to judge.
     survived = [report.survived for report in result.updates[1:] if report.regrown]
     masks = result.masks.values()
     links, possible = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
     return Outcome(
-        tuning=tuning,
-        reported=reported,
+        score=score,
         seconds=clock.seconds(),
         updates=len(result.updates),
         itop=result.updates[-1].itop if result.updates else links / possible if possible else 1.0,

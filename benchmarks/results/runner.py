@@ -12,7 +12,7 @@ from .study import Arm, Outcome, Run, Study
 
 def chosen_rate(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> float | None:
     """The learning rate that the search of a cell found; None while it has runs to make."""
-    scores = {run.rate: outcomes[run.key].tuning for run in study.tuning_runs(arm, density) if run.key in outcomes}
+    scores = {run.rate: outcomes[run.key].score for run in study.tuning_runs(arm, density) if run.key in outcomes}
     return study.best(scores) if len(scores) == len(study.rates) else None
 
 

@@ -23,7 +23,7 @@ class Cell:
     @property
     def scores(self) -> list[float]:
         """On the reported split."""
-        return [outcome.reported for outcome in self.outcomes]
+        return [outcome.score for outcome in self.outcomes]
 
     @property
     def mean(self) -> float:

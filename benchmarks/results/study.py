@@ -51,8 +51,7 @@ class Outcome:
     """What a run gave.
 
     Args:
-        tuning: score on the split that learning rates are chosen by.
-        reported: score on the split that tables show.
+        score: on the split that the run's purpose says: the one learning rates are chosen by, or the one tables show.
         seconds: processor seconds of the training steps, updates included.
         updates: topology updates.
         itop: of all possible links, the share that ever was.
@@ -60,8 +59,7 @@ class Outcome:
         facts: figures of the study's own.
     """
 
-    tuning: float
-    reported: float
+    score: float
     seconds: float
     updates: int
     itop: float
@@ -115,7 +113,7 @@ class Study(ABC):
 
     @abstractmethod
     def perform(self, run: Run) -> Outcome:
-        """Train and score."""
+        """Train, and score on the split of the run's purpose."""
 
     def cells(self) -> Iterator[tuple[Arm, float]]:
         """Every arm at every density of its own: dense first, then density by density."""

@@ -52,9 +52,9 @@ class TranslationStudy(Study):
         with step_clock() as clock:
             result = train_translation(_recipe(run))
         held_out = _short_pairs(_held_out(), result)
-        tuning = _bleu(result, held_out[::2][:_TUNING_PAIRS], _TUNING_SEARCH)
-        reported = _bleu(result, held_out[1::2][:_REPORTED_PAIRS], _SEARCH) if run.purpose == "report" else tuning
-        return outcome_of(result, clock, tuning, reported)
+        if run.purpose == "tuning":
+            return outcome_of(result, clock, _bleu(result, held_out[::2][:_TUNING_PAIRS], _TUNING_SEARCH))
+        return outcome_of(result, clock, _bleu(result, held_out[1::2][:_REPORTED_PAIRS], _SEARCH))
 
 
 TRANSLATION = TranslationStudy(

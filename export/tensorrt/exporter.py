@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +28,9 @@ from ..quality import QualityFigures, Rounding, measure_quality
 from ..report import ExportReport, write_reports
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
-from .carry import Carried, carry_engines
 from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
 from .decoding import check_packed
+from .earlier import read_earlier
 from .llama import build_static_llama, step_profiles
 from .ordering import Orders, in_order, input_orders
 from .parity import EngineParity, check_graph, open_graph
@@ -89,6 +90,8 @@ def export_engines(
         onnx_report = export_packed(
             original, source, portable, progress, values=values, lm_head=lm_head, pass_reports=pass_reports
         )
+        # Before the build, which takes long.
+        earlier = None if options.engines_from is None else read_earlier(options.engines_from, portable)
         with publish(out) as publication:
             staging = publication.directory
             orders: Orders = {}
@@ -101,10 +104,9 @@ def export_engines(
             onnx_report = replace(onnx_report, engine_layers=report.stored)
             write_reports(staging, onnx_report, source.masks)
             write_engine_report(staging / REPORT_FILE, report)
-            earlier = Carried()
-            if options.engines_from is not None:
-                earlier = carry_engines(options.engines_from, staging, engine)
-            write_engines(staging, [engine, *earlier.engines], asdict(report) | {"earlier": list(earlier.reports)})
+            carried = earlier.carry(staging, engine) if earlier else ()
+            reports = list(earlier.reports) if earlier else []
+            write_engines(staging, [engine, *carried], asdict(report) | {"earlier": reports})
             publication.finish(manifest)
     return onnx_report, report
 
@@ -122,7 +124,7 @@ class _Export:
     options: EngineOptions
     progress: Progress
 
-    @property
+    @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """The masks [N, K] of the layers, inputs in the order in which they are gathered."""
         return {name: in_order(mask_NK, self.orders.get(name)) for name, mask_NK in self.source.masks.items()}

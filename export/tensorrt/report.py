@@ -57,7 +57,7 @@ def _html(report: EngineReport) -> str:
 <p>In float32 its logits differ by at most {parity.float32.full_forward:.1e}, and {parity.float32.greedy_tokens} greedy
 tokens are the same. In {engine.precision} they differ from float32 by {parity.in_precision:.1e}; torch in
 {engine.precision} by {parity.torch_in_precision:.1e}. "Torch" is the model before any pass. The perplexity of held-out
-English text is {quality.perplexity_float32:.4f} in float32, and {max(quality.perplexity.values()):.4f} by the graph in
+English text is {quality.perplexity_float32:.4f} in float32, and {quality.largest:.4f} by the graph in
 {engine.precision}.</p>
 <h2>How layers are stored</h2>
 <table><tr><th>layer</th><th>form</th><th class="number">kB</th><th class="number">dense kB</th><th>reason</th></tr>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -135,6 +136,30 @@ SparseMatrix decode_node(const NodeReader& node) {
   const ort::TensorView scales = node.constant(1 + Form::kInputs, "scales");
   tensors.scales = &scales;
   return Form::decode(node, tensors);
+}
+
+// Products that take less time than it takes to wake a thread.
+inline constexpr int64_t kSerialWork = 30'000;
+
+// Calls run(x, tokens, y, parallel) for X [..., columns], the first input, and Y [..., features]; `links`: of all
+// weights, which decide whether threads pay.
+template <class Run>
+void compute_product(ort::KernelContext& context, const std::string& node, int64_t columns, int64_t features,
+                     int64_t links, const Run& run) {
+  const auto x = context.input(0);
+  std::vector<int64_t> shape = x->shape;
+  if (shape.empty() || shape.back() != columns) {
+    throw ort::Error("node '" + node + "': the last dimension of X is not in_features, " + std::to_string(columns));
+  }
+  shape.back() = features;
+  int64_t tokens = 1;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
+  const bool serial = links * tokens < kSerialWork;
+  run(static_cast<const float*>(x->data), tokens, context.float_output(0, shape),
+      [&](size_t count, const std::function<void(size_t)>& task) {
+        if (count > 1 && !serial) return context.parallel_for(count, task);
+        for (size_t i = 0; i < count; ++i) task(i);
+      });
 }
 
 // The inputs of an op with `weights` weights of a form: X, each weight's tensors, and an optional bias for each.

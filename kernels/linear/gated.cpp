@@ -1,7 +1,6 @@
 #include "linear/gated.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "linear/plan.h"
 #include "platform/memory.h"
@@ -11,19 +10,8 @@ namespace {
 
 constexpr int64_t kTokensPerTask = 8;
 
-// Products of a stack before they are gated, or put side by side: memory that a thread keeps for its next call.
-float* products(int64_t floats) {
-  thread_local Buffer buffer;
-  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-  if (buffer.bytes() < bytes) buffer = Buffer(bytes + bytes / 4);
-  return buffer.as<float>();
-}
-
-float* one_part(int64_t floats) {
-  thread_local Buffer buffer;
-  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-  if (buffer.bytes() < bytes) buffer = Buffer(bytes + bytes / 4);
-  return buffer.as<float>();
+float* floats(Scratch slot, int64_t count) {
+  return reinterpret_cast<float*>(scratch(slot, static_cast<size_t>(count) * sizeof(float)));
 }
 
 // Whether the parts can be one matrix: 4-bit weights may have scales for groups of different widths.
@@ -75,7 +63,7 @@ Stack::Stack(std::vector<StackPart> parts, Isa isa, bool blocks, std::vector<flo
 void Stack::multiply(const float* x_MK, int64_t tokens, float* y_MN, const Parallel& parallel) const {
   for (const Packed& part : packed_) {
     const bool whole = part.rows == rows_;
-    float* y = whole ? y_MN : one_part(tokens * part.rows);
+    float* y = whole ? y_MN : floats(Scratch::kPart, tokens * part.rows);
     const float* bias = bias_N_.empty() ? nullptr : bias_N_.data() + part.first_row;
     part.packing->multiply({x_MK, tokens, bias, part.activation_scale, y}, parallel);
     if (whole) continue;
@@ -97,7 +85,7 @@ const GateKernels& gate_kernels(Isa isa) {
 void multiply_gated(const Stack& stack, const GateKernels& kernels, const float* x_MK, int64_t tokens, float* y_MF,
                     const Parallel& parallel) {
   const int64_t rows = stack.rows(), features = rows / 2;
-  float* products_MN = products(tokens * rows);
+  float* products_MN = floats(Scratch::kStack, tokens * rows);
   stack.multiply(x_MK, tokens, products_MN, parallel);
   parallel(static_cast<size_t>((tokens + kTokensPerTask - 1) / kTokensPerTask), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;

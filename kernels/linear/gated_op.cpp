@@ -21,9 +21,6 @@ using ort::ElementType;
 using ort::KernelContext;
 using ort::KernelInfo;
 
-// Products that take less time than it takes to wake a thread.
-constexpr int64_t kSerialWork = 30'000;
-
 constexpr std::array<const char*, 2> kGatedParts{"gate", "up"};
 constexpr std::array<const char*, 3> kQkvParts{"q", "k", "v"};
 
@@ -48,20 +45,7 @@ class StackedNode {
   // Calls run(x, tokens, y, parallel) with Y of `features` columns.
   template <class Run>
   void compute(KernelContext& context, int64_t features, const Run& run) const {
-    const auto x = context.input(0);
-    std::vector<int64_t> shape = x->shape;
-    if (shape.empty() || shape.back() != columns_) {
-      refuse("the last dimension of X is not in_features, " + std::to_string(columns_));
-    }
-    shape.back() = features;
-    int64_t tokens = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
-    const bool serial = stack_.links() * tokens < kSerialWork;
-    run(static_cast<const float*>(x->data), tokens, context.float_output(0, shape),
-        [&](size_t count, const std::function<void(size_t)>& task) {
-          if (count > 1 && !serial) return context.parallel_for(count, task);
-          for (size_t i = 0; i < count; ++i) task(i);
-        });
+    compute_product(context, node_, columns_, features, stack_.links(), run);
   }
 
  private:

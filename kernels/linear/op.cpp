@@ -14,9 +14,6 @@ namespace {
 using ort::KernelContext;
 using ort::KernelInfo;
 
-// Products that take less time than it takes to wake a thread.
-constexpr int64_t kSerialWork = 30'000;
-
 template <class Form, Values kValues>
 class Linear {
  public:
@@ -31,23 +28,13 @@ class Linear {
   }
 
   void compute(KernelContext& context) const {
-    const auto x = context.input(0);
-    std::vector<int64_t> shape = x->shape;
-    if (shape.empty() || shape.back() != columns_) {
-      refuse("the last dimension of X is not in_features, " + std::to_string(columns_));
-    }
-    shape.back() = rows_;
-    int64_t tokens = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) tokens *= shape[i];
     const auto bias = context.input(kBias);
     if (bias && bias->shape != std::vector<int64_t>{rows_}) refuse("bias has not the shape [out_features]");
-    const Call call{static_cast<const float*>(x->data), tokens, bias ? static_cast<const float*>(bias->data) : nullptr,
-                    activation_scale_, context.float_output(0, shape)};
-    const bool serial = work_ * tokens < kSerialWork;
-    packing_->multiply(call, [&](size_t count, const std::function<void(size_t)>& task) {
-      if (count > 1 && !serial) return context.parallel_for(count, task);
-      for (size_t i = 0; i < count; ++i) task(i);
-    });
+    const auto* bias_N = bias ? static_cast<const float*>(bias->data) : nullptr;
+    compute_product(context, node_, columns_, rows_, work_,
+                    [&](const float* x_MK, int64_t tokens, float* y_MN, const Parallel& parallel) {
+                      packing_->multiply({x_MK, tokens, bias_N, activation_scale_, y_MN}, parallel);
+                    });
   }
 
  private:

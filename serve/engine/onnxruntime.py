@@ -9,12 +9,12 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artifacts import InputError, LanguageModelFacts, read_manifest
+from ...artifacts import InputError, KvFormat, LanguageModelFacts, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ MODEL_FILE = "model.onnx"
 KERNELS_MODEL_FILE = "model.hebbline.onnx"
 
 Graph = Literal["auto", "kernels", "portable"]
-KvFormat = Literal["float32", "bfloat16", "int8"]
-KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
 PLACES = 16
 """Tokens of a block of the op library's cache."""
 
@@ -79,7 +77,7 @@ class OnnxRunner(ABC):
             raise InputError(f"{artifact} has no {KERNELS_MODEL_FILE}: export the model again")
         if graph != "portable" and fast.is_file():
             try:
-                return VarlenRunner(fast, facts, slots, threads, kv or cast(KvFormat, facts.kv_cache))
+                return VarlenRunner(fast, facts, slots, threads, kv or facts.kv_cache)
             except InputError as error:
                 if graph == "kernels" or kv not in (None, "float32"):
                     raise
@@ -138,4 +136,4 @@ def cache_shape(facts: LanguageModelFacts, slots: int, kv: KvFormat) -> tuple[in
 
 def cache_bytes_per_slot(facts: LanguageModelFacts, kv: KvFormat | None = None) -> int:
     """Bytes of keys and values that a slot takes in all layers, with the context in whole blocks; None: as exported."""
-    return facts.num_layers * int(np.prod(cache_shape(facts, 1, kv or cast(KvFormat, facts.kv_cache))))
+    return facts.num_layers * int(np.prod(cache_shape(facts, 1, kv or facts.kv_cache)))

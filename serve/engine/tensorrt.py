@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...artifacts import CheckError, LanguageModelFacts
+from ...artifacts import CheckError, KvFormat, LanguageModelFacts
 from ...kernels.gpu.driver import CudaUnavailableError, Driver
 from .engines import EngineFacts, Gpu, choose_engine, is_installed, read_engines
-from .onnxruntime import KvFormat, OnnxRunner, language_model_facts
+from .onnxruntime import OnnxRunner, language_model_facts
 from .static_cache import StaticCacheRunner, Step, cache_names, past_name, present_name
 
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

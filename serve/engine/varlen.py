@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ...artifacts import LanguageModelFacts
-from .onnxruntime import KvFormat, OnnxRunner, cache_shape, check_rows
+from ...artifacts import KvFormat, LanguageModelFacts
+from .onnxruntime import OnnxRunner, cache_shape, check_rows
 from .runner import Segment
 from .session import aligned_zeros, bind_input, bind_output, load_session
 

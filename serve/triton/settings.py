@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from ...artifacts import InputError
-from ..engine.onnxruntime import KV_FORMATS, KvFormat
+from ...artifacts import KV_FORMATS, InputError, KvFormat
 
 MODEL_NAME = "llm"
 MAX_SLOTS = 1024

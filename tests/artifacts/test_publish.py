@@ -87,3 +87,16 @@ def test_a_newer_schema_is_refused(tmp_path):
     manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(DamagedArtifactError, match="schema_version 99"):
         read_manifest(tmp_path / "out")
+
+
+def test_an_unknown_format_of_the_cache_is_damage(tmp_path):
+    publish_text(tmp_path / "out", a="1")
+    path = tmp_path / "out/hebbline.json"
+    facts = {"context_length": 8, "vocab_size": 9, "num_layers": 1, "num_kv_heads": 1, "head_dim": 16}
+    values = json.loads(path.read_text()) | {"language_model": facts | {"kv_cache": "int8"}}
+    path.write_text(json.dumps(values))
+    assert read_manifest(tmp_path / "out").language_model.kv_cache == "int8"
+    values["language_model"]["kv_cache"] = "int3"
+    path.write_text(json.dumps(values))
+    with pytest.raises(DamagedArtifactError, match=r"hebbline\.json.*kv_cache 'int3'"):
+        read_manifest(tmp_path / "out")

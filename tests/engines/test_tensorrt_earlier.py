@@ -1,14 +1,14 @@
 """An artifact with two engines: the second export carries the first one's over, and only of the same model."""
 
 import json
-import shutil
 
 import pytest
 
 from hebbline.artifacts import InputError, read_manifest
 from hebbline.cli import main
+from hebbline.export import export_model
 from hebbline.export.tensorrt import EngineOptions, export_engines
-from hebbline.export.tensorrt.carry import carry_engines
+from hebbline.export.tensorrt.earlier import read_earlier
 from hebbline.serve.engine.engines import ENGINES_FILE, Gpu, choose_engine, read_engines
 from hebbline.serve.engine.static_cache import StepLimits
 
@@ -18,7 +18,7 @@ LIMITS = StepLimits(batch=4, tokens=40)
 @pytest.fixture(scope="module")
 def both(engine_artifact, tiny_model_directory, tmp_path_factory):
     """The float16 engine of the other tests, and one in bfloat16, in one artifact."""
-    out = tmp_path_factory.mktemp("carry") / "both"
+    out = tmp_path_factory.mktemp("earlier") / "both"
     options = EngineOptions(precision="bfloat16", limits=LIMITS, engines_from=engine_artifact)
     export_engines(tiny_model_directory, out, options)
     return out
@@ -38,23 +38,28 @@ def test_an_artifact_holds_both_engines_and_the_runner_picks_by_generation(both,
 
 
 def test_an_engine_of_the_same_name_takes_the_earlier_ones_place(both, tmp_path):
-    for name in read_manifest(both).files:
-        if name.endswith((".onnx", ".data")):
-            shutil.copyfile(both / name, tmp_path / name)
     new, other = read_engines(both)
-    carried = carry_engines(both, tmp_path, new)
-    assert carried.engines == (other,)
+    earlier = read_earlier(both, both)
+    assert earlier.carry(tmp_path, new) == (other,)
     assert not (tmp_path / new.file).exists() and (tmp_path / other.file).is_file()
-    assert len(carried.reports) == 2
+    assert len(earlier.reports) == 2
 
 
-def test_engines_of_another_model_are_refused(both, tmp_path):
-    for name in read_manifest(both).files:
-        if name.endswith((".onnx", ".data")):
-            shutil.copyfile(both / name, tmp_path / name)
-    (tmp_path / "model.onnx").write_bytes(b"another")
-    with pytest.raises(InputError, match=r"of another model or was exported with other options: its model\.onnx"):
-        carry_engines(both, tmp_path, read_engines(both)[0])
+def test_engines_of_another_model_are_refused_before_anything_is_built(both, tiny_model_directory, tmp_path):
+    options = EngineOptions(limits=LIMITS, engines_from=both)
+    with pytest.raises(InputError, match=r"of another model or was exported with other options: its model\.hebbline\.onnx"):
+        export_engines(tiny_model_directory, tmp_path / "out", options, values="int8", progress=_no_build)
+    assert not (tmp_path / "out").exists()
+
+
+def _no_build(stage):
+    assert not stage.startswith("building"), stage
+
+
+def test_an_artifact_without_engines_is_refused(both, tiny_model_directory, tmp_path):
+    export_model(tiny_model_directory, tmp_path / "plain")
+    with pytest.raises(InputError, match=r"plain holds no engine to carry over"):
+        read_earlier(tmp_path / "plain", both)
 
 
 def test_the_option_is_for_engines(engine_artifact, tiny_model_directory, tmp_path, capsys):
