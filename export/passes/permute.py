@@ -51,6 +51,7 @@ def permute(
     *,
     seed: int = 0,
     progress: Callable[[str], None] = lambda dimension: None,
+    dimensions: Sequence[Dimension] | None = None,
 ) -> Passed:
     """Order the free dimensions of a Llama (see `freedom`).
 
@@ -58,6 +59,7 @@ def permute(
         model, masks: the model and the mask of each sparse layer. Both are left as they are.
         objective: "2:4": the links of a best two of every four columns; "block": links over the places of all 16 x 16
         blocks that have any. seed: the result follows from it. progress: told each dimension as its search begins.
+        dimensions: to order; None: all that are free.
 
     Raises:
         InputError: the objective is unknown, or masks and weights do not fit together.
@@ -66,10 +68,10 @@ def permute(
         raise InputError(f"objective '{objective}' is none of {', '.join(get_args(Objective))}")
     goal = _GOALS[objective]
     edit = ModelEdit(model, masks)
-    dimensions, notes = _movable(free_dimensions(model), goal.width)
+    movable, notes = _movable(free_dimensions(model) if dimensions is None else dimensions, goal.width)
     moved: dict[str, list[str]] = {layer: [] for layer in masks}
     for sweep, ordering in enumerate(goal.sweeps):
-        for number, dimension in enumerate(dimensions):
+        for number, dimension in enumerate(movable):
             progress(dimension.name)
             order_D = ordering(edit, dimension, int(np.random.SeedSequence([seed, sweep, number]).generate_state(1)[0]))
             if _reorder(edit, dimension, order_D):

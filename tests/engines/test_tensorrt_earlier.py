@@ -47,7 +47,9 @@ def test_an_engine_of_the_same_name_takes_the_earlier_ones_place(both, tmp_path)
 
 def test_engines_of_another_model_are_refused_before_anything_is_built(both, tiny_model_directory, tmp_path):
     options = EngineOptions(limits=LIMITS, engines_from=both)
-    with pytest.raises(InputError, match=r"of another model or was exported with other options: its model\.hebbline\.onnx"):
+    with pytest.raises(
+        InputError, match=r"of another model or was exported with other options: its model\.hebbline\.onnx"
+    ):
         export_engines(tiny_model_directory, tmp_path / "out", options, values="int8", progress=_no_build)
     assert not (tmp_path / "out").exists()
 
