@@ -85,7 +85,7 @@ def image_study(data: DataSetName) -> ImageStudy:
         higher_is_better=True,
         arms=_ARMS,
         densities=(0.01,),
-        rates=(0.02, 0.06, 0.18),
+        rates=(0.02, 0.06, 0.18, 0.54),
         seeds=(1, 2, 3),
         budget=(
             f"{_FEATURES[data]}-" + f"{_HIDDEN}-" * _HIDDEN_LAYERS + f"10, {_EPOCHS} epochs of "

@@ -21,10 +21,14 @@ def build(target):
     return BUILD / target
 
 
-def test_no_kernel_reads_or_writes_where_it_must_not():
-    program = build("linear_check")
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("linear_check", ("amx-emulated tile", "6000 damaged tensors")), ("scores_check", ("by links", "by pairs"))],
+)
+def test_no_kernel_reads_or_writes_where_it_must_not(target, said):
+    program = build(target)
     environment = os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"}
     environment.pop("HEBBLINE_ISA", None)
     result = subprocess.run([program], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "amx-emulated tile" in result.stdout and "6000 damaged tensors" in result.stdout
+    assert all(text in result.stdout for text in said)

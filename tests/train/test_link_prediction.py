@@ -1,18 +1,27 @@
-"""The three ways to form the node-based scores, and the path-based ones, against their definitions and the authors'."""
+"""The ways to form the node-based scores, and the path-based ones, against their definitions and the authors'."""
 
 import numpy as np
 import pytest
 import torch
 
+from hebbline.kernels.link_scores import native_scores
 from hebbline.train.topology import initial_mask, link_scores
 from hebbline.train.topology import link_prediction as module
 from hebbline.train.topology.link_prediction import NODE_SCORES, PATH_SCORES
 
 WAYS = {
     "float": module._float_scores,
-    "digits": lambda mask, kind: module._digit_scores(mask, kind, 3),
-    "sparse": module._sparse_scores,
+    "links": lambda mask, kind: native(mask, kind, "links"),
+    "pairs": lambda mask, kind: native(mask, kind, "pairs"),
+    "chosen": link_scores,
 }
+
+
+def native(mask, kind, way, threads=2):
+    found = native_scores(mask.numpy(), ch3=kind == "CH3_L3n", threads=threads, way=way)
+    if found is None:
+        pytest.skip("this processor has no AVX-512F")
+    return torch.from_numpy(found)
 
 
 def definition(mask, kind):
@@ -61,28 +70,28 @@ def test_every_way_gives_the_definition(way, kind, graph):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", NODE_SCORES)
-def test_two_digits_are_enough_to_draw_links_by(kind):
-    """The probabilities with which links are drawn, in proportion to the scores, are those of the definition."""
-    for mask in (GRAPHS["random"], GRAPHS["nearest"], GRAPHS["hubs"], initial_mask("brf", 512, 1376, 0.3, seed=0, r=0)):
-        found, expected = module._digit_scores(mask, kind, 2).double().numpy(), definition(mask, kind)
-        found, expected = found[~mask.numpy()], expected[~mask.numpy()]
-        assert np.array_equal(found > 0, expected > 0)
-        assert np.abs(found / found.sum() - expected / expected.sum()).sum() / 2 < 1e-4
+@pytest.mark.parametrize("way", ["links", "pairs"])
+def test_threads_change_no_bit(way):
+    mask = GRAPHS["field"]
+    assert torch.equal(native(mask, "CH2_L3n", way, threads=1), native(mask, "CH2_L3n", way, threads=3))
 
 
-def test_digits_give_way_to_float_where_they_would_not_do(monkeypatch):
-    """A star beside a dense part: similarities from 1 / 3999 to 1."""
-    mask = torch.zeros(120, 4100, dtype=torch.bool)
-    mask[0, :4000] = True
-    mask[1:60, 4000:] = torch.rand(59, 100, generator=torch.Generator().manual_seed(0)) < 0.9
-    mask[60:, 3999] = True
-    exact = []
-    is_exact = module._Digits._is_exact
-    monkeypatch.setattr(module._Digits, "_is_exact", lambda *a: exact.append(is_exact(*a)) or exact[-1])
-    found = module._digit_scores(mask, "CH3_L3n", 3).double().numpy()
-    np.testing.assert_allclose(found, definition(mask, "CH3_L3n"), rtol=1e-5)
-    assert True in exact and False in exact
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (64, 5), (65, 513)])
+def test_sizes_that_fill_no_block(shape):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.4
+    np.testing.assert_allclose(native(mask, "CH2_L3n", "pairs"), definition(mask, "CH2_L3n"), rtol=1e-5)
+    np.testing.assert_allclose(native(mask, "CH2_L3n", "links"), definition(mask, "CH2_L3n"), rtol=1e-5)
+
+
+def test_a_mask_in_columns_is_read_as_it_is():
+    mask = GRAPHS["random"]
+    assert torch.equal(link_scores(mask.T, "CH2_L3n"), link_scores(mask.T.contiguous(), "CH2_L3n"))
+
+
+def test_without_a_fast_way_the_products_are_dense(monkeypatch):
+    monkeypatch.setattr(module, "native_scores", lambda mask_NK, **rest: None)
+    mask = GRAPHS["random"]
+    np.testing.assert_allclose(link_scores(mask, "CH3_L3n"), definition(mask, "CH3_L3n"), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", PATH_SCORES)

@@ -6,7 +6,8 @@ Everything is drawn on the CPU, whose generator gives the same numbers everywher
 """
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +17,21 @@ from torch import Tensor
 Generator = np.random.SFC64
 _CHUNK = 2**15
 _SAMPLED = 64
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Leave the other threads of torch asleep while the block lasts.
+
+    What is drawn takes one; the others would be woken for the small steps between, and keep a core busy for
+    milliseconds after each, which the scores of links need.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def seed_for(*identity: Hashable) -> int:
@@ -81,14 +97,21 @@ def smallest(keys: Tensor, count: int) -> Tensor:
 
 
 def _kth_smallest(keys: NDArray[np.float32], count: int) -> np.float32:
-    """By a look at every 64th: where that tells a bound that few keys are below, the others need not be ordered."""
+    """By a look at every 64th, which tells bounds that it is between: the keys outside need not be ordered."""
     looked_at = keys[::_SAMPLED]
     expected = count / _SAMPLED
-    rank = int(expected + 4 * expected**0.5) + 1
-    if rank < len(looked_at):
-        below = keys[keys <= np.partition(looked_at, rank)[rank]]
-        if len(below) >= count:
-            keys = below
+    spread = 4 * expected**0.5
+    low, high = max(0, int(expected - spread) - 1), int(expected + spread) + 1
+    if high < len(looked_at):
+        ordered = np.partition(looked_at, [low, high])
+        inside = keys <= ordered[high]
+        below = 0
+        if low > 0:
+            under = keys < ordered[low]
+            below = np.count_nonzero(under)
+            inside &= ~under
+        if below < count <= below + np.count_nonzero(inside):
+            keys, count = keys[inside], count - below
     return np.partition(keys, count - 1)[count - 1]
 
 

@@ -14,7 +14,7 @@ from .density import removal_fraction
 from .plan import LayerPlan
 from .regrowth import regrow_links
 from .removal import keep_links, removal_scores
-from .sampling import Generator, generator_for
+from .sampling import Generator, generator_for, one_thread
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Moment:
     progress: float
 
 
+@one_thread()
 def remove(
     plan: LayerPlan,
     mask_NK: Tensor,
@@ -76,7 +77,7 @@ def remove(
     kept = []
     for part, (scores_RC, mask_RC) in enumerate(_parts(plan, plan.structure.fold(scores), _units(plan, mask_NK))):
         generator = generator_for(seed, plan.name, when.update, "removal", *_identity(plan, part))
-        target = min(int(mask_RC.sum()), plan.units(when.update)[part])
+        target = min(int(mask_RC.count_nonzero()), plan.units(when.update)[part])
         within_RC = keep_links(scores_RC, mask_RC, target, rule="hard", temperature=1, generator=generator)
         kept_RC = keep_links(
             scores_RC,
@@ -104,7 +105,8 @@ def regrow(plan: LayerPlan, mask_NK: Tensor, gradient_NK: Tensor | None, when: M
     gradient = mask if gradient_NK is None else plan.structure.fold(gradient_NK.abs())
     grown = []
     for part, (mask_RC, gradient_RC) in enumerate(_parts(plan, mask, gradient)):
-        missing = plan.units(when.update)[part] - int(mask_RC.sum())
+        with one_thread():
+            missing = plan.units(when.update)[part] - int(mask_RC.count_nonzero())
         generator = generator_for(seed, plan.name, when.update, "regrowth", *_identity(plan, part))
         grown.append(_regrow_part(plan, mask_RC, gradient_RC, missing, generator) if missing > 0 else mask_RC)
     return plan.structure.unfold(torch.cat(grown))
@@ -131,9 +133,7 @@ def magnitude_mask(plan: LayerPlan, weight_NK: Tensor, seed: int) -> Tensor:
 
 def _regrow_part(plan: LayerPlan, mask_RC: Tensor, gradient_RC: Tensor, missing: int, generator: Generator) -> Tensor:
     if plan.regrowth_score in LINK_SCORES:
-        # A draw needs no five digits of a score, unless small ones are raised or the order decides.
-        exact = plan.regrowth_rule == "top" or plan.regrowth_temperature < 1
-        scores_RC = link_scores(mask_RC, plan.regrowth_score, exact=exact)
+        scores_RC = link_scores(mask_RC, plan.regrowth_score)
     else:
         scores_RC = (
             gradient_RC if plan.regrowth_score == "gradient" else torch.ones(mask_RC.shape, device=mask_RC.device)
