@@ -18,7 +18,7 @@ from ...train.tasks.image_recipe import DataSetName, ImageData, MlpShape, SgdCon
 from .measure import outcome_of, step_clock
 from .study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
 
-_EPOCHS = 4
+_EPOCHS = {"mnist": 4, "fashion-mnist": 4, "cifar-10": 2}
 _BATCH = 100
 _HIDDEN = 1568
 _HIDDEN_LAYERS = 3
@@ -88,7 +88,7 @@ def image_study(data: DataSetName) -> ImageStudy:
         rates=(0.02, 0.06, 0.18, 0.54),
         seeds=(1, 2, 3),
         budget=(
-            f"{_FEATURES[data]}-" + f"{_HIDDEN}-" * _HIDDEN_LAYERS + f"10, {_EPOCHS} epochs of "
+            f"{_FEATURES[data]}-" + f"{_HIDDEN}-" * _HIDDEN_LAYERS + f"10, {_EPOCHS[data]} epochs of "
             f"{_IMAGES[data] - _TUNING_IMAGES:,} images, batches of {_BATCH}; {_UPDATES} updates; SGD with momentum"
         ),
         claims=(Claim("CHTs at 1% is at least as good as dense", "CHTs", (DENSE.name,), 0.01),),
@@ -100,13 +100,13 @@ def image_study(data: DataSetName) -> ImageStudy:
 def _recipe(data: DataSetName, run: Run) -> ImageRecipe:
     images = _IMAGES[data] - _TUNING_IMAGES
     optimization = SgdConfig(
-        epochs=_EPOCHS, batch_size=_BATCH, learning_rate=run.rate, seed=run.seed, initialisation="swi"
+        epochs=_EPOCHS[data], batch_size=_BATCH, learning_rate=run.rate, seed=run.seed, initialisation="swi"
     )
     return ImageRecipe(
         model=MlpShape(hidden_layers=_HIDDEN_LAYERS, width=_HIDDEN / _FEATURES[data]),
         data=ImageData(name=data, train_images=images),
         optimization=optimization,
-        sparsity=sparsity_of(run, _EPOCHS * images // _BATCH, _UPDATES),
+        sparsity=sparsity_of(run, _EPOCHS[data] * images // _BATCH, _UPDATES),
     )
 
 

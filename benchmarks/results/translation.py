@@ -19,9 +19,9 @@ _DATA = PairData(source="libreoffice-help", languages=("en", "de"), test_share=0
 _SHAPE = TransformerShape(
     hidden_size=128, feed_forward_size=512, layers=2, heads=4, dropout=0.1, vocab_size=2000, max_tokens=16
 )
-_STEPS = 1000
+_STEPS = 500
 _BATCH_TOKENS = 500
-_WARMUP = 200
+_WARMUP = 150
 _UPDATES = 10
 _TUNING_PAIRS = 300
 _REPORTED_PAIRS = 600
