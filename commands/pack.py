@@ -29,6 +29,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--objective", choices=OBJECTIVES, default="latency", help="what layouts are chosen for")
     parser.add_argument("--min-speedup", type=float, default=0.0, help="leave layers that would gain less than this")
     parser.add_argument("--autotune", action="store_true", help="choose by times measured here, not by prediction")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="an .npz file of the model's inputs: int8 and int4 then round the activations of a layer by one scale",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
 
@@ -42,6 +47,7 @@ def main(arguments: list[str]) -> int:
             min_speedup=given.min_speedup,
             autotune=given.autotune,
             objective=given.objective,
+            calibration=given.calibration,
             progress=lambda stage: status.update(stage),
         )
     _show(report, given.out)
@@ -58,7 +64,7 @@ def _show(report: "PackReport", out: Path) -> None:
         shape = "" if layer.out_features is None else f"{layer.out_features}x{layer.in_features}"
         density = "" if layer.density is None else f"{layer.density:.4f}"
         # Names come from the file, and could hold the markup of the terminal library.
-        table.add_row(escape(layer.name), shape, density, layer.layout, escape(layer.reason))
+        table.add_row(escape(layer.name), shape, density, layer.layout, escape(layer.explained))
     console.print(table)
     for note in (*report.notes, report.end_to_end.note):
         console.print(escape(note))

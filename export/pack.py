@@ -20,6 +20,7 @@ def pack(
     min_speedup: float = 0.0,
     autotune: bool = False,
     objective: Objective = "latency",
+    calibration: str | Path | None = None,
     progress: Progress = lambda stage: None,
 ) -> PackReport:
     """Pack the zeros in the linear layers of an ONNX file, verify the result against the original, and publish it.
@@ -31,7 +32,7 @@ def pack(
     Args:
         onnx_path: opset 13 or newer.
         out_dir: a new directory, or one that hebbline published before.
-        values, min_speedup, autotune, objective: see `PackOptions`.
+        values, min_speedup, autotune, objective, calibration: see `PackOptions`.
         progress: told each stage as it begins.
 
     Raises:
@@ -39,7 +40,8 @@ def pack(
         CheckError: the packed model does not agree with the original. Nothing is published then.
     """
     source, out = Path(onnx_path), Path(out_dir)
-    options = PackOptions(values, min_speedup, autotune, objective)
+    given = None if calibration is None else str(calibration)
+    options = PackOptions(values, min_speedup, autotune, objective, given)
     check_target(out)
     progress("reading the model")
     with open_document(source) as document, publish(out) as publication:

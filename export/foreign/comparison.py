@@ -1,4 +1,4 @@
-"""The gate: the packed model against the original, in ONNX Runtime, on random inputs.
+"""The gate: the packed model against the original, in ONNX Runtime, on random inputs or those of a calibration.
 
 Both run in a process of their own (`model_runs`). The packed model may differ from the original by rounding. How much
 rounding matters depends on the model, so the original is run in two ways, with and without ONNX Runtime's fusions, and
@@ -74,6 +74,7 @@ def compare_models(
     exact: bool,
     operators: frozenset[str],
     library: str | None,
+    feeds: dict[str, NDArray] | None = None,
 ) -> EndToEnd:
     """Run both models and compare.
 
@@ -85,13 +86,14 @@ def compare_models(
         exact: whether the packed weights are the original ones; other results are reported, not judged.
         operators: those of the original, to tell whether it rounds.
         library: path of the op library to run the packed model with as well.
+        feeds: inputs to compare on; None makes them up.
 
     Raises:
         InputError: ONNX Runtime cannot load the original, or it brings the process down.
         CheckError: the packed model cannot run, or differs by more than is allowed.
     """
     try:
-        attempts = input_attempts(proto, _FEEDS)
+        attempts = input_attempts(proto, _FEEDS) if feeds is None else [[feeds]]
     except NoInputsError as error:
         return _not_compared(f"no inputs could be made up: {error}")
     models: list[tuple[Path, bool, str | None]] = [
@@ -102,13 +104,14 @@ def compare_models(
     ]
     if library is not None:
         models.append((packed, True, library))
-    answer = _run(source, models, attempts, scratch)
+    answer = run_models(source, models, attempts, scratch)
     first = answer["models"][0]
     if first["load_error"] and not any(text in first["error"] for text in _UNKNOWN_OP):
         raise InputError(f"{source}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_line(first['error'])}")
     if answer["attempt"] is None:
         fault = answer["errors"][0] if answer["errors"] else first["error"]
-        return _not_compared(f"the original does not run on made-up inputs: {_line(fault)}")
+        made_up = "made-up" if feeds is None else "the calibration"
+        return _not_compared(f"the original does not run on {made_up} inputs: {_line(fault)}")
     for (path, _, used), result in zip(models[1:], answer["models"][1:], strict=True):
         if result["error"] is not None and path == packed:
             kind = "with the op library" if used else "in ONNX Runtime"
@@ -163,12 +166,24 @@ def _excuse(
     return f"{share:.1%} of the outputs differ by a step of {', '.join(rounding)}; every layer alone agrees"
 
 
-def _run(
+def run_models(
     source: Path,
     models: Sequence[tuple[Path, bool, str | None]],
     attempts: list[list[dict[str, NDArray]]],
     scratch: Path,
 ) -> dict[str, Any]:
+    """Run models in a process of their own; see `model_runs` for the answer.
+
+    Args:
+        source: the user's file, for messages.
+        models: files, whether ONNX Runtime fuses nodes, and the op library to load.
+        attempts: inputs by name; see `model_runs`.
+        scratch: a directory for inputs and outputs.
+
+    Raises:
+        InputError: the first model brings the process down, or does not finish.
+        CheckError: another one does.
+    """
     request = {
         "threads": 1,  # inputs are small, and sums then have one order
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -213,9 +228,12 @@ def _save_feeds(attempts: list[list[dict[str, NDArray]]], scratch: Path) -> list
 
 
 def _outputs(result: dict[str, Any]) -> list[NDArray] | None:
-    """All outputs of all feeds, in order; None where the model did not run."""
-    if result["error"] is not None:
-        return None
+    """None where the model did not run."""
+    return None if result["error"] is not None else arrays_of(result)
+
+
+def arrays_of(result: dict[str, Any]) -> list[NDArray]:
+    """All outputs of all feeds, in order, of a model that ran."""
     arrays: list[NDArray] = []
     for path in result["outputs"]:
         with np.load(path, allow_pickle=False) as archive:

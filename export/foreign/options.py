@@ -19,6 +19,8 @@ class PackOptions:
         faster at all are left anyway, unless the objective is size.
         autotune: time the candidates on this machine instead of asking the cost model.
         objective: what a layout is chosen for: few tokens at a time, many, or the fewest bytes.
+        calibration: an .npz file of the model's inputs, for values that round activations too: they are then rounded by
+            one scale a layer, for the largest magnitude on these inputs, and not each token by its own.
 
     Raises:
         InputError: a value outside its choices.
@@ -28,10 +30,13 @@ class PackOptions:
     min_speedup: float = 0.0
     autotune: bool = False
     objective: Objective = "latency"
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("values", VALUES), ("objective", OBJECTIVES)):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is '{getattr(self, name)}'; it must be one of {', '.join(choices)}")
+        if self.calibration is not None and self.values not in ("int8", "int4"):
+            raise InputError(f"calibration is for values int8 and int4: {self.values} does not round activations")
         if not 0 <= self.min_speedup < float("inf"):
             raise InputError(f"min_speedup is {self.min_speedup}; it must be a number from 0 up")

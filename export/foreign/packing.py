@@ -19,12 +19,13 @@ from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from ..page import local_density
 from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
+from .calibration import activation_scales, load_feeds
 from .choosing import Decision, decide, split_zeros
 from .comparison import EndToEnd, compare_models
 from .document import Document
 from .files import quoted
 from .inlining import inline_weight_functions
-from .layer_check import LayerError, check_layer
+from .layer_check import LARGEST_STEP, LayerError, check_layer
 from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OpsetError
 from .options import PackOptions
@@ -62,11 +63,15 @@ class Packing:
         self._notes: list[str] = []
         self._target = Target(document.opset)
         self._measure = self._autotuner().fastest if options.autotune else None
+        self._feeds: dict[str, NDArray] | None = None
+        self._scales: dict[str, float] = {}
         self._decided: dict[str, tuple[Decision, PackedLayer]] = {}
         self.pictures: dict[str, NDArray[np.float64]] = {}
 
     def run(self) -> PackReport:
         """Pack and verify; see `hebbline.export.pack` for what is raised."""
+        if self._options.calibration is not None:
+            self._feeds = load_feeds(Path(self._options.calibration), self._document.proto)
         original = self._copy_original()
         operators = frozenset(node.op_type for body in all_bodies(self._document.proto) for node in body.nodes)
         self._target = Target(self._document.opset, quantised="DequantizeLinear" in operators)
@@ -118,6 +123,10 @@ class Packing:
         bodies = all_bodies(self._document.proto)
         readers, types = Readers(bodies), ValueTypes(self._document.proto, bodies)
         layers = find_linears(self._document, bodies, readers, types)
+        if self._feeds is not None:
+            self._progress("calibrating")
+            linears = [layer for layer in layers if isinstance(layer, Linear)]
+            self._scales = activation_scales(self._document, linears, self._feeds, self._scratch)
         with ModelWriter(path, self._document.files) as writer:
             rewriter = Rewriter(self._document, bodies, writer)
             rows = self._layers(layers, readers, rewriter)
@@ -156,23 +165,31 @@ class Packing:
         weight = Weight(group[0], *split_zeros(matrix_NK), stays)
         if matrix_NK.size:
             self.pictures[weight_title(group[0])] = local_density(weight.mask_NK)
-        if weight.key not in self._decided:
-            self._decided[weight.key] = self._decide(weight)
-        decision, row = self._decided[weight.key]
+        scale = self._activation_scale(group)
+        key = _packed_key(weight, scale)
+        if key not in self._decided:
+            self._decided[key] = self._decide(weight, scale)
+        decision, row = self._decided[key]
         if decision.layout is not None:
-            packed = self._packed_weight(weight, row.weight, decision.layout)
+            packed = self._packed_weight(weight, row.weight, decision.layout, scale)
             for layer in group:
                 rewriter.replace(layer, packed)
+            row = replace(row, largest_activation=LARGEST_STEP * scale or None)
         return [shared_row(row, layer) for layer in group]
 
-    def _decide(self, weight: Weight) -> tuple[Decision, PackedLayer]:
+    def _activation_scale(self, group: Sequence[Linear]) -> float:
+        """That of all layers of one weight, which share it; 0 where one of them was not calibrated."""
+        scales = [self._scales.get(layer.x, 0.0) if layer.body.parent is None else 0.0 for layer in group]
+        return max(scales) if all(scales) else 0.0
+
+    def _decide(self, weight: Weight, scale: float) -> tuple[Decision, PackedLayer]:
         """Choose for a weight that is new, and verify its packed form alone."""
         stored = stored_bytes(weight.layer.weight)
         decision = decide(weight.values_NK, weight.mask_NK, stored, weight.stays, self._options, self._measure)
         error = None
         if (layout := decision.layout) is not None:
             try:
-                packed = self._packed_weight(weight, weight_title(weight.layer), layout)
+                packed = self._packed_weight(weight, weight_title(weight.layer), layout, scale)
             except OpsetError as fault:
                 decision = replace(decision, layout=None, packed_bytes=stored, reason=f"left: {fault}")
             else:
@@ -185,8 +202,9 @@ class Packing:
         title, values = layer_title(weight.layer), self._options.values
         return check_layer(title, packed, tensors, decoded_NK, weight.values_NK, values, self._document.opset)
 
-    def _packed_weight(self, weight: Weight, name: str, layout: Layout) -> PackedWeight:
-        packed = pack_weight(weight.key, name, layout, weight.values_NK, weight.mask_NK, self._target)
+    def _packed_weight(self, weight: Weight, name: str, layout: Layout, scale: float) -> PackedWeight:
+        key = _packed_key(weight, scale)
+        packed = pack_weight(key, name, layout, weight.values_NK, weight.mask_NK, self._target, scale)
         self._check_conflict(packed.function)
         return packed
 
@@ -216,6 +234,7 @@ class Packing:
             exact=self._options.values == "float32",
             operators=operators,
             library=self._library(),
+            feeds=self._feeds,
         )
 
     def _library(self) -> str | None:
@@ -226,6 +245,11 @@ class Packing:
         except InputError as error:
             self._notes.append(f"only the portable form was verified, since the op library is not there: {error}")
             return None
+
+
+def _packed_key(weight: Weight, scale: float) -> str:
+    """What tells packed weights apart."""
+    return f"{weight.key} {scale}"
 
 
 def _other_reader(layer: Linear, linears: Sequence[Linear], readers: Readers) -> str | None:

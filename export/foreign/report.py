@@ -27,7 +27,8 @@ class PackedLayer:
     read. `layout` is "dense" where it was left. `bytes` and `stored_bytes` count its weight in the packed and in the
     original file; a weight that an earlier layer already has counts there, and `shared_with` names that layer.
     `dense_time`, `packed_time` and `time_unit` say what the choice was made by. `weight_error` and `output_error` are
-    the largest over the largest magnitude; None where the layer was left.
+    the largest over the largest magnitude; None where the layer was left. `largest_activation` is that of a calibrated
+    layer, which cuts off what is larger.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PackedLayer:
     time_unit: str | None = None
     weight_error: float | None = None
     output_error: float | None = None
+    largest_activation: float | None = None
 
     @property
     def density(self) -> float | None:
@@ -54,6 +56,13 @@ class PackedLayer:
         if self.links is None or not self.out_features or not self.in_features:
             return None
         return self.links / (self.out_features * self.in_features)
+
+    @property
+    def explained(self) -> str:
+        """The reason, and the range that a calibrated layer rounds its input in."""
+        if self.largest_activation is None:
+            return self.reason
+        return f"{self.reason}; activations are rounded up to a magnitude of {self.largest_activation:.3g}"
 
     @property
     def packed(self) -> bool:
@@ -156,7 +165,7 @@ def _row(layer: PackedLayer, pictures: Mapping[str, NDArray[np.float64]]) -> str
     sizes = [f"{layer.bytes / 1e3:,.1f}", f"{layer.stored_bytes / 1e3:,.1f}", _figure(layer.output_error)]
     image = picture(pictures[layer.weight], layer.weight) if layer.weight in pictures else ""
     title = f'{escape(layer.name)}<div class="reason">{escape(layer.op_type)} by {escape(layer.weight)}</div>'
-    reason = f'{escape(layer.layout)}<div class="reason">{escape(layer.reason)}</div>'
+    reason = f'{escape(layer.layout)}<div class="reason">{escape(layer.explained)}</div>'
     cells = "".join(f'<td class="number">{value}</td>' for value in numbers)
     ends = "".join(f'<td class="number">{value}</td>' for value in sizes)
     return f"<tr><td>{image}</td><td>{title}</td>{cells}<td>{reason}</td>{ends}</tr>"

@@ -5,7 +5,6 @@ Legend: N out_features, K in_features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,16 +43,30 @@ class Target:
 
 
 def pack_weight(
-    key: str, name: str, layout: Layout, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], target: Target
+    key: str,
+    name: str,
+    layout: Layout,
+    weight_NK: NDArray[np.float32],
+    mask_NK: NDArray[np.bool_],
+    target: Target,
+    activation_scale: float = 0.0,
 ) -> PackedWeight:
-    """A weight in a layout, with the op's function for a file; raises OpsetError where there is none."""
+    """A weight in a layout, with the op's function for a file; raises OpsetError where there is none.
+
+    `activation_scale` is that of all tokens, for values that round X; 0 for each token's own.
+    """
+
+    def encode() -> dict[str, NDArray]:
+        tensors = layout.encode(weight_NK, mask_NK)
+        if activation_scale:
+            tensors["activation_scale"] = np.array([activation_scale], np.float32)
+        return tensors
+
     empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
     types = {part: tensor_type(array) for part, array in empty.items()}
     function = shielded(layout.function()) if target.quantised else layout.function()
     function = function_for_opset(function, target.opset, types)
-    return PackedWeight(
-        key, name, layout.op_type, weight_NK.shape[1], function, partial(layout.encode, weight_NK, mask_NK)
-    )
+    return PackedWeight(key, name, layout.op_type, weight_NK.shape[1], function, encode)
 
 
 class Rewriter:
