@@ -2,13 +2,20 @@
 
 from ...artifacts import InputError
 from .image import image_study
-from .language import LANGUAGE
+from .language import LANGUAGE, LANGUAGE_LONG
 from .study import Study
 from .translation import TRANSLATION
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (image_study("mnist"), image_study("fashion-mnist"), image_study("cifar-10"), LANGUAGE, TRANSLATION)
+    for study in (
+        image_study("mnist"),
+        image_study("fashion-mnist"),
+        image_study("cifar-10"),
+        LANGUAGE,
+        LANGUAGE_LONG,
+        TRANSLATION,
+    )
 }
 
 

@@ -17,7 +17,7 @@ from .study import DENSE, Arm, Claim, Outcome, Purpose, Run, Study, sparsity_of
 
 _DATA = DataConfig(source="brown", validation_share=0.1, sequence_length=128)
 _STEPS = 300
-_UPDATES = 8
+_STEPS_AN_UPDATE = 30
 _BATCH = 8
 _MODEL = ModelConfig(
     hidden_size=128, intermediate_size=352, layers=2, heads=4, kv_heads=4, context_length=128, vocab_size=1024
@@ -58,13 +58,31 @@ _ARMS = (
 
 @dataclass(frozen=True)
 class LanguageStudy(Study):
-    """Perplexity of held-out documents: one half chooses learning rates, the other is reported."""
+    """Perplexity of held-out documents: one half chooses learning rates, the other is reported.
+
+    Args:
+        steps: of training; topology updates come in the first four fifths.
+    """
+
+    steps: int = _STEPS
 
     def perform(self, run: Run) -> Outcome:
         """Train a Llama and score it."""
         with step_clock() as clock:
-            result = train_language_model(_recipe(run))
+            result = train_language_model(_recipe(run, self.steps))
         return outcome_of(result, clock, perplexity_of(result.model, _held_out(result, run.purpose)))
+
+
+def _budget(steps: int) -> str:
+    return (
+        f"a Llama of {_MODEL.layers} layers, {_MODEL.hidden_size} wide, with {_MODEL.vocab_size} tokens; {steps} "
+        f"steps of {_BATCH} x {_DATA.sequence_length} tokens of the Brown corpus; {_updates(steps)} updates; AdamW, "
+        "3e-3 for embeddings and norms, the chosen rate for projections"
+    )
+
+
+def _updates(steps: int) -> int:
+    return steps * 4 // 5 // _STEPS_AN_UPDATE
 
 
 LANGUAGE = LanguageStudy(
@@ -76,11 +94,7 @@ LANGUAGE = LanguageStudy(
     densities=(0.3, 0.1, 0.05),
     rates=(2e-4, 6e-4, 2e-3, 8e-3),
     seeds=(1, 2, 3),
-    budget=(
-        f"a Llama of {_MODEL.layers} layers, {_MODEL.hidden_size} wide, with {_MODEL.vocab_size} tokens; {_STEPS} "
-        f"steps of {_BATCH} x {_DATA.sequence_length} tokens of the Brown corpus; {_UPDATES} updates; AdamW, 3e-3 for "
-        "embeddings and norms, the chosen rate for projections"
-    ),
+    budget=_budget(_STEPS),
     claims=(
         *(
             Claim(f"{arm} beats the other dynamic methods at 30%", arm, ("SET", "RigL", "MEST", "GMP", "GraNet"), 0.3)
@@ -93,17 +107,34 @@ LANGUAGE = LanguageStudy(
 )
 
 
-def _recipe(run: Run) -> LanguageModelRecipe:
+_LONG = {"static ER", "RigL", "CHTs", "CHTss"}
+LANGUAGE_LONG = LanguageStudy(
+    name="language-long",
+    title="Language modelling, three times as long",
+    metric="perplexity",
+    higher_is_better=False,
+    arms=tuple(arm for arm in _ARMS if arm.name in _LONG),
+    densities=(0.3,),
+    rates=(6e-4, 2e-3),
+    seeds=(1, 2, 3),
+    budget=_budget(3 * _STEPS),
+    claims=(Claim("with more steps CHTss is at least as good as a static random graph", "CHTss", ("static ER",), 0.3),),
+    note="The same, to tell whether the order of the methods is one of the budget.",
+    steps=3 * _STEPS,
+)
+
+
+def _recipe(run: Run, steps: int) -> LanguageModelRecipe:
     optimization = OptimizationConfig(
-        steps=_STEPS,
+        steps=steps,
         batch_size=_BATCH,
         learning_rate=3e-3,
         projection_learning_rate=run.rate,
-        warmup_steps=_STEPS // 10,
+        warmup_steps=steps // 10,
         log_every=50,
         seed=run.seed,
     )
-    sparsity = sparsity_of(run, _STEPS, _UPDATES)
+    sparsity = sparsity_of(run, steps, _updates(steps))
     return LanguageModelRecipe(model=_MODEL, data=_DATA, optimization=optimization, sparsity=sparsity)
 
 
