@@ -38,7 +38,9 @@ def _parser() -> Parser:
         "will, and start several for as many cores; each run takes one.",
     )
     parser.add_argument(
-        "study", type=str, help="image-mnist, image-fashion-mnist, image-cifar-10, language, translation"
+        "study",
+        type=str,
+        help="image-mnist, image-fashion-mnist, image-cifar-10, language, language-long, translation",
     )
     parser.add_argument(
         "--minutes", type=float, default=None, help="begin no run after so many; 0 only writes the page"

@@ -169,14 +169,14 @@ def test_every_study_has_its_controls_and_legal_settings(study):
 
 
 def test_a_real_run_trains_scores_both_splits_and_measures_its_graphs(monkeypatch):
-    monkeypatch.setattr(language, "_STEPS", 10)
-    monkeypatch.setattr(language, "_UPDATES", 4)
+    monkeypatch.setattr(language, "_STEPS_AN_UPDATE", 2)
     monkeypatch.setattr(language, "_DATA", language.DataConfig("python", validation_share=0.1, sequence_length=32))
     monkeypatch.setattr(language, "_validation_documents", lambda: tuple(load_documents("python", 0.1).validation[:20]))
-    run = Run(language.LANGUAGE.arm("CHTs"), 0.1, 1e-3, 1, "report")
-    outcome = language.LANGUAGE.perform(run)
+    study = replace(language.LANGUAGE, steps=10)
+    run = Run(study.arm("CHTs"), 0.1, 1e-3, 1, "report")
+    outcome = study.perform(run)
     assert 1 < outcome.score < 2000
-    assert language.LANGUAGE.perform(replace(run, purpose="tuning")).score != outcome.score
+    assert study.perform(replace(run, purpose="tuning")).score != outcome.score
     assert outcome.updates == 4
     assert 0.1 < outcome.itop < 0.3
     assert 0 <= outcome.survived <= 1
