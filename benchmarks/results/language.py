@@ -107,7 +107,7 @@ LANGUAGE = LanguageStudy(
 )
 
 
-_LONG = {DENSE.name, "static ER", "RigL", "CHTs", "CHTss"}
+_LONG = {DENSE.name, "static ER", "CHTss"}
 LANGUAGE_LONG = LanguageStudy(
     name="language-long",
     title="Language modelling, three times as long",

@@ -204,7 +204,7 @@ class SparsityConfig:
             alone, on one process: faster on CPUs below a density of some 10%.
     """
 
-    method: Method = "chtss"
+    method: Method = "chts"
     density: float = 0.3
     initial_density: float | None = None
     schedule: Schedule | None = None
