@@ -65,12 +65,15 @@ def _stage(number: int, title: str, explanation: str) -> None:
 
 def _train(recipe: "LanguageModelRecipe", yaml: str, model: Path) -> None:
     sparsity = recipe.sparsity
+    links = f"{sparsity.density:.0%} of its possible links"
+    if sparsity.decays:
+        links = f"{sparsity.first_density:.0%} of its possible links at first and {sparsity.density:.0%} at the end"
     _stage(
         1,
         "Train",
         "A Llama learns English from Python's own manual and docstrings. Every projection is a sparse graph, with "
-        f"{sparsity.first_density:.0%} of its possible links at first and {sparsity.density:.0%} at the end: weak "
-        "links go, and link prediction on the graph itself, without gradients, says which come (CHTss).",
+        f"{links}: weak links go, and link prediction on the graph itself, without gradients, says which come "
+        f"({sparsity.method}).",
     )
     train_to_directory(recipe, yaml, model)
     console.print(summary_table(read_manifest(model).layers))
