@@ -231,7 +231,7 @@ def test_chains_of_a_stack_follow_its_layers():
     [
         ({"method": "magic"}, "sparsity.method 'magic'"),
         ({"structure": "2:4", "density": 0.6}, "2:4.*layer '0' .40x24.*0.6 is infeasible"),
-        ({"structure": "2:4", "initial_density": 0.7}, "0.7 is infeasible"),
+        ({"method": "chtss", "structure": "2:4", "initial_density": 0.7}, "0.7 is infeasible"),
         ({"structure": "block", "block_size": 5}, "layer '0' .40x24.*not a multiple of sparsity.block_size 5"),
         ({"structure": "block", "block_size": 0}, "block_size must be at least 1"),
         ({"groups": [GroupConfig(["layers.*"])]}, r"sparsity.groups\[0\].layers: 'layers.\*' matches no sparse layer"),

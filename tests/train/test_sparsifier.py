@@ -33,7 +33,7 @@ def make_config(**overrides) -> SparsityConfig:
         "fraction": FractionConfig(initial=0.3),
         "exclude": ["head"],
     }
-    return SparsityConfig(**(settings | overrides))
+    return SparsityConfig(**({"method": "chtss"} | settings | overrides))
 
 
 def make_mlp(seed: int = 0) -> nn.Module:
@@ -193,7 +193,7 @@ def test_update_with_chain_removal_keeps_the_link_count():
     [
         (lambda: SparsityConfig(density=0), "sparsity.density 0"),
         (lambda: SparsityConfig(density=1.2), "sparsity.density 1.2"),
-        (lambda: SparsityConfig(density=0.5, initial_density=0.4), "initial_density 0.4 is below"),
+        (lambda: SparsityConfig(method="chtss", density=0.5, initial_density=0.4), "initial_density 0.4 is below"),
         (lambda: FractionConfig(initial=1.5), "fraction.initial 1.5"),
         (lambda: UpdateConfig(every=10, stop=5), "update.stop 5"),
         (lambda: TopologyConfig(r=-1), "topology.r -1"),
