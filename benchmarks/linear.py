@@ -27,7 +27,7 @@ from ..export.layouts import (
     choose_layout,
 )
 from ..kernels import register
-from .timing import SPINNING_SECONDS, interleaved
+from .timing import interleaved
 
 LARGEST_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2, "int4": 3e-2}
 """Allowed difference from a float64 product with the stored weights, relative to the largest |Y|.
@@ -109,7 +109,7 @@ def _density_rows(
         x_MK = np.random.default_rng(2).standard_normal((tokens, weight_NK.shape[1]), np.float32)
         errors = {name: layers.check(x_MK) for name, layers in sparse.items()}
         calls = {name: layers.bind(x_MK) for name, layers in sparse.items()}
-        seconds = interleaved({"dense": dense.bind(x_MK), **calls}, settle=SPINNING_SECONDS if threads > 1 else 0.0)
+        seconds = interleaved({"dense": dense.bind(x_MK), **calls}, threads=threads)
         dense_us = seconds["dense"] / dense.copies * 1e6
         for name, layers in sparse.items():
             us = seconds[name] / layers.copies * 1e6

@@ -22,6 +22,7 @@ from ..serve.engine.onnxruntime import OnnxRunner, cache_bytes_per_slot
 from ..serve.engine.portable import PortableRunner
 from ..serve.engine.varlen import VarlenRunner
 from .machine import read_bandwidth
+from .timing import warm_up
 from .variants import BASELINE, VARIANTS, Variant, graph_file
 
 PREFILL_CHUNK = 128
@@ -219,14 +220,14 @@ def _measure(runner: OnnxRunner, case: ModelCase, measure: Measure) -> float:
         return float(_resident_bytes())
     if kind == "prefill":
         ids = np.random.default_rng(1).integers(0, runner.vocab_size, size).tolist()
-        return _timed(lambda: runner.prefill(0, ids, 0, [size - 1]))
+        return _timed(lambda: runner.prefill(0, ids, 0, [size - 1]), case.threads)
     past = [case.context] * size
-    return _timed(lambda: runner.decode(0, [1] * size, past))
+    return _timed(lambda: runner.decode(0, [1] * size, past), case.threads)
 
 
-def _timed(call: Callable[[], object]) -> float:
-    """Mean seconds of the calls that fill a turn, after one that is not counted."""
-    call()
+def _timed(call: Callable[[], object], threads: int) -> float:
+    """Mean seconds of the calls that fill a turn, after `warm_up`."""
+    warm_up(call, threads)
     started, calls = time.perf_counter(), 0
     while not calls or time.perf_counter() - started < _SECONDS_A_TURN:
         call()

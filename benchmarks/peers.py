@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from .linear import DenseLayers, Layers, LinearCases, copies_of, dense_model, linear_model
-from .timing import SPINNING_SECONDS, interleaved
+from .timing import interleaved
 
 _NBITS_BLOCK = 32
 _NBITS_INT8_ACTIVATIONS = 4
@@ -62,7 +62,7 @@ def _rows(
     for tokens in cases.tokens:
         x_MK = np.random.default_rng(2).standard_normal((tokens, dense.in_features), np.float32)
         calls = {name: bind(x_MK) for name, bind in peers.items()}
-        seconds = interleaved({"": dense.bind(x_MK), **calls}, settle=SPINNING_SECONDS if threads > 1 else 0.0)
+        seconds = interleaved({"": dense.bind(x_MK), **calls}, threads=threads)
         dense_us = seconds.pop("") / dense.copies * 1e6
         for name, value in seconds.items():
             us = value / dense.copies * 1e6

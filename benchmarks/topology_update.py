@@ -27,7 +27,7 @@ from ..train.dynamics.update import Moment, regrow, remove
 from ..train.tasks.language_model import build_model
 from ..train.tasks.recipe import ModelConfig
 from ..train.topology import initial_mask, link_scores
-from .timing import SPINNING_SECONDS, interleaved
+from .timing import interleaved
 
 CASES = ((512, 1376, 0.3, "brf"), (512, 1376, 0.3, "er"), (512, 1376, 0.05, "brf"), (1568, 1568, 0.01, "brf"))
 LARGE_CASES = ((2048, 5461, 0.3, "brf"),)
@@ -105,7 +105,7 @@ def run_case(out_features: int, in_features: int, density: float, graph: str) ->
             "scores": lambda: link_scores(mask_NK, "CH2_L3n"),
             "update": _update_of(mask_NK, density),
         },
-        settle=SPINNING_SECONDS if torch.get_num_threads() > 1 else 0.0,
+        threads=torch.get_num_threads(),
     )
     reference = seconds["reference"]
     ratios = (seconds["scores"] / reference, seconds["update"] / reference)
