@@ -15,7 +15,8 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of one call of each candidate.
 
-    A candidate is called once to warm up, then in each round as often as fills `SECONDS_A_ROUND`, right after `warm_up`.
+    A candidate is called once to begin with, then in each round as often as fills `SECONDS_A_ROUND`, right after
+    `warm_up`.
 
     Args:
         candidates: what to time, by name.
