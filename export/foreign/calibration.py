@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
 
 from ...artifacts import InputError
+from ..layouts.values import INT8_LARGEST
 from .comparison import arrays_of, run_models
 from .document import Document
 from .files import quoted
-from .layer_check import LARGEST_STEP
+from .inputs import graph_inputs
 from .linears import Linear
 from .writing import ModelWriter
 
@@ -33,8 +34,7 @@ def load_feeds(path: Path, model: ModelProto) -> dict[str, NDArray]:
             arrays = dict(archive)
     except (OSError, ValueError, BadZipFile, TypeError) as error:
         raise InputError(f"calibration {path} is no .npz archive of plain arrays: {error}") from error
-    initialized = {tensor.name for tensor in model.graph.initializer}
-    wanted = [value.name for value in model.graph.input if value.name not in initialized]
+    wanted = [value.name for value in graph_inputs(model)]
     if set(arrays) != set(wanted):
         held = ", ".join(map(quoted, arrays)) or "nothing"
         raise InputError(f"calibration {path} holds {held}; the model's inputs are {', '.join(map(quoted, wanted))}")
@@ -55,7 +55,7 @@ def activation_scales(
     Raises:
         InputError: the model does not run on the inputs, or a layer's input is not finite.
     """
-    names = list(dict.fromkeys(layer.x for layer in layers if layer.body.parent is None and not layer.body.is_function))
+    names = list(dict.fromkeys(layer.x for layer in layers if in_main_graph(layer)))
     if not names:
         return {}
     path = scratch / "calibration.onnx"
@@ -69,7 +69,12 @@ def activation_scales(
     for name, value in zip(names, largest, strict=True):
         if not np.isfinite(value):
             raise InputError(f"{document.path}: {quoted(name)} is not finite on the calibration inputs")
-    return {name: value / LARGEST_STEP for name, value in zip(names, largest, strict=True)}
+    return {name: value / INT8_LARGEST for name, value in zip(names, largest, strict=True)}
+
+
+def in_main_graph(layer: Linear) -> bool:
+    """Whether its input can be looked at; values of subgraphs and functions have names of their own."""
+    return layer.body.parent is None and not layer.body.is_function
 
 
 def _with_largest(proto: ModelProto, names: Sequence[str]) -> ModelProto:

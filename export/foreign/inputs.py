@@ -33,8 +33,7 @@ def input_attempts(model: ModelProto, feeds: int, seed: int = 0) -> list[list[di
     Raises:
         NoInputsError: an input is no dense tensor of numbers, has no shape, or is too large.
     """
-    initialized = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in initialized]
+    inputs = graph_inputs(model)
     rng = np.random.default_rng(seed)
     attempts: list[list[dict[str, NDArray]]] = []
     shapes_seen = set()
@@ -50,6 +49,12 @@ def input_attempts(model: ModelProto, feeds: int, seed: int = 0) -> list[list[di
     if not attempts:
         raise NoInputsError(f"its inputs have more than {_MOST_ELEMENTS} elements")
     return attempts
+
+
+def graph_inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """Those that must be given: inputs with an initializer have a default."""
+    initialized = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in initialized]
 
 
 Sizes = Callable[[str], int]

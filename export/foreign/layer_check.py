@@ -14,13 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ...artifacts import CheckError
 from ..layouts import DOMAIN, DOMAIN_VERSION
+from ..layouts.values import INT8_LARGEST
 from .files import quoted
 from .rewriting import PackedWeight
 
 ERROR_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 4e-2, "int4": 0.3}
 """Largest error of a layer's output that is allowed, over its largest magnitude, by the type of the values."""
-LARGEST_STEP = 127
-"""Of rounded activations."""
 _ROWS = 4
 _IR_VERSION = 11
 
@@ -69,7 +68,7 @@ def check_layer(
         return LayerError(weight_error, 0.0)
     x_TK = np.random.default_rng(0).standard_normal((_ROWS, weight_NK.shape[1])).astype(np.float32)
     if scale := float(tensors.get("activation_scale", np.zeros(1))[0]):
-        x_TK *= LARGEST_STEP * scale / np.abs(x_TK).max()  # the range that the layer is made for
+        x_TK *= INT8_LARGEST * scale / np.abs(x_TK).max()  # the range that the layer is made for
     session = open_session(layer_model(packed, tensors, len(weight_NK), opset))
     (y_TN,) = session.run(None, {"X": x_TK})
     error = LayerError(weight_error, _relative(y_TN, x_TK.astype(np.float64) @ weight_NK.astype(np.float64).T))

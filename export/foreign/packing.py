@@ -16,16 +16,17 @@ from onnx import FunctionProto, ModelProto
 from ...artifacts import CheckError, InputError
 from ...kernels import library_path, register
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
+from ..layouts.values import INT8_LARGEST
 from ..page import local_density
 from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
-from .calibration import activation_scales, load_feeds
+from .calibration import activation_scales, in_main_graph, load_feeds
 from .choosing import Decision, decide, split_zeros
 from .comparison import EndToEnd, compare_models
 from .document import Document
 from .files import quoted
 from .inlining import inline_weight_functions
-from .layer_check import LARGEST_STEP, LayerError, check_layer
+from .layer_check import LayerError, check_layer
 from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OpsetError
 from .options import PackOptions
@@ -174,12 +175,12 @@ class Packing:
             packed = self._packed_weight(weight, row.weight, decision.layout, scale)
             for layer in group:
                 rewriter.replace(layer, packed)
-            row = replace(row, largest_activation=LARGEST_STEP * scale or None)
+            row = replace(row, largest_activation=INT8_LARGEST * scale or None)
         return [shared_row(row, layer) for layer in group]
 
     def _activation_scale(self, group: Sequence[Linear]) -> float:
         """That of all layers of one weight, which share it; 0 where one of them was not calibrated."""
-        scales = [self._scales.get(layer.x, 0.0) if layer.body.parent is None else 0.0 for layer in group]
+        scales = [self._scales.get(layer.x, 0.0) if in_main_graph(layer) else 0.0 for layer in group]
         return max(scales) if all(scales) else 0.0
 
     def _decide(self, weight: Weight, scale: float) -> tuple[Decision, PackedLayer]:

@@ -37,11 +37,10 @@ void for_each_task(int64_t count, int threads, const std::function<void(int64_t)
 // consume(first row, rows, sums) for blocks of S(A) A.
 template <typename Consume>
 void for_each_block(const SideScores& scores, const Side& side, int threads, const Consume& consume) {
-  const int64_t stride = side.columns();
   for_each_task((side.rows() + kTaskRows - 1) / kTaskRows, threads, [&](int64_t block) {
     const int64_t first = block * kTaskRows, last = std::min(side.rows(), first + kTaskRows);
-    std::vector<float> sums(static_cast<size_t>((last - first) * stride));
-    scores.rows(first, last, sums.data(), stride);
+    std::vector<float> sums(static_cast<size_t>(kTaskRows * padded(side.columns())));
+    scores.rows(first, last, sums.data());
     consume(first, last - first, sums.data());
   });
 }
@@ -100,11 +99,13 @@ bool link_scores(const uint8_t* mask_NK, int64_t outputs, int64_t inputs, LinkSc
     }
   });
   for_each_block(*of_outputs, side, threads, [&](int64_t first, int64_t rows, const float* sums_BK) {
-    std::copy(sums_BK, sums_BK + rows * inputs, scores_NK + first * inputs);
+    for (int64_t b = 0; b < rows; ++b) {
+      std::copy_n(sums_BK + b * padded(inputs), inputs, scores_NK + (first + b) * inputs);
+    }
   });
   for_each_block(*of_inputs, other, threads, [&](int64_t first, int64_t rows, const float* sums_BN) {
     for (int64_t n = 0; n < outputs; ++n) {
-      for (int64_t b = 0; b < rows; ++b) scores_NK[n * inputs + first + b] += sums_BN[b * outputs + n];
+      for (int64_t b = 0; b < rows; ++b) scores_NK[n * inputs + first + b] += sums_BN[b * padded(outputs) + n];
     }
   });
   return true;
@@ -125,9 +126,9 @@ LinkedScores::Lists::Lists(const Side& side) {
 LinkedScores::LinkedScores(const Side& side, const Side& other, LinkScore kind)
     : side_(side), kind_(kind), links_(side), back_(other) {}
 
-void LinkedScores::rows(int64_t first, int64_t last, float* sums, int64_t stride) const {
+void LinkedScores::rows(int64_t first, int64_t last, float* sums) const {
   std::vector<int32_t> common_R(static_cast<size_t>(side_.rows())), touched;
-  for (int64_t r = first; r < last; ++r) row(r, common_R, touched, sums + (r - first) * stride);
+  for (int64_t r = first; r < last; ++r) row(r, common_R, touched, sums + (r - first) * padded(side_.columns()));
 }
 
 // `common_R` is all 0 before and after.

@@ -44,12 +44,15 @@ inline float similarity(LinkScore kind, int64_t common, float degree) {
   return common == 0 ? 0 : (kind == LinkScore::kCh2 ? count + 1 : 1) / external;
 }
 
-// S(A) A of rows [first, last) of a side into sums [last - first, stride >= C]. One is made for each side and used by
-// several threads.
+// What a row of sums takes: its columns and room for whole blocks.
+constexpr int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
+
+// S(A) A of rows [first, last) of a side, added to sums [last - first, padded(C)], whose rows are four at a time. One
+// is made for each side and used by several threads.
 class SideScores {
  public:
   virtual ~SideScores() = default;
-  virtual void rows(int64_t first, int64_t last, float* sums, int64_t stride) const = 0;
+  virtual void rows(int64_t first, int64_t last, float* sums) const = 0;
 };
 
 // By links: cost grows with the links of the nodes that have a common neighbour.
@@ -57,7 +60,7 @@ class LinkedScores final : public SideScores {
  public:
   // `other` is the same graph from its other side; both outlive this.
   LinkedScores(const Side& side, const Side& other, LinkScore kind);
-  void rows(int64_t first, int64_t last, float* sums, int64_t stride) const override;
+  void rows(int64_t first, int64_t last, float* sums) const override;
 
  private:
   struct Lists {
@@ -78,7 +81,7 @@ class LinkedScores final : public SideScores {
 class PairedScores final : public SideScores {
  public:
   PairedScores(const Side& side, const Side& other, LinkScore kind);
-  void rows(int64_t first, int64_t last, float* sums, int64_t stride) const override;
+  void rows(int64_t first, int64_t last, float* sums) const override;
 
   // Whether this processor can.
   static bool available();
@@ -86,7 +89,7 @@ class PairedScores final : public SideScores {
  private:
   const Side& side_;
   LinkScore kind_;
-  int64_t groups_, padded_columns_;
+  int64_t groups_;
   std::vector<uint8_t> patterns_GC_;
 };
 

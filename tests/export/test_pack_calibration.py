@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from pack_models import check_packed, dense, exact_session, make_model, node, save, sparse, value
 
 from hebbline.artifacts import InputError
@@ -71,6 +71,20 @@ def test_one_weight_with_two_inputs_takes_the_larger_scale(tmp_path):
     assert activation_scales(loaded(tmp_path / "packed")) == pytest.approx(
         [5 * np.abs(dense(4, K, seed=1)).max() / 127]
     )
+
+
+def test_a_value_of_a_function_is_not_one_of_the_graph(tmp_path):
+    """Names of a function's values are its own: its X is not the graph's, and keeps a scale a token."""
+    weight = numpy_helper.from_array(sparse(N, N, density=0.3, seed=1), "W")
+    inner = [node("Constant", [], ["W"], value=weight), node("MatMul", ["X", "W"], ["Y"])]
+    function = helper.make_function("local", "Inner", ["X"], ["Y"], inner, [helper.make_opsetid("", 18)])
+    nodes = [node("MatMul", ["X", "A"], ["a"]), node("Inner", ["a"], ["Y"], domain="local")]
+    constants = {"A": sparse(K, N, density=0.3)}
+    inputs, outputs = [value("X", "n", K)], [value("Y", "n", N)]
+    model = make_model(nodes, inputs, outputs, constants, functions=[function], domains=["local"])
+    path = calibration(tmp_path, X=dense(4, K))
+    report = pack(save(model, tmp_path), tmp_path / "packed", values="int8", calibration=path)
+    assert [layer.largest_activation is not None for layer in report.packed_layers] == [True, False]
 
 
 @pytest.mark.parametrize(
