@@ -19,9 +19,9 @@ _DATA = PairData(source="libreoffice-help", languages=("en", "de"), test_share=0
 _SHAPE = TransformerShape(
     hidden_size=128, feed_forward_size=512, layers=2, heads=4, dropout=0.1, vocab_size=2000, max_tokens=16
 )
-_STEPS = 500
+_STEPS = 1500
 _BATCH_TOKENS = 500
-_WARMUP = 150
+_WARMUP = 400
 _UPDATES = 10
 _TUNING_PAIRS = 300
 _REPORTED_PAIRS = 600
@@ -64,7 +64,7 @@ TRANSLATION = TranslationStudy(
     higher_is_better=True,
     arms=_ARMS,
     densities=(0.1, 0.05),
-    rates=(0.1, 0.3, 0.9),
+    rates=(0.3, 0.9, 2.7),
     seeds=(1, 2, 3),
     budget=(
         f"{_SHAPE.layers} + {_SHAPE.layers} layers, {_SHAPE.hidden_size} wide, {_SHAPE.vocab_size} tokens; {_STEPS} "

@@ -1,12 +1,11 @@
 #include "scores/scores.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
-#include <functional>
 #include <memory>
-#include <thread>
+
+#include "platform/tasks.h"
 
 namespace hebbline {
 namespace {
@@ -21,17 +20,6 @@ bool prefers_links(const Side& side) {
   const double density = static_cast<double>(side.links()) / std::max(cells, 1.0);
   const double related = 1 - std::pow(1 - density * density, static_cast<double>(side.columns()));
   return related * density * kPairsPerLink < 1;
-}
-
-// task(i) for every i below `count`, on up to `threads` threads.
-void for_each_task(int64_t count, int threads, const std::function<void(int64_t)>& task) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t i = next++; i < count; i = next++) task(i);
-  };
-  std::vector<std::jthread> others;
-  for (int64_t i = 1; i < std::min<int64_t>(threads, count); ++i) others.emplace_back(work);
-  work();
 }
 
 // consume(first row, rows, sums) for blocks of S(A) A.
@@ -86,10 +74,11 @@ int64_t Side::links() const {
 
 bool link_scores(const uint8_t* mask_NK, int64_t outputs, int64_t inputs, LinkScore kind, Way way, int threads,
                  float* scores_NK) {
-  const Side side(mask_NK, outputs, inputs, inputs, 1);
+  Side side(mask_NK, outputs, inputs, inputs, 1);
   const bool by_links = way == Way::kCheaper ? prefers_links(side) : way == Way::kLinks;
   if (!by_links && !PairedScores::available()) return false;
-  const Side other(mask_NK, inputs, outputs, 1, inputs);
+  Side other(mask_NK, inputs, outputs, 1, inputs);
+  if (by_links) for_each_task(2, threads, [&](int64_t task) { (task == 0 ? side : other).list_links(); });
   std::unique_ptr<SideScores> of_outputs, of_inputs;
   for_each_task(2, threads, [&](int64_t task) {
     if (task == 0) {
@@ -111,20 +100,19 @@ bool link_scores(const uint8_t* mask_NK, int64_t outputs, int64_t inputs, LinkSc
   return true;
 }
 
-LinkedScores::Lists::Lists(const Side& side) {
-  starts.push_back(0);
-  for (int64_t r = 0; r < side.rows(); ++r) {
-    for (int64_t w = 0; w < side.words(); ++w) {
-      for (uint64_t word = side.bits(r)[w]; word != 0; word &= word - 1) {
-        ends.push_back(static_cast<int32_t>(64 * w + std::countr_zero(word)));
+void Side::list_links() {
+  starts_R_.reserve(static_cast<size_t>(rows_ + 1));
+  ends_.reserve(static_cast<size_t>(links()));
+  starts_R_.push_back(0);
+  for (int64_t r = 0; r < rows_; ++r) {
+    for (int64_t w = 0; w < words_; ++w) {
+      for (uint64_t word = bits(r)[w]; word != 0; word &= word - 1) {
+        ends_.push_back(static_cast<int32_t>(64 * w + std::countr_zero(word)));
       }
     }
-    starts.push_back(static_cast<int64_t>(ends.size()));
+    starts_R_.push_back(ends_.size());
   }
 }
-
-LinkedScores::LinkedScores(const Side& side, const Side& other, LinkScore kind)
-    : side_(side), kind_(kind), links_(side), back_(other) {}
 
 void LinkedScores::rows(int64_t first, int64_t last, float* sums) const {
   std::vector<int32_t> common_R(static_cast<size_t>(side_.rows())), touched;
@@ -134,21 +122,15 @@ void LinkedScores::rows(int64_t first, int64_t last, float* sums) const {
 // `common_R` is all 0 before and after.
 void LinkedScores::row(int64_t node, std::vector<int32_t>& common_R, std::vector<int32_t>& touched,
                        float* sums_C) const {
-  const auto each = [](const Lists& lists, int64_t of, const auto& visit) {
-    const auto start = static_cast<size_t>(of);
-    for (auto place = lists.starts[start]; place < lists.starts[start + 1]; ++place) {
-      visit(lists.ends[static_cast<size_t>(place)]);
-    }
-  };
   touched.clear();
-  each(links_, node, [&](int32_t between) {
-    each(back_, between, [&](int32_t near) {
+  for (const int32_t between : side_.ends(node)) {
+    for (const int32_t near : other_.ends(between)) {
       if (common_R[static_cast<size_t>(near)]++ == 0) touched.push_back(near);
-    });
-  });
+    }
+  }
   for (const int32_t near : touched) {
     const float weight = similarity(kind_, common_R[static_cast<size_t>(near)], side_.degree(near));
-    each(links_, near, [&](int32_t end) { sums_C[end] += weight; });
+    for (const int32_t end : side_.ends(near)) sums_C[end] += weight;
     common_R[static_cast<size_t>(near)] = 0;
   }
 }

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace hebbline {
@@ -31,10 +32,20 @@ class Side {
   float degree(int64_t row) const { return degree_R_[static_cast<size_t>(row)]; }
   int64_t links() const;
 
+  // Makes the lists of `ends`.
+  void list_links();
+  // The columns that a row is linked to.
+  std::span<const int32_t> ends(int64_t row) const {
+    const auto r = static_cast<size_t>(row);
+    return std::span(ends_).subspan(starts_R_[r], starts_R_[r + 1] - starts_R_[r]);
+  }
+
  private:
   int64_t rows_, columns_, words_;
   std::vector<uint64_t> bits_;
   std::vector<float> degree_R_;
+  std::vector<size_t> starts_R_;
+  std::vector<int32_t> ends_;
 };
 
 // The similarity of two nodes with so many common neighbours, to a node of that degree.
@@ -58,21 +69,15 @@ class SideScores {
 // By links: cost grows with the links of the nodes that have a common neighbour.
 class LinkedScores final : public SideScores {
  public:
-  // `other` is the same graph from its other side; both outlive this.
-  LinkedScores(const Side& side, const Side& other, LinkScore kind);
+  // `other` is the same graph from its other side; both have their links listed and outlive this.
+  LinkedScores(const Side& side, const Side& other, LinkScore kind) : side_(side), other_(other), kind_(kind) {}
   void rows(int64_t first, int64_t last, float* sums) const override;
 
  private:
-  struct Lists {
-    explicit Lists(const Side& side);
-    std::vector<int64_t> starts;
-    std::vector<int32_t> ends;
-  };
   void row(int64_t node, std::vector<int32_t>& common_R, std::vector<int32_t>& touched, float* sums_C) const;
 
-  const Side& side_;
+  const Side &side_, &other_;
   LinkScore kind_;
-  Lists links_, back_;
 };
 
 // By all pairs: D by population counts, and S A by looking up, for groups of 4 rows of A, the sum of the entries of S

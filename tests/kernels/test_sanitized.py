@@ -23,7 +23,11 @@ def build(target):
 
 @pytest.mark.parametrize(
     ("target", "said"),
-    [("linear_check", ("amx-emulated tile", "6000 damaged tensors")), ("scores_check", ("by links", "by pairs"))],
+    [
+        ("linear_check", ("amx-emulated tile", "6000 damaged tensors")),
+        ("scores_check", ("by links", "by pairs")),
+        ("draws_check", ("64 races, 48 selections",)),
+    ],
 )
 def test_no_kernel_reads_or_writes_where_it_must_not(target, said):
     program = build(target)

@@ -73,7 +73,7 @@ def test_training_takes_the_same_course_as_with_masks(method, optimizer_name, st
     config = SparsityConfig(
         method=method,
         density=0.25,
-        initial_density=0.5,
+        initial_density=None if PRESETS[method].schedule == "constant" else 0.5,
         structure=structure,
         update=UpdateConfig(every=3, stop=9, warmup=2),
         removal=RemovalConfig(rule="hard"),

@@ -9,6 +9,7 @@ from hebbline.artifacts import InputError
 from hebbline.train import Sparsifier, SparsityConfig
 from hebbline.train.dynamics import (
     FractionConfig,
+    GroupConfig,
     RegrowthConfig,
     RemovalConfig,
     TopologyConfig,
@@ -28,7 +29,6 @@ OPTIMIZERS = {
 def make_config(**overrides) -> SparsityConfig:
     settings = {
         "density": 0.2,
-        "initial_density": 0.5,
         "update": UpdateConfig(every=2, stop=12),
         "fraction": FractionConfig(initial=0.3),
         "exclude": ["head"],
@@ -194,6 +194,18 @@ def test_update_with_chain_removal_keeps_the_link_count():
         (lambda: SparsityConfig(density=0), "sparsity.density 0"),
         (lambda: SparsityConfig(density=1.2), "sparsity.density 1.2"),
         (lambda: SparsityConfig(method="chtss", density=0.5, initial_density=0.4), "initial_density 0.4 is below"),
+        (
+            lambda: SparsityConfig(density=0.3, initial_density=0.5),
+            "initial_density 0.5: chts keeps the density of 0.3",
+        ),
+        (
+            lambda: SparsityConfig(density=0.3, groups=[GroupConfig(["*"], density=0.2, initial_density=0.4)]),
+            "groups.initial_density 0.4: chts keeps the density of 0.2",
+        ),
+        (
+            lambda: SparsityConfig(method="chtss", density=0.3, groups=[GroupConfig(["*"], initial_density=0.2)]),
+            "groups.initial_density 0.2 is below",
+        ),
         (lambda: FractionConfig(initial=1.5), "fraction.initial 1.5"),
         (lambda: UpdateConfig(every=10, stop=5), "update.stop 5"),
         (lambda: TopologyConfig(r=-1), "topology.r -1"),

@@ -227,12 +227,25 @@ class SparsityConfig:
         if self.method not in PRESETS:
             raise InputError(f"sparsity.method '{self.method}' is none of {', '.join(PRESETS)}")
         _check_densities("sparsity", self.density, self.initial_density)
-        if self.first_density < self.density:
-            raise InputError(
-                f"sparsity.initial_density {self.initial_density} is below sparsity.density {self.density}: "
-                f"{self.method} starts denser than it ends"
-            )
+        self._check_initial_density("sparsity", self.initial_density, self.density)
+        for group in self.groups:
+            final = self.density if group.density is None else group.density
+            self._check_initial_density("sparsity.groups", group.initial_density, final)
         Structure(self.structure, self.block_size)
+
+    def _check_initial_density(self, where: str, initial: float | None, final: float) -> None:
+        if initial is None or initial == final:
+            return
+        if not self.decays:
+            raise InputError(
+                f"{where}.initial_density {initial}: {self.method} keeps the density of {final} throughout; leave "
+                "initial_density out, or choose a schedule that falls, as of chtss"
+            )
+        if initial < final:
+            raise InputError(
+                f"{where}.initial_density {initial} is below {where}.density {final}: {self.method} starts denser "
+                "than it ends"
+            )
 
     @property
     def decays(self) -> bool:

@@ -1,9 +1,8 @@
 """Which links go.
 
-Legend: N out_features, K in_features, Z links. Where masks have a structure, N and K count its units.
+Legend: N out_features, K in_features. Where masks have a structure, N and K count its units.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +39,14 @@ def keep_links(
     """
     if count == int(mask_NK.count_nonzero()):
         return mask_NK.clone()
-    kept = mask_NK.cpu().numpy().flatten()
-    places_Z = np.flatnonzero(kept)
-    scores_Z = torch.from_numpy(scores_NK.detach().to("cpu", torch.float32).numpy().reshape(-1)[places_Z])
-    kept_Z = smallest(-scores_Z if rule == "hard" else race_keys(scores_Z, generator, temperature), count)
-    if missing := count - int(kept_Z.count_nonzero()):
+    on_cpu_NK, absent_NK = mask_NK.cpu(), ~mask_NK.cpu()
+    if rule == "hard":
+        keys_NK = torch.where(on_cpu_NK, -scores_NK.detach().to("cpu", torch.float32), torch.inf)
+    else:
+        keys_NK = race_keys(scores_NK, generator, temperature, excluded=absent_NK)
+    kept_NK = smallest(keys_NK, count)
+    if missing := count - int(kept_NK.count_nonzero()):
         # Fewer have a score: of the others as many as are missing stay, uniformly.
-        kept_Z |= smallest(race_keys(torch.ones_like(scores_Z), generator, excluded=kept_Z), missing)
-    kept[places_Z[~kept_Z.numpy()]] = False
-    return torch.from_numpy(kept).view(mask_NK.shape).to(mask_NK.device)
+        ones_NK = torch.ones(mask_NK.shape)
+        kept_NK |= smallest(race_keys(ones_NK, generator, excluded=absent_NK | kept_NK), missing)
+    return kept_NK.to(mask_NK.device)

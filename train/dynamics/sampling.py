@@ -1,37 +1,41 @@
 """Weighted sampling without replacement, of any size, reproducible from a seed.
 
-Legend: C entries of a chunk.
-
-Everything is drawn on the CPU, whose generator gives the same numbers everywhere, in chunks that stay in its cache.
+Everything is drawn on the CPU, whose numbers are the same on every machine and with any number of threads.
 """
 
 import hashlib
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Generator = np.random.SFC64
-_CHUNK = 2**15
-_SAMPLED = 64
+from ...kernels import draws
+
+_threads: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Leave the other threads of torch asleep while the block lasts.
+    """Leave the other threads of torch asleep while the block lasts; draws still take as many as torch had.
 
-    What is drawn takes one; the others would be woken for the small steps between, and keep a core busy for
-    milliseconds after each, which the scores of links need.
+    They would be woken for the small steps between draws, and keep a core busy for milliseconds after each, which the
+    scores of links need.
     """
     threads = torch.get_num_threads()
+    token = _threads.set(_thread_count())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        _threads.reset(token)
+
+
+def _thread_count() -> int:
+    return _threads.get() or torch.get_num_threads()
 
 
 def seed_for(*identity: Hashable) -> int:
@@ -43,9 +47,22 @@ def seed_for(*identity: Hashable) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+@dataclass
+class Generator:
+    """A stream of random numbers: `place` is where it goes on."""
+
+    seed: int
+    place: int = 0
+
+    def take(self, count: int) -> int:
+        """The place of the first of `count` numbers, which are then used up."""
+        first, self.place = self.place, self.place + count
+        return first
+
+
 def generator_for(*identity: Hashable) -> Generator:
-    """A generator seeded with `seed_for(*identity)`; its stream is the same in all versions of NumPy."""
-    return np.random.SFC64(seed_for(*identity))
+    """A generator seeded with `seed_for(*identity)`."""
+    return Generator(seed_for(*identity))
 
 
 def race_keys(scores: Tensor, generator: Generator, temperature: float = 1.0, excluded: Tensor | None = None) -> Tensor:
@@ -60,21 +77,17 @@ def race_keys(scores: Tensor, generator: Generator, temperature: float = 1.0, ex
         excluded: bool like `scores`, entries that are not to be drawn.
 
     Returns:
-        float32 like `scores`, on the CPU; inf or nan where the score is 0 or the entry excluded.
+        float32 like `scores`, on the CPU; infinite where the score is 0 or the entry excluded.
     """
-    flat = scores.detach().to("cpu", torch.float32).reshape(-1).numpy()
-    drawn = None if excluded is None else ~excluded.cpu().reshape(-1).numpy()
-    keys = np.empty_like(flat)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        for start in range(0, len(flat), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            weights_C = flat[part] if drawn is None else flat[part] * drawn[part]
-            race_C = _exponentials(len(weights_C), generator)
-            if temperature == 1:
-                np.divide(race_C, weights_C, out=keys[part])
-            else:
-                np.subtract(np.log(race_C), np.float32(temperature) * np.log(weights_C), out=keys[part])
-    return torch.from_numpy(keys).view(scores.shape)
+    keys = draws.race_keys(
+        scores.detach().to("cpu", torch.float32).numpy(),
+        None if excluded is None else excluded.cpu().numpy(),
+        seed=generator.seed,
+        place=generator.take(scores.numel()),
+        temperature=temperature,
+        threads=_thread_count(),
+    )
+    return torch.from_numpy(keys)
 
 
 def smallest(keys: Tensor, count: int) -> Tensor:
@@ -84,45 +97,4 @@ def smallest(keys: Tensor, count: int) -> Tensor:
         keys: float32 on the CPU.
         count: at most as many as there are keys.
     """
-    flat = keys.reshape(-1).numpy()
-    if count == 0:
-        return torch.zeros_like(keys, dtype=torch.bool)
-    largest = _kth_smallest(flat, count)
-    if not np.isfinite(largest):
-        return torch.isfinite(keys)
-    chosen = flat <= largest
-    if surplus := np.count_nonzero(chosen) - count:
-        chosen[np.flatnonzero(flat == largest)[-surplus:]] = False
-    return torch.from_numpy(chosen).view(keys.shape)
-
-
-def _kth_smallest(keys: NDArray[np.float32], count: int) -> np.float32:
-    """By a look at every 64th, which tells bounds that it is between: the keys outside need not be ordered."""
-    looked_at = keys[::_SAMPLED]
-    expected = count / _SAMPLED
-    spread = 4 * expected**0.5
-    low, high = max(0, int(expected - spread) - 1), int(expected + spread) + 1
-    if high < len(looked_at):
-        ordered = np.partition(looked_at, [low, high])
-        inside = keys <= ordered[high]
-        below = 0
-        if low > 0:
-            under = keys < ordered[low]
-            below = np.count_nonzero(under)
-            inside &= ~under
-        if below < count <= below + np.count_nonzero(inside):
-            keys, count = keys[inside], count - below
-    return np.partition(keys, count - 1)[count - 1]
-
-
-def _exponentials(count: int, generator: Generator) -> NDArray[np.float32]:
-    """Exp(1) [count], from 32 random bits each: the small ones, which decide, are finely resolved.
-
-    A uniform number in float32 would have 24 bits, and ties among millions of candidates.
-    """
-    negated = generator.random_raw(-(-count // 2)).view(np.uint32)[:count].astype(np.float32)
-    negated *= np.float32(-(2.0**-32))
-    negated -= np.float32(2.0**-33)
-    np.maximum(negated, np.float32(2.0**-24 - 1), out=negated)
-    np.log1p(negated, out=negated)
-    return np.negative(negated, out=negated)
+    return torch.from_numpy(draws.smallest(keys.numpy(), count, threads=_thread_count()))
