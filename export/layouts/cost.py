@@ -62,7 +62,7 @@ def dense_microseconds(out_features: int, in_features: int, tokens: int, *, cach
 
 def predicted_microseconds(work: Work, tokens: int, *, amx: bool = False, cached: bool = False) -> float:
     """Time of the fastest kernel on one core, the packed weight read from memory, or `cached`."""
-    times = [_expanded(work, tokens, amx), _picked(work, tokens, cached), _rows(work, tokens), _narrow(work, tokens)]
+    times = [_expanded(work, tokens, amx), _picked(work, tokens, cached), _linked(work, tokens)]
     if amx and work.values != "int4":
         times.append(0.18 * work.links * tokens)
     if work.blocks:
@@ -99,17 +99,11 @@ def _in_pairs(work: Work, tokens: int) -> bool:
     return work.values in ("bfloat16", "int8") and tokens > 16
 
 
-def _rows(work: Work, tokens: int) -> float:
-    """Links by whole rows, times tokens side by side."""
-    padded = 1 if tokens <= 1 else max(8, tokens)
-    per_token = 0.0155 if _in_pairs(work, tokens) else 0.022 if padded <= 16 else 0.037
-    return work.links * (0.34 + per_token * padded) + _transposing(work, tokens) + _rounding(work, tokens)
-
-
-def _narrow(work: Work, tokens: int) -> float:
-    """Links by narrow blocks of columns, times tokens side by side."""
-    per_token = 0.012 if _in_pairs(work, tokens) else 0.0165
-    return work.links * (0.52 + per_token * max(8, tokens)) + _transposing(work, tokens) + _rounding(work, tokens)
+def _linked(work: Work, tokens: int) -> float:
+    """Links by rows, times tokens side by side."""
+    padded = 0 if tokens <= 1 else max(8, tokens)
+    per_token = 0.016 if _in_pairs(work, tokens) else 0.019 if padded <= 16 else 0.025
+    return work.links * (0.33 + per_token * padded) + _transposing(work, tokens) + _rounding(work, tokens)
 
 
 def _transposing(work: Work, tokens: int) -> float:

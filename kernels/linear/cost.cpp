@@ -42,19 +42,12 @@ double tile(const Workload& work, Isa isa, double tokens) {
   return vectors * (fixed + kVectorPerToken * tokens) + 0.3 * bytes * kNanosecondsPerByte;
 }
 
-// Nanoseconds a link in whole rows; from 17 tokens on, pairs of bfloat16 halve the work.
-double rows(const Workload& work, double tokens) {
+// Links by rows; from 17 tokens on, pairs of bfloat16 halve the work, and tiles of X^T are read from further away.
+double links(const Workload& work, double tokens) {
   const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
-  const double padded = tokens <= 1 ? 1 : std::max(8.0, tokens);
-  // Tiles of X^T wider than the first-level cache are read from the second.
-  const double per_token = halves ? 0.0155 : padded <= 16 ? 0.022 : 0.037;
-  return work.links * (0.34 + per_token * padded) + transposing(work, tokens) + rounding(work, tokens);
-}
-
-double blocks(const Workload& work, double tokens) {
-  const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
-  const double per_token = halves ? 0.012 : 0.0165;
-  return work.links * (0.52 + per_token * std::max(8.0, tokens)) + transposing(work, tokens) + rounding(work, tokens);
+  const double padded = tokens <= 1 ? 0 : std::max(8.0, tokens);
+  const double per_token = halves ? 0.016 : padded <= 16 ? 0.019 : 0.025;
+  return work.links * (0.33 + per_token * padded) + transposing(work, tokens) + rounding(work, tokens);
 }
 
 // Picked columns: by memory or by steps, whichever takes longer. What rows that wait for one another leave empty in
@@ -81,10 +74,8 @@ double cost_microseconds(Family family, const Workload& work, Isa isa, double to
       return tile(work, isa, tokens) / 1e3;
     case Family::kSell:
       return sell(work, isa, tokens) / 1e3;
-    case Family::kRows:
-      return rows(work, tokens) / 1e3;
     case Family::kCsr:
-      return blocks(work, tokens) / 1e3;
+      return links(work, tokens) / 1e3;
     case Family::kPick:
       return pick(work, tokens) / 1e3;
     case Family::kPanel:

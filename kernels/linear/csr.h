@@ -1,8 +1,9 @@
 // The CSR packing and the kernels that multiply by it.
 //
 // Rows are taken in strips of 64, columns in blocks; entries are ordered by strip, block, row, column, so that memory
-// is read in one stream. Narrow blocks keep their part of X^T in the first-level cache where tokens are many; blocks as
-// wide as the weight let few tokens take whole rows.
+// is read in one stream. The rows of a strip with most entries in a block come first there: loops over them end where
+// those before ended, as the processor expects. Blocks keep a row's part of X^T in cache where tokens are many, and are
+// wide enough for the row's sums to pay for their way in and out.
 //
 // Legend: K columns, M tokens, W tokens of a tile, R rows of a strip, S strips, P panels, B blocks of a panel, Z
 // entries.
@@ -26,12 +27,13 @@ struct CsrView {
   Payload payload;
   const uint16_t* places_Z;  // column within its block
   const void* payload_Z;
-  const uint16_t* counts_SBR;      // entries of each row in each block
+  const uint16_t* counts_SBR;      // entries of a row in each block, falling
+  const uint8_t* rows_SBR;         // which row of the strip
   const int64_t* strip_offsets_S;  // first entry of each strip
 };
 
 // Tokens [token, token + count) of X^T, [K, width]: floats, or bfloat16 where `halves`, in an order of the kernels'
-// own. Width is 1, 8, or a multiple of 16 up to 64; of halves, 32 or 64.
+// own. Width is 1, 4, 8, or a multiple of 16 up to 64; of halves, 32 or 64.
 struct CsrTile {
   const float* data_KW;
   int64_t width;

@@ -28,8 +28,7 @@ struct Call {
 
 // The families of physical order.
 enum class Family {
-  kRows,   // links by rows; x transposed, a link times several tokens
-  kCsr,    // the same in narrow blocks of columns, for many tokens
+  kCsr,    // links by rows, in blocks of columns; x transposed, a link times several tokens
   kSell,   // rows sorted by length in slices of 16, x gathered; few tokens
   kTile,   // expanded from a bitmask in tile order: 16 rows x 64 bytes
   kPanel,  // whole vectors of 16 rows, no mask: blocks
@@ -45,7 +44,7 @@ class Packing {
   virtual size_t bytes() const = 0;
 };
 
-std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa, bool whole_rows);
+std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa);
 std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);            // AVX-512; up to 65536 columns
 std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);   // AVX-512 or AMX
 std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);  // AVX-512

@@ -19,8 +19,7 @@ constexpr double kCopyPenalty = 0.15;   // a second copy of the weight must save
 constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kRows, "rows"},
-                                                                     {Family::kCsr, "csr"},
+constexpr std::array<std::pair<Family, std::string_view>, 5> kNames{{{Family::kCsr, "csr"},
                                                                      {Family::kSell, "sell"},
                                                                      {Family::kTile, "tile"},
                                                                      {Family::kPanel, "panel"},
@@ -32,7 +31,6 @@ bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
   constexpr int64_t kUint16Columns = 1 << 16;
   constexpr int64_t kPickColumns = kUint16Columns * 8;  // windows of float32, 8 columns apart
   switch (family) {
-    case Family::kRows:
     case Family::kCsr:
       return true;
     case Family::kSell:
@@ -53,8 +51,7 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
     if (can_hold(family, matrix, isa)) return {family, family, kAlways};
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
   }
-  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) +
-                           " is not one of rows, csr, sell, tile, panel, pick");
+  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of csr, sell, tile, panel, pick");
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -69,12 +66,10 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
       return pack_tile(matrix, isa);
     case Family::kPanel:
       return pack_panel(matrix, isa);
-    case Family::kRows:
-      return pack_csr(matrix, isa, true);
     default:  // kCsr; what needs AVX-512 is not planned without it
       break;
   }
-  return pack_csr(matrix, isa, false);
+  return pack_csr(matrix, isa);
 }
 
 // Vectors of 16 rows that hold a link.

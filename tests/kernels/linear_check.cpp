@@ -219,11 +219,9 @@ int check_gates(Isa isa) {
 int main() {
   int wrong = 0;
   const hebbline::CpuFeatures& features = hebbline::cpu_features();
-  for (const char* family : {"rows", "csr"}) {
-    wrong += check_family(family, Isa::kScalar);
-    if (features.avx2) wrong += check_family(family, Isa::kAvx2);
-  }
-  for (const char* family : {"rows", "csr", "sell", "tile", "panel", "pick"}) {
+  wrong += check_family("csr", Isa::kScalar);
+  if (features.avx2) wrong += check_family("csr", Isa::kAvx2);
+  for (const char* family : {"csr", "sell", "tile", "panel", "pick"}) {
     if (features.avx512) wrong += check_family(family, Isa::kAvx512);
     if (features.amx) wrong += check_family(family, Isa::kAmx);
   }

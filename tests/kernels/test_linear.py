@@ -20,9 +20,9 @@ QUALITY = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 1.5e-2, "int4": 0.2}
 """The same to float64 without any rounding of weights and X."""
 
 PATHS = {
-    "scalar": ("rows", "csr"),
-    "avx2": ("rows", "csr"),
-    "avx512": ("rows", "csr", "sell", "tile", "panel", "pick", ""),
+    "scalar": ("csr",),
+    "avx2": ("csr",),
+    "avx512": ("csr", "sell", "tile", "panel", "pick", ""),
     "amx-emulated": ("tile",),
     "amx": ("tile",),
 }
