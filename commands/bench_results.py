@@ -16,18 +16,19 @@ def main(arguments: list[str]) -> int:
     from ..benchmarks.results.catalogue import find_study
     from ..benchmarks.results.ledger import Ledger
     from ..benchmarks.results.page import write_study
-    from ..benchmarks.results.runner import count_runs, work
+    from ..benchmarks.results.runner import count_made, count_runs, work
 
     study = find_study(options.study)
     ledger = Ledger(options.docs / "results" / f"{study.name}.jsonl", study)
     total = count_runs(study)
     work(ledger, lambda made, run: console.print(f"{made} of {total} runs made; now {run}"), options.minutes)
     outcomes = ledger.outcomes()
+    made = count_made(study, outcomes)
     command = "hebbline bench results " + shlex.join([options.study])
     page = write_study(options.docs, study, outcomes, command)
-    console.print(f"{len(outcomes)} of {total} runs made; written to [bold]{page}[/bold]")
+    console.print(f"{made} of {total} runs made; written to [bold]{page}[/bold]")
     if options.json:
-        print_json({"study": study.name, "made": len(outcomes), "runs": total})
+        print_json({"study": study.name, "made": made, "runs": total})
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..page import write_section
-from .runner import count_runs
+from .runner import count_made, count_runs
 from .statistics import Cell, Difference, difference, finished_cells, judge
 from .study import Claim, Outcome, Study
 
@@ -32,7 +32,7 @@ def write_study(docs: Path, study: Study, outcomes: Mapping[str, Outcome], comma
 def section(study: Study, outcomes: Mapping[str, Outcome], command: str, plot: str) -> str:
     """The Markdown of a study."""
     cells = finished_cells(study, outcomes)
-    made, all_runs = len(outcomes), count_runs(study)
+    made, all_runs = count_made(study, outcomes), count_runs(study)
     rates = ", ".join(f"{rate:g}" for rate in study.rates)
     seeds = ", ".join(map(str, study.seeds))
     parts = [

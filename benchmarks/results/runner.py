@@ -31,6 +31,16 @@ def count_runs(study: Study) -> int:
     return sum(len(study.rates) + len(study.seeds) for _ in study.cells())
 
 
+def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
+    """Those of them that are made; what was reported at a learning rate that is not the chosen one does not count."""
+    made = 0
+    for arm, density in study.cells():
+        rate = chosen_rate(study, arm, density, outcomes)
+        runs = study.tuning_runs(arm, density) + ([] if rate is None else study.reported_runs(arm, density, rate))
+        made += sum(run.key in outcomes for run in runs)
+    return made
+
+
 def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | None = None) -> None:
     """Make missing runs, one after the other on one thread, until there are none or the time is over.
 
@@ -44,7 +54,8 @@ def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | No
     started = time.monotonic()
     while minutes is None or time.monotonic() - started < 60 * minutes:
         outcomes = ledger.outcomes()
-        if not any(_make(ledger, run, commit, tell, len(outcomes)) for run in missing_runs(ledger.study, outcomes)):
+        made = count_made(ledger.study, outcomes)
+        if not any(_make(ledger, run, commit, tell, made) for run in missing_runs(ledger.study, outcomes)):
             return
 
 

@@ -16,7 +16,7 @@ from hebbline.benchmarks.results.catalogue import STUDIES
 from hebbline.benchmarks.results.image import active_share
 from hebbline.benchmarks.results.ledger import Ledger
 from hebbline.benchmarks.results.page import write_study
-from hebbline.benchmarks.results.runner import chosen_rate, count_runs, missing_runs, work
+from hebbline.benchmarks.results.runner import chosen_rate, count_made, count_runs, missing_runs, work
 from hebbline.benchmarks.results.selectivity import ratios
 from hebbline.benchmarks.results.statistics import Difference, finished_cells, judge
 from hebbline.benchmarks.results.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
@@ -74,6 +74,10 @@ def test_every_cell_has_the_same_search_before_its_reported_runs(tmp_path):
     assert len(outcomes) == count_runs(study) == 5 * (3 + 3)
     assert all(chosen_rate(study, arm, density, outcomes) == 0.2 for arm, density in study.cells())
     assert missing_runs(study, outcomes) == []
+    # A wider search may choose another rate: what was reported at the first then counts no more.
+    wider = arithmetic(rates=(*study.rates, 0.15))
+    assert count_made(wider, outcomes) == 5 * 3
+    assert count_made(study, outcomes) == count_runs(study)
 
 
 def test_a_score_that_is_not_a_number_is_never_the_best():
