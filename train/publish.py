@@ -51,10 +51,13 @@ def _train(recipe: Recipe, settings: RunSettings) -> TrainingResult:
 
 def _publish(result: TrainingResult, weights: dict[str, Tensor] | None, recipe: Recipe, yaml: str, out: Path) -> None:
     extra: dict[str, str] = {}
+    log = [*result.trained.log]
     if recipe.logging.report:
-        from .report import REPORT_FILE, training_report
+        from .report import REPORT_FILE, graph_records, measure_graphs, training_report
 
-        extra[REPORT_FILE] = training_report(result.trained, result.facts)
+        graphs = measure_graphs(result.trained)
+        log += graph_records(graphs)
+        extra[REPORT_FILE] = training_report(result.trained, result.facts, graphs)
     save_model_directory(
         out,
         result.model,
@@ -62,7 +65,7 @@ def _publish(result: TrainingResult, weights: dict[str, Tensor] | None, recipe: 
         result.trained.masks,
         method=recipe.sparsity.method,
         recipe=yaml,
-        log=[*result.trained.log, dict(result.facts)],
+        log=[*log, dict(result.facts)],
         extra=extra,
         weights=weights,
     )

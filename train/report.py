@@ -45,19 +45,36 @@ _STYLE = (
 )
 
 
-def training_report(trained: Trained, facts: Mapping[str, Any]) -> str:
+def measure_graphs(trained: Trained) -> dict[str, dict[str, Measures]]:
+    """Measures of every layer's graph, by "initial" and "final" and the layer's name."""
+    initial = trained.initial_masks
+    return {
+        "initial": {name: measure(mask_NK) for name, mask_NK in initial.items()},
+        "final": {name: measure(mask_NK, initial[name]) for name, mask_NK in trained.masks.items()},
+    }
+
+
+def graph_records(graphs: Mapping[str, Mapping[str, Measures]]) -> list[dict[str, Any]]:
+    """What `training.jsonl` says of graphs: a record of each layer's initial and of its final one."""
+    return [
+        {"graph": when, "layer": name, **measures}
+        for when, found in graphs.items()
+        for name, measures in _plain(found).items()
+    ]
+
+
+def training_report(trained: Trained, facts: Mapping[str, Any], graphs: Mapping[str, Mapping[str, Measures]]) -> str:
     """The report as HTML: curves of the log, measures of every graph before and after, degrees of some.
 
     Args:
         trained: with its initial masks.
         facts: the task's figures.
+        graphs: what `measure_graphs` found.
     """
-    before = {name: measure(mask_NK) for name, mask_NK in trained.initial_masks.items()}
-    after = {name: measure(mask_NK, trained.initial_masks[name]) for name, mask_NK in trained.masks.items()}
     figures = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(_figure(value))}</td></tr>" for name, value in facts.items()
     )
-    measures = {"initial": _plain(before), "final": _plain(after)}
+    measures = {when: _plain(found) for when, found in graphs.items()}
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline training report</title><style>{_STYLE}</style></head><body>
 <h1>Training report</h1>
@@ -65,9 +82,9 @@ def training_report(trained: Trained, facts: Mapping[str, Any]) -> str:
 <h2>Course</h2>
 {_image(_plot_curves(trained.log), "curves of the training log")}
 <h2>Graphs after training</h2>
-{_table(after)}
+{_table(graphs["final"])}
 <h2>Graphs before training</h2>
-{_table(before)}
+{_table(graphs["initial"])}
 <h2>Degrees</h2>
 {_image(_plot_degrees(trained.initial_masks, trained.masks), "degree distributions")}
 <script type="application/json" id="measures">{json.dumps(measures).replace("<", "")}</script>

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hebbline.train.engine import Trained
-from hebbline.train.report import training_report
+from hebbline.train.report import measure_graphs, training_report
 from hebbline.train.topology import initial_mask
 from hebbline.train.topology.measures import (
     bipartite_clustering,
@@ -68,6 +68,6 @@ def test_report_holds_curves_and_measures_and_stands_alone():
     log = [{"loss": "2.5", "density": 0.2, "step": 1}, {"loss": 2.0, "density": 0.2, "step": 2}]
     log += [{"sparsity/step": 2, "sparsity/itop": 0.3, "sparsity/fraction": 0.1}]
     trained = Trained(masks, {"layer <1>": initial_mask("er", 24, 32, 0.2, seed=0)}, [], log, 1.0)
-    page = training_report(trained, {"test_accuracy": 0.98})
+    page = training_report(trained, {"test_accuracy": 0.98}, measure_graphs(trained))
     assert page.count("data:image/png;base64,") == 2 and "http" not in page
     assert "layer &lt;1&gt;" in page and "small-worldness" in page and "0.98" in page

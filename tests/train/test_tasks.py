@@ -77,6 +77,12 @@ def test_an_image_classifier_learns_by_chains_and_publishes(mnist, tmp_path, cap
     assert records[-1]["test_accuracy"] > 0.9
     assert sum("sparsity/removed" in record for record in records) == 4
     assert any("images_per_second" in record for record in records)
+    graphs = [record for record in records if "graph" in record]
+    assert [(record["graph"], record["layer"]) for record in graphs] == [
+        (when, layer) for when in ("initial", "final") for layer in ("layers.0", "layers.2")
+    ]
+    assert all(record["clustering"] > 0 and record["path_length"] >= 1 for record in graphs)
+    assert graphs[0]["overlap"] is None and 0 < graphs[2]["overlap"] < 1
     manifest = read_manifest(out)
     assert [layer.name for layer in manifest.layers] == ["layers.0", "layers.2"]
     assert "training_report.html" in manifest.files
