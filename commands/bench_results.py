@@ -41,7 +41,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "study",
         type=str,
-        help="image-mnist, image-fashion-mnist, image-cifar-10, language, language-long, translation",
+        help="image-mnist, image-fashion-mnist, image-cifar-10, language, language-long, translation, translation-long",
     )
     parser.add_argument(
         "--minutes", type=float, default=None, help="begin no run after so many; 0 only writes the page"

@@ -4,7 +4,7 @@ from ...artifacts import InputError
 from .image import image_study
 from .language import LANGUAGE, LANGUAGE_LONG
 from .study import Study
-from .translation import TRANSLATION
+from .translation import TRANSLATION, TRANSLATION_LONG
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -15,6 +15,7 @@ STUDIES: dict[str, Study] = {
         LANGUAGE,
         LANGUAGE_LONG,
         TRANSLATION,
+        TRANSLATION_LONG,
     )
 }
 
