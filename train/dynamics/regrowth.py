@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ..topology.structure import cap_groups
-from .sampling import Generator, one_thread, race_keys, smallest
+from .sampling import Generator, race_keys, smallest
 
 
-@one_thread()
 def regrow_links(
     scores_NK: Tensor,
     mask_NK: Tensor,

@@ -4,38 +4,14 @@ Everything is drawn on the CPU, whose numbers are the same on every machine and 
 """
 
 import hashlib
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...kernels import draws
-
-_threads: ContextVar[int | None] = ContextVar("threads", default=None)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Leave the other threads of torch asleep while the block lasts; draws still take as many as torch had.
-
-    They would be woken for the small steps between draws, and keep a core busy for milliseconds after each, which the
-    scores of links need.
-    """
-    threads = torch.get_num_threads()
-    token = _threads.set(_thread_count())
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        _threads.reset(token)
-
-
-def _thread_count() -> int:
-    return _threads.get() or torch.get_num_threads()
+from ..threads import native_threads
 
 
 def seed_for(*identity: Hashable) -> int:
@@ -85,7 +61,7 @@ def race_keys(scores: Tensor, generator: Generator, temperature: float = 1.0, ex
         seed=generator.seed,
         place=generator.take(scores.numel()),
         temperature=temperature,
-        threads=_thread_count(),
+        threads=native_threads(),
     )
     return torch.from_numpy(keys)
 
@@ -97,4 +73,4 @@ def smallest(keys: Tensor, count: int) -> Tensor:
         keys: float32 on the CPU.
         count: at most as many as there are keys.
     """
-    return torch.from_numpy(draws.smallest(keys.numpy(), count, threads=_thread_count()))
+    return torch.from_numpy(draws.smallest(keys.numpy(), count, threads=native_threads()))

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..threads import one_thread
 from ..topology import LINK_SCORES, link_scores
 from .density import removal_fraction
 from .plan import LayerPlan
 from .regrowth import regrow_links
 from .removal import keep_links, removal_scores
-from .sampling import Generator, generator_for, one_thread
+from .sampling import Generator, generator_for
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def remove(
     return plan.structure.unfold(torch.cat(kept))
 
 
+@one_thread()
 def regrow(plan: LayerPlan, mask_NK: Tensor, gradient_NK: Tensor | None, when: Moment, seed: int) -> Tensor:
     """Back to exactly the links of this density. A link just removed may come back; it starts at 0 again.
 
@@ -105,8 +107,7 @@ def regrow(plan: LayerPlan, mask_NK: Tensor, gradient_NK: Tensor | None, when: M
     gradient = mask if gradient_NK is None else plan.structure.fold(gradient_NK.abs())
     grown = []
     for part, (mask_RC, gradient_RC) in enumerate(_parts(plan, mask, gradient)):
-        with one_thread():
-            missing = plan.units(when.update)[part] - int(mask_RC.count_nonzero())
+        missing = plan.units(when.update)[part] - int(mask_RC.count_nonzero())
         generator = generator_for(seed, plan.name, when.update, "regrowth", *_identity(plan, part))
         grown.append(_regrow_part(plan, mask_RC, gradient_RC, missing, generator) if missing > 0 else mask_RC)
     return plan.structure.unfold(torch.cat(grown))

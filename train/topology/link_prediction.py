@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...artifacts import InputError
 from ...kernels.link_scores import native_scores
+from ..threads import all_threads, native_threads
 from .path_prediction import path_scores
 
 NODE_SCORES = ("CH2_L3n", "CH3_L3n")
@@ -42,13 +43,12 @@ def link_scores(mask: Tensor, kind: str) -> Tensor:
     """
     if kind not in LINK_SCORES:
         raise InputError(f"regrowth.score '{kind}' is none of {', '.join(LINK_SCORES)}")
-    if kind in PATH_SCORES:
-        return path_scores(mask, kind)
-    if mask.device.type == "cpu":
-        found = native_scores(mask.numpy(), ch3=kind == "CH3_L3n", threads=torch.get_num_threads())
+    if mask.device.type == "cpu" and kind in NODE_SCORES:
+        found = native_scores(mask.numpy(), ch3=kind == "CH3_L3n", threads=native_threads())
         if found is not None:
             return torch.from_numpy(found)
-    return _float_scores(mask, kind)
+    with all_threads():
+        return path_scores(mask, kind) if kind in PATH_SCORES else _float_scores(mask, kind)
 
 
 def _float_scores(mask_NK: Tensor, kind: str) -> Tensor:
