@@ -85,6 +85,7 @@ def _updates(steps: int) -> int:
     return steps * 4 // 5 // _STEPS_AN_UPDATE
 
 
+_FROM_ER = tuple(Arm(f"{name}, from ER", {"method": name.lower(), "topology": _ER}) for name in ("CHTs", "CHTss"))
 _OTHERS = ("SET", "RigL", "MEST", "GMP", "GraNet")
 _BEATS_OTHERS = tuple(
     Claim(f"{arm} beats the other dynamic methods at 30%", arm, _OTHERS, 0.3) for arm in ("CHTs", "CHTss")
@@ -109,12 +110,12 @@ LANGUAGE = LanguageStudy(
 )
 
 
-_LONG = {DENSE.name, "static ER", *_OTHERS, "CHTs", "CHTss"}
+_LONG = {DENSE.name, "static ER", "static BRF", *_OTHERS, "CHTs", "CHTss"}
 LANGUAGE_LONG = replace(
     LANGUAGE,
     name="language-long",
     title="Language modelling, three times as long",
-    arms=tuple(arm for arm in _ARMS if arm.name in _LONG),
+    arms=(*(arm for arm in _ARMS if arm.name in _LONG), *_FROM_ER),
     densities=(0.3,),
     rates=(2e-3, 8e-3),
     budget=_budget(3 * _STEPS),
