@@ -91,6 +91,7 @@ TRANSLATION_LONG = replace(
     TRANSLATION,
     name="translation-long",
     title="Translation, three times as long",
+    arms=tuple(arm for arm in _ARMS if arm.name != "RigL"),
     densities=(0.05,),
     rates=(0.3, 0.5, 0.9),
     budget=_budget(_LONG_STEPS, _LONG_WARMUP),
