@@ -5,6 +5,7 @@ status is the request's.
 """
 
 import json
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -32,6 +33,7 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+_RETRY_SECONDS = 0.1
 _ALWAYS = ("text_output", "token_ids", "finish_reason", "num_input_tokens", "num_output_tokens")
 
 
@@ -64,13 +66,22 @@ class Client:
 
     def wait_ready(self, timeout: float = 10.0) -> None:
         """Wait until the model is ready; raises InputError where no server answers in `timeout` seconds."""
-        request = service_pb2.ModelReadyRequest(name=MODEL_NAME)
-        try:
-            ready = self._stub.ModelReady(request, timeout=timeout, wait_for_ready=True).ready
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
+        deadline = time.monotonic() + timeout
+        while (ready := self._is_ready(deadline)) is None:
+            time.sleep(_RETRY_SECONDS)
         if not ready:
             raise CheckError(f"the server at {self.url} is up, but its model '{MODEL_NAME}' is not ready")
+
+    def _is_ready(self, deadline: float) -> bool | None:
+        """Whether the model is; None where the server went while it was asked, as one does that is to be replaced."""
+        request = service_pb2.ModelReadyRequest(name=MODEL_NAME)
+        try:
+            left = max(0.0, deadline - time.monotonic())
+            return bool(self._stub.ModelReady(request, timeout=left, wait_for_ready=True).ready)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < deadline:
+                return None
+            raise self._translated(error) from error
 
     def stream(
         self, prompt: Prompt, sampling: SamplingParameters | None = None, *, return_log_probs: bool = False

@@ -2,7 +2,10 @@
 
 import json
 import os
+import select
 import signal
+import socket
+import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -181,6 +184,35 @@ def test_a_dead_model_process_is_replaced(server, client):
     client.wait_ready(60)
     assert _stub_process(server) != stub
     assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
+
+
+def test_waiting_outlasts_a_connection_that_breaks(server):
+    """As one does to a server that is about to be replaced."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        breaker = threading.Thread(target=_relay_all_but_the_first_request, args=(listener, server.grpc_url))
+        breaker.start()
+        with Client(f"{host}:{port}") as client:
+            client.wait_ready(30)
+        breaker.join(30)
+    assert not breaker.is_alive()
+
+
+def _relay_all_but_the_first_request(listener: socket.socket, url: str) -> None:
+    """Relays two connections; the first breaks when the client has sent a request on it."""
+    host, _, port = url.rpartition(":")
+    for breaks in (True, False):
+        near, _ = listener.accept()
+        with near, socket.create_connection((host, int(port))) as far:
+            answered = False
+            while True:
+                ready, _, _ = select.select([near, far], [], [], 30)
+                data = ready[0].recv(1 << 16) if ready else b""
+                # The client speaks first, and sends its request when the server has answered.
+                if not data or (breaks and answered and ready[0] is near and len(data) > 60):
+                    break
+                answered |= ready[0] is far
+                (far if ready[0] is near else near).sendall(data)
 
 
 def _stub_process(server: TritonServer) -> int:
