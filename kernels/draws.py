@@ -33,7 +33,7 @@ def race_keys(
 
     Raises:
         InputError: the native library is missing.
-        MemoryError: memory or threads ran out.
+        MemoryError: memory or threads ran out, or HEBBLINE_ISA names what this processor lacks.
     """
     scores = np.ascontiguousarray(scores, dtype=np.float32)
     kept = None if excluded is None else np.ascontiguousarray(excluded, dtype=np.bool_)
@@ -41,7 +41,9 @@ def race_keys(
     excluded_at = None if kept is None else kept.ctypes.data
     race = _functions().hebbline_race_keys
     if race(scores.ctypes.data, excluded_at, scores.size, seed, place, temperature, threads, keys.ctypes.data) < 0:
-        raise MemoryError(f"a draw from {scores.size} entries: memory or threads ran out")
+        raise MemoryError(
+            f"a draw from {scores.size} entries: memory or threads ran out, or HEBBLINE_ISA names what is not there"
+        )
     return keys
 
 
@@ -58,12 +60,14 @@ def smallest(keys: NDArray[np.float32], count: int, *, threads: int) -> NDArray[
 
     Raises:
         InputError: the native library is missing.
-        MemoryError: memory or threads ran out.
+        MemoryError: memory or threads ran out, or HEBBLINE_ISA names what this processor lacks.
     """
     keys = np.ascontiguousarray(keys, dtype=np.float32)
     taken = np.empty(keys.shape, np.bool_)
     if _functions().hebbline_smallest(keys.ctypes.data, keys.size, count, threads, taken.ctypes.data) < 0:
-        raise MemoryError(f"the smallest of {keys.size} keys: memory or threads ran out")
+        raise MemoryError(
+            f"the smallest of {keys.size} keys: memory or threads ran out, or HEBBLINE_ISA names what is not there"
+        )
     return taken
 
 

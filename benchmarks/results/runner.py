@@ -1,7 +1,7 @@
 """Makes the runs of a study that its ledger does not have yet; stop and start it as you like."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -18,12 +18,7 @@ def chosen_rate(study: Study, arm: Arm, density: float, outcomes: Mapping[str, O
 
 def missing_runs(study: Study, outcomes: Mapping[str, Outcome]) -> list[Run]:
     """Runs that can be made now: searches first to last, and reported runs where the search is done."""
-    missing: list[Run] = []
-    for arm, density in study.cells():
-        rate = chosen_rate(study, arm, density, outcomes)
-        runs = study.tuning_runs(arm, density) if rate is None else study.reported_runs(arm, density, rate)
-        missing += [run for run in runs if run.key not in outcomes]
-    return missing
+    return [run for run in _known_runs(study, outcomes) if run.key not in outcomes]
 
 
 def count_runs(study: Study) -> int:
@@ -33,12 +28,15 @@ def count_runs(study: Study) -> int:
 
 def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
     """Those of them that are made; what was reported at a learning rate that is not the chosen one does not count."""
-    made = 0
+    return sum(run.key in outcomes for run in _known_runs(study, outcomes))
+
+
+def _known_runs(study: Study, outcomes: Mapping[str, Outcome]) -> Iterator[Run]:
+    """The searches, and what is reported at the learning rates that they have chosen so far."""
     for arm, density in study.cells():
-        rate = chosen_rate(study, arm, density, outcomes)
-        runs = study.tuning_runs(arm, density) + ([] if rate is None else study.reported_runs(arm, density, rate))
-        made += sum(run.key in outcomes for run in runs)
-    return made
+        yield from study.tuning_runs(arm, density)
+        if (rate := chosen_rate(study, arm, density, outcomes)) is not None:
+            yield from study.reported_runs(arm, density, rate)
 
 
 def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | None = None) -> None:

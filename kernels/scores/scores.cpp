@@ -78,9 +78,9 @@ bool link_scores(const uint8_t* mask_NK, int64_t outputs, int64_t inputs, LinkSc
   const bool by_links = way == Way::kCheaper ? prefers_links(side) : way == Way::kLinks;
   if (!by_links && !PairedScores::available()) return false;
   Side other(mask_NK, inputs, outputs, 1, inputs);
-  if (by_links) for_each_task(2, threads, [&](int64_t task) { (task == 0 ? side : other).list_links(); });
   std::unique_ptr<SideScores> of_outputs, of_inputs;
   for_each_task(2, threads, [&](int64_t task) {
+    if (by_links) (task == 0 ? side : other).list_links();
     if (task == 0) {
       of_outputs = make_scores(side, other, kind, by_links);
     } else {

@@ -69,7 +69,8 @@ class SideScores {
 // By links: cost grows with the links of the nodes that have a common neighbour.
 class LinkedScores final : public SideScores {
  public:
-  // `other` is the same graph from its other side; both have their links listed and outlive this.
+  // `other` is the same graph from its other side; both outlive this, and have their links listed by the time of
+  // `rows`.
   LinkedScores(const Side& side, const Side& other, LinkScore kind) : side_(side), other_(other), kind_(kind) {}
   void rows(int64_t first, int64_t last, float* sums) const override;
 

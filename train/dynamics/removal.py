@@ -39,9 +39,9 @@ def keep_links(
     """
     if count == int(mask_NK.count_nonzero()):
         return mask_NK.clone()
-    on_cpu_NK, absent_NK = mask_NK.cpu(), ~mask_NK.cpu()
+    absent_NK = ~mask_NK.cpu()
     if rule == "hard":
-        keys_NK = torch.where(on_cpu_NK, -scores_NK.detach().to("cpu", torch.float32), torch.inf)
+        keys_NK = (-scores_NK.detach().to("cpu", torch.float32)).masked_fill_(absent_NK, torch.inf)
     else:
         keys_NK = race_keys(scores_NK, generator, temperature, excluded=absent_NK)
     kept_NK = smallest(keys_NK, count)
