@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "head/head.h"
 
 namespace hebbline::avx2 {

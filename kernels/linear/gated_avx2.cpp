@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "linear/gated.h"
 
 namespace hebbline::avx2 {

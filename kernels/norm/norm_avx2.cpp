@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "norm/norm.h"
 
 namespace hebbline::avx2 {
