@@ -61,7 +61,7 @@ class CsrPacking : public Packing {
   void multiply(const Call& call, const Parallel& parallel) const override {
     if (call.tokens == 0 || rows_ == 0) return;
     const RoundedActivations rounded = round_activations(call, columns_, values_, parallel);
-    const int64_t tiles = ceil_div(call.tokens, kTileTokens);
+    const int64_t tiles = ceil_div(call.tokens, kernels_.tile_tokens);
     const float* data_KW = rounded.x_MK;
     if (tile_of(0, call.tokens).width > 1) data_KW = transposed(rounded.x_MK, call.tokens, tiles, parallel);
     const Finish finish{row_scales_N_.empty() ? nullptr : row_scales_N_.data(), rounded.scales_M, call.bias_N,
@@ -94,8 +94,8 @@ class CsrPacking : public Packing {
   // Tile `index` of a call of `tokens` tokens, which alone decide its form.
   CsrTile tile_of(int64_t index, int64_t tokens) const {
     CsrTile tile{};
-    tile.token = index * kTileTokens;
-    tile.count = std::min(kTileTokens, tokens - tile.token);
+    tile.token = index * kernels_.tile_tokens;
+    tile.count = std::min(kernels_.tile_tokens, tokens - tile.token);
     tile.halves = kernels_.halves && payload_ == Payload::kBfloat16 && tile.count > kFloatTokens;
     tile.width = ceil_div(tile.count, tile.halves ? 32 : 16) * (tile.halves ? 32 : 16);
     if (tile.count <= 8) tile.width = tile.count <= 4 ? 4 : 8;

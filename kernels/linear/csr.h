@@ -11,12 +11,11 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <type_traits>
 
 namespace hebbline {
 
 inline constexpr int64_t kStripRows = 64;
-inline constexpr int64_t kTileTokens = 64;
+inline constexpr int64_t kTileTokens = 64;        // of the widest tile
 inline constexpr int64_t kWidestBlock = 1 << 15;  // places and counts within a block are uint16
 
 // How an entry's payload is stored.
@@ -34,7 +33,7 @@ struct CsrView {
 };
 
 // Tokens [token, token + count) of X^T, [K, width]: floats, or bfloat16 where `halves`, in an order of the kernels'
-// own. Width is 1, 4, 8, or a multiple of 16 up to 64; of halves, 32 or 64.
+// own. Width is 1, 4, 8, or a multiple of 16 up to the kernels' widest; of halves, 32 or 64.
 struct CsrTile {
   const float* data_KW;
   int64_t width;
@@ -52,7 +51,8 @@ struct Finish {
 
 // One instruction set's kernels.
 struct CsrKernels {
-  bool halves;  // tiles of bfloat16 are known
+  bool halves;          // tiles of bfloat16 are known
+  int64_t tile_tokens;  // of the widest tile: as many as the registers hold sums of, up to kTileTokens
   // Writes columns [first, last) of a tile; the tokens past `count` are 0. X is [M, stride].
   void (*transpose)(const float* x_MK, int64_t stride, int64_t first, int64_t last, const CsrTile& tile,
                     float* data_KW);

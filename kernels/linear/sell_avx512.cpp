@@ -1,11 +1,17 @@
 #include <immintrin.h>
 
+#include <utility>
+
 #include "linear/sell.h"
 
 namespace hebbline::avx512 {
+#include "simd/unrolled.inc"
+
 namespace {
 
 constexpr int64_t kPrefetchedSteps = 24;
+constexpr std::integral_constant<int, 0> kFirst;
+constexpr std::integral_constant<int, 1> kSecond;
 
 inline __m512 values_at(const float* values, int64_t step) { return _mm512_loadu_ps(values + step * kSliceRows); }
 
@@ -18,28 +24,26 @@ template <class Value, int Tokens>
 void multiply(const SellView& weight, int64_t slice, const float* x_MK, float* sums) {
   const Value* values = static_cast<const Value*>(weight.values);
   __m512 partial[2][Tokens];
-  for (auto& chain : partial) {
-    for (__m512& sum : chain) sum = _mm512_setzero_ps();
-  }
-  const auto step = [&](int64_t l, __m512* chain) {
+  unrolled<2 * Tokens>([&](auto i) { partial[i / Tokens][i % Tokens] = _mm512_setzero_ps(); });
+  const auto step = [&](int64_t l, auto chain) __attribute__((always_inline)) {
     const __m512i places =
         _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight.places + l * kSliceRows)));
     const __m512 value = values_at(values, l);
-    for (int m = 0; m < Tokens; ++m) {
-      chain[m] = _mm512_fmadd_ps(value, _mm512_i32gather_ps(places, x_MK + m * weight.columns, 4), chain[m]);
-    }
+    unrolled<Tokens>([&](auto m) {
+      const __m512 x = _mm512_i32gather_ps(places, x_MK + m * weight.columns, 4);
+      partial[chain][m] = _mm512_fmadd_ps(value, x, partial[chain][m]);
+    });
   };
   int64_t l = weight.slice_offsets_S[slice];
   const int64_t end = weight.slice_offsets_S[slice + 1];
   for (; l + 2 <= end; l += 2) {
     _mm_prefetch(reinterpret_cast<const char*>(values + (l + kPrefetchedSteps) * kSliceRows), _MM_HINT_T0);
-    step(l, partial[0]);
-    step(l + 1, partial[1]);
+    step(l, kFirst);
+    step(l + 1, kSecond);
   }
-  if (l < end) step(l, partial[0]);
-  for (int m = 0; m < Tokens; ++m) {
-    _mm512_storeu_ps(sums + m * kSliceRows, _mm512_add_ps(partial[0][m], partial[1][m]));
-  }
+  if (l < end) step(l, kFirst);
+  unrolled<Tokens>(
+      [&](auto m) { _mm512_storeu_ps(sums + m * kSliceRows, _mm512_add_ps(partial[0][m], partial[1][m])); });
 }
 
 template <class Value>

@@ -24,8 +24,8 @@ struct alignas(64) TileConfiguration {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// A constant in memory: to GCC, the intrinsic reads the first 8 bytes of its operand, and what was written to the others
-// of a variable could be left out.
+// A constant in memory: to GCC, the intrinsic reads the first 8 bytes of its operand, and what was written to the
+// others of a variable could be left out.
 constexpr TileConfiguration kConfiguration;
 
 // Other libraries configure tiles to their own needs, so a task starts by setting ours.
