@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
         temperature=values.temperature,
         top_k=values.top_k,
         top_p=values.top_p,
+        min_p=values.min_p,
         seed=values.seed,
         stop=tuple(values.stop),
     )
@@ -60,6 +61,7 @@ def _parser() -> Parser:
     parser.add_argument("--temperature", type=float, default=DEFAULT.temperature, help="0: greedy")
     parser.add_argument("--top-k", type=int, default=DEFAULT.top_k, help="keep the k most likely tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=DEFAULT.top_p, help="keep this probability's worth of tokens")
+    parser.add_argument("--min-p", type=float, default=DEFAULT.min_p, help="keep this share of the best; 0: all")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same text")
     parser.add_argument("--stop", type=str, action="append", default=[], help="end before this string; may be repeated")
     parser.add_argument("--json", action="store_true", help="print text, counts and times as JSON at the end")

@@ -48,6 +48,8 @@ class GenerationRequest:
             )
         if not 0 <= min(self.prompt_ids) <= max(self.prompt_ids) < vocab_size:
             raise InputError(f"input_ids: a token id is outside the vocabulary of {vocab_size} tokens")
+        if max(self.sampling.stop_token_ids, default=0) >= vocab_size:
+            raise InputError(f"stop_token_ids: a token id is outside the vocabulary of {vocab_size} tokens")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Chunk:
         text: what can be shown now; "" within a character or a possible stop string.
         token_ids: the tokens behind this piece. The end-of-sequence token is neither here nor in the text.
         log_probs: one for each of `token_ids` where they were asked for, else empty.
-        finish_reason: "stop" (end-of-sequence token or stop string), "length" or "cancelled" in the last chunk.
+        finish_reason: "stop" (end-of-sequence token, stop token or string), "length" or "cancelled" in the last chunk.
+        cumulative_log_prob: of all tokens so far together, where log-probabilities were asked for.
         num_input_tokens, num_output_tokens: in the last chunk, else 0.
         prompt_log_probs: of the prompt's tokens after the first, in the last chunk where they were asked for.
     """
@@ -70,6 +73,7 @@ class Chunk:
     num_input_tokens: int = 0
     num_output_tokens: int = 0
     prompt_log_probs: tuple[float, ...] | None = None
+    cumulative_log_prob: float | None = None
 
 
 class Generation:
@@ -79,11 +83,12 @@ class Generation:
         self.request = request
         self.next_input = request.prompt_ids[-1]
         self.num_output_tokens = 0
-        self._eos_token_ids = frozenset(eos_token_ids)
+        self._end_token_ids = frozenset(eos_token_ids) | frozenset(request.sampling.stop_token_ids)
         self._sampler = Sampler(request.sampling)
         self._detokenizer = Detokenizer(tokenizer, request.prompt_ids)
         self._stop = StopStrings(request.sampling.stop)
         self._prompt_log_probs: list[float] = []
+        self._cumulative_log_prob = 0.0 if request.return_log_probs else None
 
     def score_prompt(self, logits_NV: NDArray[np.float32], first: int) -> None:
         """Take the logits after the prompt's tokens `first`, `first + 1`, …; the last token's are not needed."""
@@ -93,18 +98,17 @@ class Generation:
     def accept(self, logits_V: NDArray[np.float32]) -> Chunk:
         """Draw a token from logits [V]; the chunk has a `finish_reason` where it is the last."""
         token = self._sampler.sample(logits_V)
-        if token in self._eos_token_ids:
+        if token in self._end_token_ids:
             return self.finish(STOP, self._rest())
         self.next_input = token
         self.num_output_tokens += 1
-        wants_log_probs = self.request.return_log_probs
-        log_probs = (log_probability(logits_V, token),) if wants_log_probs else ()
+        log_probs = self._score(logits_V, token)
         text, stopped = self._stop.push(self._detokenizer.push(token))
         if stopped:
             return self.finish(STOP, text, (token,), log_probs)
         if self.num_output_tokens == self.request.sampling.max_tokens:
             return self._finish_at_length(text, token, log_probs)
-        return Chunk(text, (token,), log_probs)
+        return Chunk(text, (token,), log_probs, cumulative_log_prob=self._cumulative_log_prob)
 
     def finish(
         self, reason: str, text: str = "", token_ids: tuple[int, ...] = (), log_probs: tuple[float, ...] = ()
@@ -118,7 +122,15 @@ class Generation:
             num_input_tokens=len(self.request.prompt_ids),
             num_output_tokens=self.num_output_tokens,
             prompt_log_probs=tuple(self._prompt_log_probs) if self.request.return_prompt_log_probs else None,
+            cumulative_log_prob=self._cumulative_log_prob,
         )
+
+    def _score(self, logits_V: NDArray[np.float32], token: int) -> tuple[float, ...]:
+        if self._cumulative_log_prob is None:
+            return ()
+        score = log_probability(logits_V, token)
+        self._cumulative_log_prob += score
+        return (score,)
 
     def _finish_at_length(self, text: str, token: int, log_probs: tuple[float, ...]) -> Chunk:
         rest, stopped = self._stop.push(self._detokenizer.flush())

@@ -1,13 +1,15 @@
 """The model inside Triton's Python backend. Importable there only: `triton_python_backend_utils` exists in its stub.
 
-Three threads: Triton's own calls `execute`, the scheduler's makes tokens, and the responder's sends them. Only the
-responder touches Triton's response senders, so a slow client costs the other requests no time in the model.
+Triton's own thread calls `execute`, the intake's read and tokenize, the scheduler's makes tokens, and the responder's
+sends them. Only the responder touches Triton's response senders, so a slow client costs the other requests no time in
+the model; neither does a long prompt.
 """
 
 import queue
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,23 @@ from ..engine.tensorrt import open_runner
 from ..generation import CANCELLED, Chunk
 from ..scheduler import Event, Failure, QueueFullError, Scheduler, Ticket, UnavailableError
 from ..tokenizer import load_tokenizer
+from .intake import Intake
 from .lifeline import watch_lifeline
-from .protocol import INVALID_ARGUMENT, ParsedRequest, join_chunks, parse_request, response_tensors
+from .protocol import INVALID_ARGUMENT, ParsedRequest, RequestReader, join_chunks, response_tensors
 from .settings import Settings
 
 CANCEL_POLL_SECONDS = 0.02
 
 
 class Backend:
-    """The artifact's runner and scheduler, and the responder."""
+    """The artifact's runner and scheduler, the intake, and the responder."""
 
     def __init__(self, artifact: Path, settings: Settings) -> None:
         runner = open_runner(artifact, settings.slots, settings.threads or None, settings.kv)
-        self._tokenizer = load_tokenizer(artifact)
-        self._scheduler = Scheduler(
-            runner, self._tokenizer, runner.facts.eos_token_ids, max_waiting=settings.max_waiting
-        )
+        tokenizer = load_tokenizer(artifact)
+        self._reader = RequestReader(tokenizer, runner.context_length, runner.vocab_size)
+        self._scheduler = Scheduler(runner, tokenizer, runner.facts.eos_token_ids, max_waiting=settings.max_waiting)
+        self._intake = Intake(settings.slots + settings.max_waiting)
         self._responder = Responder()
         watch_lifeline(
             on_shutdown=lambda: self._scheduler.close(settings.drain_seconds),
@@ -41,24 +44,30 @@ class Backend:
         )
 
     def execute(self, requests: list[Any]) -> None:
-        """Submit requests; everything that is wrong with one is its own last response."""
+        """Take requests; everything that is wrong with one is its own last response."""
         for request in requests:
             reply = Reply(request.get_response_sender(), frozenset(request.requested_output_names()))
             try:
-                self._submit(request, reply)
+                self._intake.put(partial(self._submit, request, reply))
             except Exception as error:
                 self._responder.put(reply, Failure(error))
 
     def close(self) -> None:
-        """End the open requests and both threads."""
+        """End the open requests and all threads."""
+        self._intake.close()
         self._scheduler.close()
         self._responder.close()
 
     def _submit(self, request: Any, reply: "Reply") -> None:
-        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        reply.parsed = parse_request(inputs, self._tokenizer)
-        reply.ticket = self._scheduler.submit(reply.parsed.generation, lambda event: self._responder.put(reply, event))
-        self._responder.watch(reply)
+        try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            reply.parsed = self._reader.read(inputs, request.parameters())
+            reply.ticket = self._scheduler.submit(
+                reply.parsed.generation, lambda event: self._responder.put(reply, event)
+            )
+            self._responder.watch(reply)
+        except Exception as error:
+            self._responder.put(reply, Failure(error))
 
 
 class Reply:
@@ -98,7 +107,8 @@ class Reply:
 
     def _send(self, chunk: Chunk) -> None:
         # Only what was requested is built: Triton 2.51 prunes the rest without holding the interpreter's lock.
-        tensors = response_tensors(chunk, self._wanted)
+        assert self.parsed is not None, "a request that makes chunks was parsed"
+        tensors = response_tensors(chunk, self._wanted - self.parsed.left_out)
         self._has_sent = True
         self._sender.send(pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()]))
 

@@ -1,0 +1,160 @@
+"""What may be drawn is, to the last token, what sorting the whole vocabulary in float64 says."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hebbline.serve.distribution import BLOCK, FEW, SMALL, Distribution, _nucleus_by_band, _sparse_nucleus, distribution
+from hebbline.serve.sampling import SamplingParameters
+
+
+def sorted_reference(logits_V, parameters):
+    """The probabilities by definition; and how near top-p's sum comes to an edge, relatively: nearer than rounding, the
+    edge is a matter of taste."""
+    shifted = (logits_V.astype(np.float64) - logits_V.max()) / parameters.temperature
+    weights = np.exp(shifted)
+    weights[weights < parameters.min_p] = 0
+    if parameters.top_k:
+        order = np.lexsort((np.arange(len(shifted)), -np.where(weights > 0, shifted, -np.inf)))
+        weights[order[parameters.top_k :]] = 0
+    nearest = 1.0
+    if parameters.top_p < 1:
+        order = np.lexsort((np.arange(len(weights)), -weights))
+        cumulative = np.cumsum(weights[order].astype(np.longdouble))
+        target = parameters.top_p * cumulative[-1]
+        nearest = float(np.abs(cumulative / target - 1).min())
+        weights[order[int(np.searchsorted(cumulative, target)) + 1 :]] = 0
+    return weights / weights.sum(), nearest
+
+
+def assert_as_sorted(logits_V, **fields):
+    parameters = SamplingParameters(**{"temperature": 1.0} | fields)
+    expected, nearest = sorted_reference(logits_V, parameters)
+    if 0 < nearest < 1e-11:
+        return
+    result = distribution(logits_V, logits_V.max(), parameters).probabilities(len(logits_V))
+    np.testing.assert_array_equal(np.flatnonzero(result), np.flatnonzero(expected), err_msg=str(parameters))
+    np.testing.assert_allclose(result, expected, rtol=1e-12)
+
+
+def rows(size):
+    """Logits of every kind that there is."""
+    generator = np.random.default_rng(size)
+    normal = generator.standard_normal(size)
+    peaked = 3 * normal
+    peaked[generator.integers(0, size, 30)] += 12
+    zipf = -1.2 * np.log(1 + generator.permutation(size))
+    masked = np.where(generator.random(size) < 0.9, -np.inf, normal)
+    masked[0] = 0.5
+    kinds = {
+        "flat": normal,
+        "spread": 3 * normal,
+        "peaked": peaked,
+        "zipf": zipf,
+        "steps": np.round(normal * 2) / 2,
+        "two": np.where(generator.random(size) < 0.01, 3.0, 1.0),
+        "equal": np.zeros(size),
+        "masked": masked,
+        "far": np.where(np.arange(size) == 7, 0, -1e4),
+        "tiny differences": 1.0 - 1e-30 * np.arange(size),
+        "huge": 1e38 * normal / np.abs(normal).max(),
+    }
+    return {kind: logits.astype(np.float32) for kind, logits in kinds.items()}
+
+
+FILTERS = [
+    {"top_p": top_p, "top_k": top_k, "min_p": min_p}
+    for top_p, top_k, min_p in product((1.0, 0.999, 0.95, 0.9, 0.5, 0.01), (0, 1, 50, 3000), (0.0, 0.05, 1.0))
+]
+
+
+@pytest.mark.parametrize(("size", "temperature"), [*product([100, 5003], [0.05, 0.8, 1.0, 30.0]), (49_152, 0.8)])
+def test_every_filter_of_every_row_is_as_sorted(size, temperature):
+    for logits in rows(size).values():
+        for filters in FILTERS:
+            assert_as_sorted(logits, temperature=temperature, **filters)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-35, 1e35, 1e300])
+def test_temperatures_out_of_float32_are_as_sorted(temperature):
+    for logits in rows(5003).values():
+        for filters in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
+            assert_as_sorted(logits, temperature=temperature, **filters)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(-4, 4) | st.just(-math.inf), min_size=1, max_size=40),
+    st.floats(0.01, 1),
+    st.integers(0, 45),
+    st.sampled_from([0.0, 0.01, 0.3]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+)
+def test_ties_in_small_rows_are_as_sorted(values, top_p, top_k, min_p, temperature):
+    logits = np.array([*values, 0], np.float32)
+    assert_as_sorted(logits, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.3, 4), st.floats(0.05, 0.99), st.integers(0, 400))
+def test_random_rows_of_a_vocabulary_are_as_sorted(seed, spread, top_p, peaks):
+    generator = np.random.default_rng(seed)
+    logits = (spread * generator.standard_normal(9000)).astype(np.float32)
+    logits[generator.integers(0, 9000, peaks)] += np.float32(8)
+    assert_as_sorted(logits, top_p=top_p)
+
+
+def test_both_ways_to_a_nucleus_are_taken():
+    """Else the comparisons above would have compared less than they seem to."""
+    parameters = SamplingParameters(temperature=1.0, top_p=0.9)
+    kinds = rows(49_152)
+    narrow = {kind for kind, row in kinds.items() if _sparse_nucleus(row, row.max(), parameters) is not None}
+    assert {"peaked", "spread"} <= narrow
+    assert {"flat", "steps", "equal"}.isdisjoint(narrow)
+    weights = np.exp(kinds["flat"].astype(np.float64))
+    assert _nucleus_by_band(weights, 0.9, 0.9 * weights.sum()) is not None
+    # A sample of every 24th token misses such peaks: the band is given up, not the nucleus.
+    skewed = np.ones(49_152)
+    skewed[1 : 1 + 100 * 24 : 24] = 1e4
+    assert _nucleus_by_band(skewed, 0.5, 0.5 * skewed.sum()) is None
+    assert FEW < SMALL
+
+
+def test_equal_logits_at_an_edge_are_kept_by_the_lowest_ids():
+    logits = np.zeros(10_000, np.float32)
+    for filters, kept in (({"top_k": 12}, 12), ({"top_p": 0.25}, 2500), ({"top_k": 100, "top_p": 0.5}, 50)):
+        parameters = SamplingParameters(temperature=1.0, **filters)
+        probabilities = distribution(logits, logits.max(), parameters).probabilities(10_000)
+        assert np.flatnonzero(probabilities).tolist() == list(range(kept))
+
+
+def test_min_p_comes_before_top_p():
+    logits = np.log(np.array([0.5, 0.3, 0.1, 0.1], np.float32))
+    parameters = SamplingParameters(temperature=1.0, min_p=0.5, top_p=0.65)
+    np.testing.assert_allclose(
+        distribution(logits, logits.max(), parameters).probabilities(4), [0.625, 0.375, 0, 0], rtol=1e-6
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=3 * BLOCK), st.floats(0, 1, exclude_max=True))
+def test_a_draw_is_the_inverse_of_the_cumulative_distribution(weights, uniform):
+    weights_N = np.array([*weights, 1], np.float64)
+    expected = int(np.searchsorted(np.cumsum(weights_N), uniform * weights_N.sum(), side="right"))
+    assert Distribution(None, weights_N).draw(uniform) == expected
+    ids = np.flatnonzero(weights_N)
+    assert Distribution(ids, weights_N[ids]).draw(uniform) == expected
+
+
+def test_a_draw_never_leaves_the_tokens_that_have_weight():
+    """The largest number below 1, times a sum that was rounded, may reach the sum itself."""
+    generator = np.random.default_rng(0)
+    for size in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3):
+        weights = np.where(generator.random(size) < 0.5, 0.0, generator.random(size))
+        weights[size // 2] = 1.0
+        for uniform in (0.0, 1 - 2**-53, *generator.random(50)):
+            assert weights[Distribution(None, weights).draw(uniform)] > 0
