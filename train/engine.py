@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +27,7 @@ from ..artifacts import InputError
 from ..console import progress
 from .checkpoint import Checkpoint, checkpoints, open_latest
 from .dynamics import SparsityConfig, UpdateReport
-from .dynamics.callback import SparsityCallback
+from .dynamics.callback import GraphCallback
 from .dynamics.sparsifier import initial_masks
 from .settings import EngineConfig, RunSettings
 from .trainer import CheckpointPlan, SparseTrainer, world_size
@@ -102,10 +102,11 @@ def run_training(training: Training, settings: RunSettings | None) -> Trained:
     """Train a model in place. The same recipe gives the same bits on the same machine, resumed or not.
 
     Raises:
-        InputError: see `find_checkpoint` and `Sparsifier`.
+        InputError: see `find_checkpoint`, `SparsityConfig.for_run` and `Sparsifier`.
     """
+    training = replace(training, sparsity=training.sparsity.for_run(training.engine.steps))
     checkpoint = None if settings is None else find_checkpoint(settings, training.sparsity)
-    sparsity = SparsityCallback(training.sparsity, inputs=training.inputs)
+    sparsity = GraphCallback(training.sparsity, inputs=training.inputs)
     report = settings is not None and settings.logging.report
     initial = initial_masks(training.model, training.sparsity, training.inputs) if report else {}
     started = time.perf_counter()
@@ -177,7 +178,7 @@ def _arguments(training: Training, settings: RunSettings | None, scratch: str) -
     )
 
 
-def _callbacks(training: Training, settings: RunSettings | None, sparsity: SparsityCallback) -> list[TrainerCallback]:
+def _callbacks(training: Training, settings: RunSettings | None, sparsity: GraphCallback) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [_ProgressCallback(sparsity, training.unit, training.units_a_step)]
     if settings is None:
         return callbacks
@@ -194,7 +195,7 @@ def _callbacks(training: Training, settings: RunSettings | None, sparsity: Spars
 class _ProgressCallback(TrainerCallback):
     """A progress bar with loss, density and speed."""
 
-    sparsity: SparsityCallback
+    sparsity: GraphCallback
     unit: str
     units_a_step: float
     started: float = field(default_factory=time.perf_counter)

@@ -33,6 +33,9 @@ def train_and_publish(recipe: Recipe, yaml: str, out: Path, *, resume: bool = Fa
     """
     settings = RunSettings(out, recipe_digest(recipe), recipe.checkpoint, recipe.logging, resume)
     check_run(settings, recipe.sparsity)
+    if not isinstance(recipe, ImageRecipe):
+        # A perceptron's steps are known once its images are there.
+        recipe.sparsity.for_run(recipe.optimization.steps)
     result = _train(recipe, settings)
     weights = model_tensors(result.model) if is_split(result.model) else None
     if not dist.is_initialized() or dist.get_rank() == 0:

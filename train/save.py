@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ..artifacts import LayerFacts, Manifest, publish, save_masks
+from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
 from ..artifacts.masks import MASKS_FILE
+from .dynamics.promise import shortfall
+from .sparse_linear import SparseLinear
 
 RECIPE_FILE = "recipe.yaml"
 LOG_FILE = "training.jsonl"
@@ -28,6 +31,7 @@ def save_model_directory(
     log: Sequence[Mapping[str, Any]] = (),
     extra: Mapping[str, str] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    unfinished: bool = False,
 ) -> None:
     """Publish a model directory, atomically. Zeros are explicit, so that transformers and vLLM load it as it is.
 
@@ -41,7 +45,18 @@ def save_model_directory(
         log: one record a line of the training log.
         extra: further text files by name.
         weights: whole weights by name, where those of the model are split over processes.
+        unfinished: publish a model too whose density has not yet fallen to what was asked for.
+
+    Raises:
+        CheckError: a layer's weights are not 0 off its mask, its links are held alone, or its density has not yet
+            fallen to what was asked for.
     """
+    if not unfinished and (missed := shortfall(model, masks)):
+        raise CheckError(
+            f"{missed}: train on until then, give an earlier sparsity.update.stop, or publish it as it is with "
+            "save_model_directory(..., unfinished=True)"
+        )
+    _check_weights(model, masks, weights)
     arrays = {name: mask_NK.cpu().numpy() for name, mask_NK in masks.items()}
     transformers_logging.disable_progress_bar()
     with publish(out) as publication:
@@ -57,3 +72,20 @@ def save_model_directory(
         layers = tuple(LayerFacts.of_mask(name, mask) for name, mask in arrays.items())
         digest = hashlib.sha256(recipe.encode()).hexdigest() if recipe else None
         publication.finish(Manifest("model", method=method, recipe_digest=digest, layers=layers))
+
+
+@torch.no_grad()
+def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> None:
+    """Refuse to publish masks that are not those of the weights."""
+    for name, mask_NK in masks.items():
+        layer = model.get_submodule(name)
+        if isinstance(layer, SparseLinear):
+            raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
+        weight_NK = layer.weight if weights is None else weights[f"{name}.weight"]
+        assert isinstance(weight_NK, Tensor)
+        off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
+        if off:
+            raise CheckError(
+                f"layer '{name}' has {off} weights off its mask that are not 0: an optimizer trained it that no "
+                "Sparsifier is attached to, or the masks are of another step"
+            )

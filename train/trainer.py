@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from ..artifacts.masks import load_masks, save_masks
 from .checkpoint import Checkpoint, CheckpointFacts, write_checkpoint
-from .dynamics.callback import SparsityCallback
+from .dynamics.callback import GraphCallback
 from .dynamics.update import UpdateReport
 from .state import (
     load_model_tensors,
@@ -52,7 +52,7 @@ class SparseTrainer(Trainer):
     def __init__(
         self,
         *,
-        sparsity: SparsityCallback,
+        sparsity: GraphCallback,
         checkpoints: CheckpointPlan | None,
         optimizer: Optimizer,
         schedule: LambdaLR | None,

@@ -137,7 +137,9 @@ def test_mest_removes_by_magnitude_and_gradient():
 
 
 def test_a_method_that_looks_at_gradients_says_when_there_is_none():
-    sparsifier = Sparsifier(make_mlp(), make_config(method="rigl"))
+    model = make_mlp()
+    sparsifier = Sparsifier(model, make_config(method="rigl"))
+    sparsifier.attach(torch.optim.SGD(model.parameters()))
     sparsifier.step()
     with pytest.raises(Exception, match="layer '0' had no gradient"):
         sparsifier.step()
@@ -150,11 +152,14 @@ def test_early_stop_leaves_a_layer_alone():
     config = SparsityConfig(
         method="set", density=1.0, exclude=["1"], update=update, fraction=FractionConfig(initial=0.2)
     )
+    optimizer = torch.optim.SGD(model.parameters())
     sparsifier = Sparsifier(model, config)
+    sparsifier.attach(optimizer)
     first = sparsifier.step()
     assert first.overlap == 1 and first.stopped == 1 and first.removed == 4
     assert sparsifier.step().removed == 0
     resumed = Sparsifier(model, config, sparsifier.state_dict())
+    resumed.attach(optimizer)
     assert resumed.stopped == {"0"} and resumed.step().removed == 0
 
 
@@ -197,6 +202,7 @@ def test_heads_are_graphs_of_their_own():
         method="chts", density=0.25, per_head=True, update=update, removal=RemovalConfig(rule="hard")
     )
     sparsifier = Sparsifier(model, config)
+    sparsifier.attach(torch.optim.SGD(model.parameters()))
     assert sparsifier.plans["model.layers.0.self_attn.q_proj"].parts == 6
     assert sparsifier.plans["model.layers.0.self_attn.k_proj"].parts == 2
     assert sparsifier.plans["model.layers.0.mlp.up_proj"].parts == 1

@@ -118,7 +118,9 @@ def test_an_optimizer_that_was_made_before_trains_the_links():
 
 def test_a_state_goes_on_in_a_new_model():
     config = SparsityConfig(method="set", density=0.3, update=UpdateConfig(every=1, stop=4), compute="links")
-    first = Sparsifier(make_mlp(), config)
+    earlier = make_mlp()
+    first = Sparsifier(earlier, config)
+    first.attach(torch.optim.SGD(earlier.parameters()))
     first.step()
     model = make_mlp()
     second = Sparsifier(model, config, first.state_dict())

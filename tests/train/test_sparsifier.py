@@ -181,6 +181,7 @@ def test_update_with_chain_removal_keeps_the_link_count():
     model = make_llama(64)
     config = make_config(density=0.05, initial_density=0.06, removal=RemovalConfig(chains=True), exclude=["lm_head"])
     sparsifier = Sparsifier(model, config)
+    sparsifier.attach(torch.optim.SGD(model.parameters()))
     for _ in range(4):
         sparsifier.step()
     expected = density_schedule("sigmoid", 0.06, 0.05, 6)[2]

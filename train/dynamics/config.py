@@ -1,180 +1,46 @@
 """The recipe's `sparsity` block: how masks start, change and end.
 
 A field left out (None) is as the method has it; see `methods.PRESETS`. `SparsityConfig.resolved` fills them in, and
-says so all that will be done. In a group, a field left out is as in the block itself.
+says so all that will be done, but for the last update's step, which depends on the run: see `SparsityConfig.for_run`.
 """
 
-import math
-from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
 
 from ...artifacts import InputError
 from ..topology.structure import Structure, StructureKind
-from .methods import (
-    PRESETS,
-    Compute,
-    Degrees,
-    Distribution,
-    FractionKind,
-    Method,
-    RegrowthRule,
-    RegrowthScore,
-    RemovalRule,
-    RemovalScore,
-    Schedule,
-    TopologyKind,
+from .density import density_schedule
+from .methods import PRESETS, Compute, Distribution, Method, Schedule
+from .sections import (
+    GRAPH_SECTIONS,
+    FractionConfig,
+    GroupConfig,
+    RegrowthConfig,
+    RemovalConfig,
+    TopologyConfig,
+    UpdateConfig,
+    build_section,
+    build_sections,
+    check_choice,
+    check_densities,
+    check_globs,
+    merge,
+    required,
 )
 
+__all__ = [
+    "FractionConfig",
+    "GroupConfig",
+    "RegrowthConfig",
+    "RemovalConfig",
+    "SparsityConfig",
+    "TopologyConfig",
+    "UpdateConfig",
+]
 
-@dataclass(frozen=True)
-class TopologyConfig:
-    """The initial graph of a layer.
-
-    Args:
-        kind: "brf" (bipartite receptive field), "bsw" (small world), "bsf" (scale free), "csti" (correlated inputs, for
-            layers that see the data), "er" (uniformly random) or "magnitude" (the largest weights of a trained model).
-        r: randomness of BRF, from 0 (nearest nodes) to 1 (any node); 0.25 where left out.
-        degrees: degrees of BRF's smaller side: "fixed", also where left out, or "uniform".
-        beta: share of BSW's links that are rewired; 0.25 where left out.
-    """
-
-    kind: TopologyKind | None = None
-    r: float | None = None
-    degrees: Degrees | None = None
-    beta: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_range("topology.r", self.r, 0, 1)
-        _check_range("topology.beta", self.beta, 0, 1)
-
-    def parameters(self) -> dict[str, float | str | None]:
-        """The parameters that this kind of graph takes."""
-        if self.kind == "brf":
-            return {"r": self.r, "degrees": self.degrees}
-        return {"beta": self.beta} if self.kind == "bsw" else {}
-
-
-@dataclass(frozen=True)
-class RegrowthConfig:
-    """Which absent links come.
-
-    Args:
-        score: a link prediction score (CH2_L3n, CH3_L3n by nodes; CH2_L3p, CH3_L3p by paths), "gradient" (the largest
-            dense gradient), "random", or "none" for no regrowth.
-        rule: "soft" samples with probability proportional to score^temperature; "top" takes the highest.
-        temperature: the exponent of the soft rule; above 1 sharpens it; 1 where left out.
-    """
-
-    score: RegrowthScore | None = None
-    rule: RegrowthRule | None = None
-    temperature: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_range("regrowth.temperature", self.temperature, 0, math.inf)
-
-
-@dataclass(frozen=True)
-class RemovalConfig:
-    """Which links go.
-
-    Args:
-        score: "magnitude", "RI" (relative importance) or "MEST" (magnitude and 0.01 times the gradient).
-        rule: "soft" keeps a sample with probability proportional to score^temperature; "hard" keeps the highest.
-        temperature: the exponent of the soft rule at the first and at the last update, linear in between; 1 to 9 where
-            left out.
-        chains: also remove links that lead nowhere or come from nowhere; for all layers, not for groups.
-    """
-
-    score: RemovalScore | None = None
-    rule: RemovalRule | None = None
-    temperature: tuple[float, float] | None = None
-    chains: bool | None = None
-
-    def __post_init__(self) -> None:
-        for value in self.temperature or ():
-            _check_range("removal.temperature", value, 0, math.inf)
-
-
-@dataclass(frozen=True)
-class FractionConfig:
-    """The share of links replaced in an update.
-
-    Args:
-        kind: "constant" throughout, or "cosine", falling from `initial` to 0 at the last update.
-        initial: the share at the start.
-    """
-
-    kind: FractionKind | None = None
-    initial: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_range("fraction.initial", self.initial, 0, 1)
-
-
-@dataclass(frozen=True)
-class UpdateConfig:
-    """When masks change.
-
-    Args:
-        every: optimizer steps between updates.
-        stop: the last step at which there may be an update.
-        warmup: steps over which learning rates rise to their schedule again after each update; 0 for none.
-        early_stop: a layer's graph is left alone once this share of its regrown links had just been removed; 0 for
-            never.
-    """
-
-    every: int = 100
-    stop: int = 8000
-    warmup: int = 0
-    early_stop: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise InputError(f"sparsity.update.every must be at least 1, not {self.every}")
-        if self.stop < self.every:
-            raise InputError(f"sparsity.update.stop {self.stop} comes before the first update, at step {self.every}")
-        if not 0 <= self.warmup <= self.every:
-            raise InputError(f"sparsity.update.warmup {self.warmup} is outside [0, update.every = {self.every}]")
-        _check_range("update.early_stop", self.early_stop, 0, 1)
-
-    @property
-    def count(self) -> int:
-        """The number of updates."""
-        return self.stop // self.every
-
-
-@dataclass(frozen=True)
-class GroupConfig:
-    """Layers that differ from the rest. What is left out is as in the `sparsity` block.
-
-    Args:
-        layers: globs of layer names; each must match a sparse layer. A layer belongs to the first group that matches.
-        density: final share of links.
-        initial_density: share of links at the start, where the density falls.
-        topology: the initial graph.
-        removal: which links go.
-        regrowth: which links come.
-        fraction: how many are replaced in an update.
-        structure: which masks are legal.
-        block_size: of structure "block".
-        per_head: update each head of query, key and value projections as a graph of its own.
-    """
-
-    layers: list[str]
-    density: float | None = None
-    initial_density: float | None = None
-    topology: TopologyConfig = field(default_factory=TopologyConfig)
-    removal: RemovalConfig = field(default_factory=RemovalConfig)
-    regrowth: RegrowthConfig = field(default_factory=RegrowthConfig)
-    fraction: FractionConfig = field(default_factory=FractionConfig)
-    structure: StructureKind | None = None
-    block_size: int | None = None
-    per_head: bool | None = None
-
-    def __post_init__(self) -> None:
-        _check_densities("sparsity.groups", self.density, self.initial_density)
-        if self.removal.chains is not None:
-            raise InputError("sparsity.groups: removal.chains is for all layers; set sparsity.removal.chains")
+LAST_UPDATE_SHARE = (4, 5)
+"""Of a run's steps, those in which there are updates where `update.stop` is left out."""
+OPEN_END = 8000
+"""`update.stop` where neither it nor the steps of a run are known, for a density that is the same throughout."""
 
 
 @dataclass(frozen=True)
@@ -224,14 +90,29 @@ class SparsityConfig:
     compute: Compute = "masked"
 
     def __post_init__(self) -> None:
-        if self.method not in PRESETS:
-            raise InputError(f"sparsity.method '{self.method}' is none of {', '.join(PRESETS)}")
-        _check_densities("sparsity", self.density, self.initial_density)
+        self._build()
+        for name, choices in (("method", Method), ("schedule", Schedule), ("distribution", Distribution)):
+            check_choice(name, getattr(self, name), choices)
+        check_choice("structure", self.structure, StructureKind)
+        check_choice("compute", self.compute, Compute)
+        for name in ("include", "exclude"):
+            check_globs(f"sparsity.{name}", getattr(self, name))
+        check_densities("sparsity", self.density, self.initial_density)
         self._check_initial_density("sparsity", self.initial_density, self.density)
         for group in self.groups:
             final = self.density if group.density is None else group.density
             self._check_initial_density("sparsity.groups", group.initial_density, final)
+        if self.decays and self.method == "static":
+            raise InputError(f"sparsity.schedule '{self.schedule}': static keeps its links, and so its density")
         Structure(self.structure, self.block_size)
+
+    def _build(self) -> None:
+        """Sections and groups, where they were given as mappings."""
+        build_sections(self, "sparsity", GRAPH_SECTIONS | {"update": UpdateConfig})
+        if not isinstance(self.groups, list | tuple):
+            raise InputError(f"sparsity.groups must be a list of groups, not {self.groups!r}")
+        groups = [build_section(f"sparsity.groups[{i}]", GroupConfig, group) for i, group in enumerate(self.groups)]
+        object.__setattr__(self, "groups", groups)
 
     def _check_initial_density(self, where: str, initial: float | None, final: float) -> None:
         if initial is None or initial == final:
@@ -266,6 +147,10 @@ class SparsityConfig:
             return max(PRESETS[self.method].initial_density, self.density)
         return self.initial_density
 
+    def over_trained_weights(self) -> "SparsityConfig":
+        """The same for a model that was trained: its largest weights stay, unless another graph is asked for."""
+        return replace(self, topology=merge(self.topology, TopologyConfig("magnitude")))
+
     def resolved(self) -> "SparsityConfig":
         """The same with every field that was left out filled in, as the method has it."""
         preset = PRESETS[self.method]
@@ -285,29 +170,65 @@ class SparsityConfig:
             update=replace(self.update, early_stop=early_stop),
         )
 
+    def for_run(self, steps: int | None = None) -> "SparsityConfig":
+        """The same for a run of so many optimizer steps, with `update.stop` filled in.
 
-Section = TypeVar("Section", TopologyConfig, RemovalConfig, RegrowthConfig, FractionConfig)
-Value = TypeVar("Value")
+        Left out, it is the last update in the first four fifths of the run. Where the steps are not known (None), it is
+        step 8000, and must be given for a density that falls.
 
+        Raises:
+            InputError: the run would end otherwise than it was asked to: with links still to be removed, with a cosine
+                or a temperature on its way, without any update, or, its steps not known, at a density that depends on
+                them.
+        """
+        every = self.update.every
+        if not self.changes:
+            return self._stopping_at(self.update.stop or every)
+        if steps is None:
+            return self._without_steps()
+        if steps < every:
+            raise InputError(
+                f"sparsity.update.every {every} is past the last step, {steps}: {self.method} would not update its "
+                "graphs once; give fewer steps between updates, or method 'static'"
+            )
+        if self.update.stop is None:
+            share, whole = LAST_UPDATE_SHARE
+            return self._stopping_at(max(every, steps * share // whole // every * every))
+        self._check_end(steps)
+        return self
 
-def merge(chosen: Section, otherwise: Section) -> Section:
-    """A section's fields, those left out taken from another."""
-    given = {part.name: getattr(chosen, part.name) for part in fields(chosen)}
-    return replace(otherwise, **{name: value for name, value in given.items() if value is not None})
+    def _without_steps(self) -> "SparsityConfig":
+        if self.update.stop is None and self.decays:
+            raise InputError(
+                f"sparsity.update.stop is left out, and {self.method} lowers the density until then: give the step of "
+                "the last update, which the loop must reach"
+            )
+        return self._stopping_at(self.update.stop or max(self.update.every, OPEN_END))
 
+    def _stopping_at(self, stop: int) -> "SparsityConfig":
+        return replace(self, update=replace(self.update, stop=stop))
 
-def required(value: Value | None) -> Value:
-    """A field that `SparsityConfig.resolved` has filled in."""
-    assert value is not None
-    return value
+    def _check_end(self, steps: int) -> None:
+        """Refuse a last update that comes after the last step, where anything depends on it."""
+        last = self.update.last
+        if last <= steps or not (self.decays or self._anneals):
+            return
+        missed = "its fraction or temperature would not come to its end"
+        if self.decays:
+            schedule = self.resolved().schedule
+            reached = density_schedule(required(schedule), self.first_density, self.density, self.update.count)
+            missed = f"the density would end at {reached[steps // self.update.every]:.3g}, not {self.density:g}"
+        raise InputError(
+            f"sparsity.update.stop {self.update.stop} is past the last step, {steps}: {missed}; leave update.stop out "
+            f"(null) for the first four fifths, or give at most {steps}"
+        )
 
-
-def _check_densities(where: str, *densities: float | None) -> None:
-    for name, density in zip(("density", "initial_density"), densities, strict=True):
-        if density is not None and not 0 < density <= 1:
-            raise InputError(f"{where}.{name} {density} is outside (0, 1]")
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:
-        raise InputError(f"sparsity.{name} {value} is outside [{low}, {high}]")
+    @property
+    def _anneals(self) -> bool:
+        """Whether removal changes from the first update to the last, in any layer."""
+        whole = self.resolved()
+        groups = [GroupConfig([]), *self.groups]
+        return any(
+            merge(group.fraction, whole.fraction).anneals or merge(group.removal, whole.removal).anneals
+            for group in groups
+        )

@@ -4,7 +4,7 @@ Legend: N out_features, K in_features; R, C rows and columns of the grid of unit
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -16,10 +16,12 @@ from ...artifacts import InputError
 from ..topology import initial_mask
 from ..topology.initial import link_count
 from ..topology.structure import Structure
-from .config import GroupConfig, SparsityConfig, merge, required
+from .config import SparsityConfig
 from .density import density_schedule, erk_densities
+from .layers import check_weights, is_trained
 from .methods import FractionKind, RegrowthRule, RegrowthScore, RemovalRule, RemovalScore, TopologyKind
 from .sampling import seed_for
+from .sections import GroupConfig, merge, required
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,13 @@ def plan_layers(model: nn.Module, config: SparsityConfig) -> dict[str, LayerPlan
     """The plans of a model's sparse layers, in the model's order; none for method "dense".
 
     Raises:
-        InputError: globs that match no layer, or a structure that a layer's shape or density does not admit.
+        InputError: globs that match no layer, a layer whose weight is frozen, computed from others, or another layer's
+            too, a structure that a layer's shape or density does not admit, or a last update that is not known.
     """
-    config = config.resolved()
+    asked = config.topology.kind
+    config = config.resolved().for_run()
     layers = dict(sparse_layers(model, config))
+    check_weights(layers)
     groups = {name: _group_of(name, config.groups) for name in layers}
     _check_globs(config.groups, list(layers))
     heads = head_counts(model)
@@ -96,6 +101,8 @@ def plan_layers(model: nn.Module, config: SparsityConfig) -> dict[str, LayerPlan
         per_head = config.per_head if groups[name].per_head is None else groups[name].per_head
         parts = heads.get(name, 1) if per_head else 1
         plan = _plan(name, _shape(layer), config, groups[name], structures[name], densities[name], parts)
+        if not (groups[name].topology.kind or asked) and is_trained(layer.weight):
+            plan = replace(plan, topology="magnitude")
         plan.structure.check(name, *plan.shape, max(plan.densities))
         if plan.regrowth_score == "none" and (plan.removed or config.removal.chains):
             raise InputError(

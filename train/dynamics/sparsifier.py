@@ -18,9 +18,11 @@ from torch.optim import Optimizer
 
 from ...artifacts import CheckError, InputError
 from .chains import model_chains, remove_chains
-from .config import SparsityConfig, required
+from .config import SparsityConfig
 from .density import removal_fraction
 from .plan import LayerPlan, plan_layers
+from .promise import Promise, promise
+from .sections import required
 from .sharding import check_masks, decides, share_masks, whole
 from .update import Moment, UpdateReport, magnitude_mask, regrow, remove
 from .warmup import RateWarmup
@@ -37,11 +39,13 @@ class Sparsifier:
             optimizer.step()
             sparsifier.step()
 
-    With `compute="links"` the model's layers are replaced; `densify` puts dense ones back, to save it.
+    With `compute="links"` the model's layers are replaced; `densify` puts dense ones back, to save it. A method that
+    lowers the density must know `update.stop`, and comes to it if the loop does; see `save_model_directory`.
 
     Raises:
-        InputError: globs that match no layer, a structure that a layer does not admit, or `compute="links"` on several
-            processes or for a layer whose weight is shared.
+        InputError: globs that match no layer, a layer that is frozen, computes its weight or shares it with another, a
+            structure that a layer does not admit, a falling density without `update.stop`, or `compute="links"` on
+            several processes or for a layer whose weight is shared with any module.
     """
 
     def __init__(
@@ -54,7 +58,8 @@ class Sparsifier:
     ) -> None:
         """Put the initial graphs on the model, or, where a `state_dict()` is given, go on with its masks.
 
-        A model that was trained sparse loses links if initial graphs are put on it: give its state.
+        Layers whose weights were loaded by transformers, or hold zeros, keep their largest weights, unless
+        `topology.kind` names another initial graph.
 
         Args:
             model: not yet wrapped for DDP; after it was split, for FSDP2.
@@ -62,8 +67,8 @@ class Sparsifier:
             state: of an earlier `state_dict()`.
             inputs: float [samples, features], the data, for initial graphs of kind "csti".
         """
-        self.config = config = config.resolved()
         self.plans = plan_layers(model, config)
+        self.config = config = config.resolved().for_run()
         self._devices = {name: model.get_parameter(f"{name}.weight").device for name in self.plans}
         self._chains = model_chains(model, list(self.plans)) if config.removal.chains else []
         self._warmup = RateWarmup(config.update.warmup, self._steps_since_update)
@@ -74,14 +79,26 @@ class Sparsifier:
         check_masks(masks)
         kind = LinkWeights if config.compute == "links" else MaskedWeights
         self.weights: Weights = kind(model, masks, self._is_watched)
+        self._is_attached = False
+        promise(model, self._promise() if config.changes and config.decays else None)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Keep this optimizer's parameters and moments zero off the masks, from its next step on."""
-        self.weights.attach(optimizer)
-        self._warmup.attach(optimizer)
+        """Keep this optimizer's parameters and moments zero off the masks, from now on; again, it changes nothing."""
+        # accelerate wraps optimizers; the hooks must sit on the one that steps.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if not self.weights.is_attached(inner):
+            self.weights.attach(inner)
+            self._warmup.attach(inner)
 
     def step(self) -> UpdateReport | None:
-        """Count one optimizer step; update the graphs where one is due, and then say what was done."""
+        """Count one optimizer step; update the graphs where one is due, and then say what was done.
+
+        Raises:
+            InputError: in the first step, where no attached optimizer trains one of the layers.
+            CheckError: a layer whose gradient an update looks at has none.
+        """
+        if not self._is_attached:
+            self._check_attached()
         self.steps += 1
         return self._update() if self._due(self.steps) else None
 
@@ -118,6 +135,19 @@ class Sparsifier:
         check_masks(masks)
         self.weights.put(masks)
 
+    def _check_attached(self) -> None:
+        """Refuse to count steps whose optimizer would move weights off the masks, or the links not at all."""
+        if missing := self.weights.untrained():
+            raise InputError(
+                f"no attached optimizer holds the weight of layer '{missing[0]}': call Sparsifier.attach(optimizer) "
+                "with the optimizer that trains it, before the first step()"
+            )
+        self._is_attached = True
+
+    def _promise(self) -> Promise:
+        update = self.config.update
+        return Promise({name: plan.links(update.count) for name, plan in self.plans.items()}, update.last)
+
     def _take_over(self, state: Mapping[str, Any]) -> Masks:
         """Everything of a state but its masks, which are returned."""
         masks = self._checked(state["masks"])
@@ -136,12 +166,12 @@ class Sparsifier:
 
     def _due(self, step: int) -> bool:
         update = self.config.update
-        return self.config.changes and step % update.every == 0 and step <= update.stop
+        return self.config.changes and step % update.every == 0 and step <= required(update.stop)
 
     def _steps_since_update(self) -> int | None:
         """Steps taken since the last update; None where there was none."""
         update = self.config.update
-        last = min(self.steps, update.stop) // update.every * update.every
+        last = min(self.steps, required(update.stop)) // update.every * update.every
         return self.steps - last if self.config.changes and last else None
 
     def _is_watched(self, name: str) -> bool:
@@ -155,7 +185,7 @@ class Sparsifier:
         All processes gather weights and gradients; the first one chooses, and the others take over its masks.
         """
         started = time.perf_counter()
-        when = Moment(self.steps // self.config.update.every, self.steps / self.config.update.stop)
+        when = Moment(self.steps // self.config.update.every, self.steps / required(self.config.update.stop))
         gradients = self._gather_gradients()
         weights = {name: self.weights.dense(name) for name in self.plans}
         before = self.masks

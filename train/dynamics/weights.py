@@ -25,6 +25,9 @@ Masks = dict[str, Tensor]
 class Weights(ABC):
     """The weights of some layers of a model, zero off their masks."""
 
+    def __init__(self) -> None:
+        self._optimizers: list[Optimizer] = []
+
     @property
     @abstractmethod
     def masks(self) -> Masks:
@@ -32,7 +35,21 @@ class Weights(ABC):
 
     @abstractmethod
     def attach(self, optimizer: Optimizer) -> None:
-        """Keep this optimizer's parameters and moments zero off the masks, from its next step on."""
+        """Keep this optimizer's parameters and moments zero off the masks, from now on."""
+
+    @abstractmethod
+    def parameter(self, name: str) -> nn.Parameter:
+        """What an optimizer trains of a layer."""
+
+    def is_attached(self, optimizer: Optimizer) -> bool:
+        """Whether `attach` was called with this optimizer."""
+        return any(attached is optimizer for attached in self._optimizers)
+
+    def untrained(self) -> list[str]:
+        """The layers whose parameter no attached optimizer holds."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        return [name for name in self.masks if id(self.parameter(name)) not in held]
 
     @abstractmethod
     def dense(self, name: str) -> Tensor:
@@ -60,13 +77,13 @@ class MaskedWeights(Weights):
 
     def __init__(self, model: nn.Module, masks: Masks, watched: Callable[[str], bool]) -> None:
         """`watched` says whether the gradient of a layer that is being formed is to be kept whole too."""
+        super().__init__()
         self._masks = masks
         self._layers = {name: model.get_submodule(name) for name in masks}
         self._watched = watched
         self._gradients = DenseGradients()
-        self._optimizers: list[Optimizer] = []
         for name in masks:
-            self._weight(name).register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
+            self.parameter(name).register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
         self._apply()
 
     @property
@@ -75,13 +92,15 @@ class MaskedWeights(Weights):
         return self._masks
 
     def attach(self, optimizer: Optimizer) -> None:
-        """See `Weights`."""
+        """See `Weights`; what the optimizer has done before off the masks is undone."""
         self._optimizers.append(optimizer)
         optimizer.register_step_post_hook(lambda *_: self._apply())
+        for name, mask_NK in self.masks.items():
+            self._reset_links(name, mask_NK)
 
     def dense(self, name: str) -> Tensor:
         """See `Weights`."""
-        return whole(self._weight(name).detach())
+        return whole(self.parameter(name).detach())
 
     def put(self, masks: Masks) -> None:
         """See `Weights`."""
@@ -97,12 +116,13 @@ class MaskedWeights(Weights):
     def take_gradients(self, names: Sequence[str]) -> Masks:
         """See `Weights`."""
         found = self._gradients.take()
-        return {name: gather_rows(found[name], self._weight(name)) for name in names if name in found}
+        return {name: gather_rows(found[name], self.parameter(name)) for name in names if name in found}
 
     def densify(self) -> None:
         """Nothing to do: they are."""
 
-    def _weight(self, name: str) -> nn.Parameter:
+    def parameter(self, name: str) -> nn.Parameter:
+        """See `Weights`."""
         weight = self._layers[name].weight
         assert isinstance(weight, nn.Parameter)
         return weight
@@ -119,13 +139,13 @@ class MaskedWeights(Weights):
     @torch.no_grad()
     def _apply(self) -> None:
         for name, mask_NK in self.masks.items():
-            weight = self._weight(name)
+            weight = self.parameter(name)
             _zero_off(local(weight), local_rows(mask_NK, weight))
 
     @torch.no_grad()
     def _reset_links(self, name: str, survivors_NK: Tensor) -> None:
         """Zero the weight, gradient and optimizer moments of every link that did not live through an update."""
-        weight = self._weight(name)
+        weight = self.parameter(name)
         survivors_nK = local_rows(survivors_NK, weight)
         _zero_off(local(weight), survivors_nK)
         if weight.grad is not None:
@@ -145,12 +165,12 @@ class LinkWeights(Weights):
 
     def __init__(self, model: nn.Module, masks: Masks, watched: Callable[[str], bool]) -> None:
         """`watched` says whether the gradient of a layer that is being formed is to be formed whole too."""
+        super().__init__()
         if is_distributed():
             raise InputError("sparsity.compute 'links' trains on one process; give sparsity.compute 'masked'")
         self._model = model
         self._check_owners(masks)
         self._gradients = DenseGradients()
-        self._optimizers: list[Optimizer] = []
         self._replaced = WeakTensorKeyDictionary()
         self.layers = {name: self._replace(name, mask_NK) for name, mask_NK in masks.items()}
         for name, layer in self.layers.items():
@@ -165,8 +185,24 @@ class LinkWeights(Weights):
     def attach(self, optimizer: Optimizer) -> None:
         """See `Weights`; weights of replaced layers that the optimizer was made with give place to their links."""
         for group in optimizer.param_groups:
-            group["params"] = [self._replaced.get(parameter, parameter) for parameter in group["params"]]
+            group["params"] = [self._take_place(optimizer, parameter) for parameter in group["params"]]
         self._optimizers.append(optimizer)
+
+    def _take_place(self, optimizer: Optimizer, parameter: Tensor) -> Tensor:
+        """What is trained in the place of a parameter, with the moments that it has had at the links."""
+        layer = self._replaced.get(parameter)
+        if layer is None:
+            return parameter
+        if state := optimizer.state.pop(parameter, None):
+            optimizer.state[layer.values] = {
+                key: value[layer.mask] if isinstance(value, Tensor) and value.shape == layer.mask.shape else value
+                for key, value in state.items()
+            }
+        return layer.values
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """See `Weights`."""
+        return self.layers[name].values
 
     def dense(self, name: str) -> Tensor:
         """See `Weights`."""
@@ -207,7 +243,7 @@ class LinkWeights(Weights):
         linear = self._model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         layer = SparseLinear.from_linear(linear, mask_NK)
-        self._replaced[linear.weight] = layer.values
+        self._replaced[linear.weight] = layer
         self._set(name, layer)
         return layer
 

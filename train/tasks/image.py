@@ -3,6 +3,8 @@
 Legend: I images, F features an image.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -32,8 +34,9 @@ def train_image_classifier(recipe: ImageRecipe, settings: RunSettings | None = N
     """
     images = load_images(recipe.data.name, recipe.data.source, recipe.data.train_images)
     set_seed(recipe.optimization.seed)
-    model = build_mlp(recipe, images)
     engine = recipe.optimization.engine(len(images.train), world_size())
+    recipe = replace(recipe, sparsity=recipe.sparsity.for_run(engine.steps))
+    model = build_mlp(recipe, images)
     training = Training(
         model=model,
         dataset=Rows({"pixels": images.train, "labels": images.train_labels}),

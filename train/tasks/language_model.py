@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ...artifacts import InputError
+from ...console import console
 from ..data import load_documents, pack_tokens, train_tokenizer
 from ..data.rows import Rows, as_is
 from ..engine import Training, run_training
@@ -53,6 +54,8 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         settings: where checkpoints and logs go; without them, there are none.
     """
     dense = load_pretrained(recipe.model.pretrained, recipe.data.sequence_length) if recipe.model.pretrained else None
+    if dense is not None:
+        _warn_of_random_graphs(recipe)
     documents = load_documents(recipe.data.source, recipe.data.validation_share, recipe.data.documents)
     if dense is not None:
         model, tokenizer = dense
@@ -84,6 +87,17 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         f"{train_bytes / 1e6:.2f} MB of text; {validation_bytes / 1e6:.2f} MB in other documents are held out"
     )
     return TrainingResult(model.eval(), tokenizer, trained, summary, {"tokens": tokens})
+
+
+def _warn_of_random_graphs(recipe: LanguageModelRecipe) -> None:
+    sparsity = recipe.sparsity
+    kind = sparsity.topology.kind
+    if sparsity.method != "dense" and kind not in (None, "magnitude") and sparsity.first_density < 1:
+        console.print(
+            f"the initial graphs are '{kind}', drawn without a look at the weights of {recipe.model.pretrained}, most "
+            "of which they drop; sparsity.topology.kind 'magnitude' keeps the largest",
+            style="yellow",
+        )
 
 
 @lru_cache(maxsize=1)

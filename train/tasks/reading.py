@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -24,11 +25,28 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 DEFAULT_TASK = "language-model"
 _SECTIONS_BESIDE_THE_RESULT = ("checkpoint", "logging")
+# The parts of jsonargparse's complaint about a value that is none of a Literal's.
+_KEY = re.compile(r'Parser key "([\w.]+)"')
+_CHOICES = re.compile(r"typing\.Literal\[('[^\]]*')\]")
+_VALUE = re.compile(r"(?:Got|Given) value: (.*)\Z", re.DOTALL)
+
+
+class _RecipeParser(Parser):
+    """Says of a value that is none of a field's choices which those are, and not how Python types them."""
+
+    def error(self, message: str, exception: BaseException | None = None) -> NoReturn:
+        """See `Parser.error`."""
+        key, choices = _KEY.search(message), _CHOICES.search(message)
+        value = _VALUE.search(message)
+        if key and choices and value:
+            names = ", ".join(choices.group(1).replace("'", "").split(", "))
+            message = f"{key.group(1)} '{value.group(1).strip()}' is none of {names}"
+        super().error(message, exception)
 
 
 def recipe_parser(task: str = DEFAULT_TASK) -> Parser:
     """A parser of every field of the recipe, as `--model.layers 4` or `--sparsity.density 0.3`, and `--recipe FILE`."""
-    parser = Parser(prog="hebbline train", description="Train a sparse model from a recipe.")
+    parser = _RecipeParser(prog="hebbline train", description="Train a sparse model from a recipe.")
     parser.add_argument("--recipe", action="config", help="a recipe file, or the name of a shipped one")
     parser.add_class_arguments(RECIPES[task])
     return parser
@@ -53,7 +71,10 @@ def build_recipe(parser: Parser, values: Namespace, task: str = DEFAULT_TASK) ->
     values = values.clone()
     values.pop("recipe", None)
     recipe: Any = RECIPES[task](**vars(parser.instantiate(values)))
-    recipe = replace(recipe, sparsity=recipe.sparsity.resolved())
+    sparsity = recipe.sparsity
+    if isinstance(recipe, LanguageModelRecipe) and recipe.model.pretrained:
+        sparsity = sparsity.over_trained_weights()
+    recipe = replace(recipe, sparsity=sparsity.resolved())
     return recipe, yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
 
 
@@ -74,7 +95,8 @@ def recipe_path(recipe: str) -> tuple[Path, str]:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    content = {} if content is None else content
+    if content is None:
+        raise InputError(f"{path} is empty: a recipe is a mapping of fields, of which 'task: {DEFAULT_TASK}' is enough")
     task = content.get("task", DEFAULT_TASK) if isinstance(content, dict) else DEFAULT_TASK
     if task not in RECIPES:
         raise InputError(f"{path}: task '{task}' is none of {', '.join(RECIPES)}")
