@@ -211,6 +211,15 @@ def test_an_optimizer_that_comes_late_has_nothing_left_off_the_masks(compute):
     assert not model[0].weight[~sparsifier.masks["0"]].any()
 
 
+def test_a_second_sparsifier_takes_the_place_of_the_first():
+    """The masks of both would leave only the links that are in both, and let no other one learn."""
+    model = make_llama(64)
+    run(model, config_of("static", topology={"kind": "er"}), steps=2)
+    second = run(model, config_of("static", topology={"kind": "er"}, seed=1), steps=4)
+    mask = second.masks[LAYER]
+    assert int(model.get_parameter(f"{LAYER}.weight").count_nonzero()) == int(mask.sum())
+
+
 # Weights that are not fresh.
 
 

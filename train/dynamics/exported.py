@@ -3,7 +3,7 @@
 Legend: N out_features, K in_features.
 
 A mask is its links as bits, row by row, each row padded to whole bytes (see `artifacts.masks`), deflated, in base64:
-about a fifth of a byte for each possible link, of all three kinds of masks together, where 30% are links.
+some 0.4 bytes for each possible link, of all three kinds of masks together, where 30% are links.
 """
 
 import base64

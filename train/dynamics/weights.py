@@ -8,10 +8,12 @@ Both ways train the same links, and the dynamics are written once, over what is 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...artifacts import InputError
@@ -20,6 +22,8 @@ from .gradients import DenseGradients
 from .sharding import gather_rows, is_distributed, local, local_rows, whole
 
 Masks = dict[str, Tensor]
+_holders = WeakTensorKeyDictionary()
+"""Who keeps a weight 0 off its mask: a weak reference to `MaskedWeights`, by parameter."""
 
 
 class Weights(ABC):
@@ -73,7 +77,10 @@ class Weights(ABC):
 
 
 class MaskedWeights(Weights):
-    """Dense matrices that are kept 0 off the masks: after each optimizer step, and in every gradient."""
+    """Dense matrices that are kept 0 off the masks: after each optimizer step, and in every gradient.
+
+    Where others held one of these weights before, they let go of all theirs: two masks would leave the links of both.
+    """
 
     def __init__(self, model: nn.Module, masks: Masks, watched: Callable[[str], bool]) -> None:
         """`watched` says whether the gradient of a layer that is being formed is to be kept whole too."""
@@ -82,8 +89,9 @@ class MaskedWeights(Weights):
         self._layers = {name: model.get_submodule(name) for name in masks}
         self._watched = watched
         self._gradients = DenseGradients()
+        self._hooks: list[RemovableHandle] = []
         for name in masks:
-            self.parameter(name).register_post_accumulate_grad_hook(partial(self._mask_gradient, name))
+            self._hold(name)
         self._apply()
 
     @property
@@ -94,7 +102,7 @@ class MaskedWeights(Weights):
     def attach(self, optimizer: Optimizer) -> None:
         """See `Weights`; what the optimizer has done before off the masks is undone."""
         self._optimizers.append(optimizer)
-        optimizer.register_step_post_hook(lambda *_: self._apply())
+        self._hooks.append(optimizer.register_step_post_hook(lambda *_: self._apply()))
         for name, mask_NK in self.masks.items():
             self._reset_links(name, mask_NK)
 
@@ -126,6 +134,20 @@ class MaskedWeights(Weights):
         weight = self._layers[name].weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    def release(self) -> None:
+        """Keep nothing 0 any more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _hold(self, name: str) -> None:
+        weight = self.parameter(name)
+        earlier = _holders.get(weight)
+        if earlier is not None and (holder := earlier()) is not None and holder is not self:
+            holder.release()
+        _holders[weight] = ref(self)
+        self._hooks.append(weight.register_post_accumulate_grad_hook(partial(self._mask_gradient, name)))
 
     def _mask_gradient(self, name: str, weight: Tensor) -> None:
         """Runs as soon as a gradient is there, so that its norm is the one of the links."""
