@@ -1,20 +1,21 @@
 """`hebbline serve ARTIFACT`."""
 
 import contextlib
+import shlex
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..artifacts import KV_FORMATS, CheckError, InputError, LanguageModelFacts
 from ..console import Parser, console, print_json
-from ..serve.triton.settings import AS_EXPORTED, MODEL_NAME, Settings
+from ..serve.triton.settings import AS_EXPORTED, Settings
 
-CONTAINER = "nvcr.io/nvidia/tritonserver:24.10-py3"
-"""The first with the Triton version that is tested here; later ones have a newer Triton and Python."""
+if TYPE_CHECKING:
+    from ..serve.triton.production import ProductionCommand
 
 
 def main(arguments: list[str]) -> int:
@@ -72,14 +73,17 @@ def _serve(values: Any, settings: Settings, run_directory: Path) -> None:
     from ..serve.triton.repository import fill_repository
 
     ports = Ports(values.grpc_port, values.http_port, values.metrics_port)
+    production = _production_commands(values) if values.copy else []
     repository = values.repository or run_directory / "repository"
     console.print(f"checking {values.artifact} and filling the repository {repository}")
     facts = fill_repository(values.artifact, repository, settings, copy=values.copy)
     _print_model(facts, settings)
     if values.copy:
-        _print_production(repository)
+        _print_production(production, values)
     if not values.fill_only:
-        server = TritonServer(repository, run_directory, ports, drain_seconds=settings.drain_seconds)
+        server = TritonServer(
+            repository, run_directory, ports, drain_seconds=settings.drain_seconds, on_event=_print_event
+        )
         with _stopping_quietly(server, settings):
             _run(server, ports, repository, values.json)
 
@@ -105,6 +109,12 @@ def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
     server.wait()
 
 
+def _print_event(message: str) -> None:
+    # The server outlives a terminal or a pipe that is closed.
+    with contextlib.suppress(OSError):
+        print(f"hebbline serve: {message}", file=sys.stderr, flush=True)
+
+
 def _print_model(facts: LanguageModelFacts, settings: Settings) -> None:
     from ..serve.engine.onnxruntime import cache_bytes_per_slot
 
@@ -115,14 +125,23 @@ def _print_model(facts: LanguageModelFacts, settings: Settings) -> None:
     )
 
 
-def _print_production(repository: Path) -> None:
-    console.print("in production, on a machine with Docker, this directory, and a wheel of hebbline in it")
-    console.print(f"(from hebbline's sources: pip wheel --no-deps --wheel-dir {repository} .):")
+def _production_commands(values: Any) -> "list[ProductionCommand]":
+    from ..serve.engine.engines import read_engines
+    from ..serve.triton.production import production_commands
+
+    return production_commands(values.repository, read_engines(values.artifact), values.grpc_port)
+
+
+def _print_production(commands: "list[ProductionCommand]", values: Any) -> None:
+    console.print("In production, with a wheel of hebbline in this directory, from hebbline's sources:")
+    wheels = shlex.quote(str(values.repository.absolute()))
+    console.print(f"pip wheel --no-deps --wheel-dir {wheels} .", style="bold", markup=False)
+    for production in commands:
+        console.print(f"On a machine {production.machine}:")
+        console.print(production.command, style="bold", markup=False)
     console.print(
-        f"  docker run --rm --shm-size=1g -p 8001:8001 -v {repository.absolute()}:/models {CONTAINER} \\\n"
-        f'    sh -c "pip install /models/hebbline-{__version__}-*.whl && tritonserver --model-repository=/models \\\n'
-        f'           --model-control-mode=explicit --load-model={MODEL_NAME}"',
-        style="bold",
+        f"Inference is all that can be reached, by gRPC at 127.0.0.1:{values.grpc_port}; in front of other machines "
+        "belongs what encrypts and authenticates (docs/serving.md)"
     )
 
 

@@ -1,4 +1,4 @@
-"""A local Triton server: started, watched, restarted when its model dies, and stopped with nothing left behind."""
+"""A local Triton server: started, watched, restarted when it dies or hangs, and stopped with nothing left behind."""
 
 import contextlib
 import shutil
@@ -12,13 +12,14 @@ from types import TracebackType
 
 from ...artifacts import CheckError
 from .lifeline import LIFELINE_VARIABLE, Lifeline
-from .process import HOST, Ports, ServerCommand, is_model_ready, kill_group, last_error
+from .process import HOST, Ports, ServerCommand, end_reason, is_model_ready, kill_group, last_error
+from .restarts import Restarts
+from .watch import SERVER_ENDED, Watch
 from .wheel import find_wheel
 
 POLL_SECONDS = 0.05
 WATCH_SECONDS = 0.25
 STOP_SECONDS = 5.0
-RESTARTS = 3
 
 
 class TritonServer:
@@ -33,6 +34,7 @@ class TritonServer:
         ports: must be free.
         drain_seconds: what open requests get to finish in `stop`; the model's own setting of that name.
         ready_timeout: seconds that the model may take to load, at the start and after a restart.
+        on_event: told in words of each death and each restart, from a thread of its own. They are in the log as well.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TritonServer:
         *,
         drain_seconds: float = 5.0,
         ready_timeout: float = 300.0,
+        on_event: Callable[[str], None] | None = None,
     ) -> None:
         self.ports = ports
         self.log = run_directory / "server.log"
@@ -50,9 +53,13 @@ class TritonServer:
         self._run_directory = run_directory
         self._drain_seconds = drain_seconds
         self._ready_timeout = ready_timeout
+        self._on_event = on_event
+        self._restarts = Restarts()
         self._command: ServerCommand | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: Lifeline | None = None
+        self._watch: Watch | None = None
+        self._failure = SERVER_ENDED
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._watchdog: threading.Thread | None = None
@@ -64,7 +71,7 @@ class TritonServer:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id, None before the start."""
+        """The server's process id; None while there is none."""
         return None if self._process is None else self._process.pid
 
     def __enter__(self) -> "TritonServer":
@@ -99,14 +106,17 @@ class TritonServer:
         Raises:
             CheckError: the server ended or the time is over; the message has the log's last error.
         """
-        self._wait_for_model(on_wait)
-        self._watchdog = threading.Thread(target=self._watch, name="hebbline-watchdog", daemon=True)
+        try:
+            self._wait_for_model(on_wait)
+        except CheckError as error:
+            raise CheckError(f"{error} (log: {self.log})") from error
+        self._watchdog = threading.Thread(target=self._keep_running, name="hebbline-watchdog", daemon=True)
         self._watchdog.start()
 
     def wait(self) -> None:
         """Block until the server is given up; raises CheckError then, as only `stop` ends a server well."""
         self._ended.wait()
-        raise CheckError(f"the Triton server cannot be kept running: {last_error(self.log)} (log: {self.log})")
+        raise CheckError(f"the Triton server cannot be kept running: {self._failure} (log: {self.log})")
 
     def stop(self) -> None:
         """Drain the model, end the server, and make sure that none of its processes is left."""
@@ -121,7 +131,7 @@ class TritonServer:
             # A client that keeps a stream open would keep the server: after the drain nothing is lost by killing it.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self._drain_seconds + STOP_SECONDS)
-            kill_group(self._process)
+            self._kill()
 
     def _spawn(self) -> None:
         assert self._command is not None and self._lifeline is not None, "the server has been started"
@@ -133,43 +143,74 @@ class TritonServer:
         while not is_model_ready(self.ports):
             elapsed = time.monotonic() - started
             if self._process.poll() is not None:
-                raise CheckError(f"the Triton server ended while loading: {last_error(self.log)} (log: {self.log})")
+                raise CheckError(f"the Triton server ended while loading: {end_reason(self._process, self.log)}")
             if elapsed > self._ready_timeout:
-                raise CheckError(f"not ready after {elapsed:.0f} s: {last_error(self.log)} (log: {self.log})")
+                raise CheckError(f"not ready after {elapsed:.0f} s: {last_error(self.log)}")
             if on_wait is not None:
                 on_wait(elapsed)
             if self._stopping.wait(POLL_SECONDS):
                 return
         self._lifeline.watch()
+        self._watch = Watch(self._process, self._lifeline, self.ports)
 
-    def _watch(self) -> None:
-        """Restart the server when the model's process has died.
+    def _keep_running(self) -> None:
+        """Restart the server whenever it or its model dies or hangs, until `stop`, or until it is given up.
 
-        Triton goes on to call such a model ready, fails every new request, and never ends the open ones. Loading the
-        model anew would serve the new ones only: the clients of the open ones would wait for ever. A server that ends
-        resets their connections, and they know at once.
+        Triton goes on to call a model ready whose process has died, fails every new request, and never ends the open
+        ones. Loading the model anew would serve the new ones only: the clients of the open ones would wait for ever. A
+        server that ends resets their connections, and they know at once.
         """
-        assert self._lifeline is not None, "the server has been started"
-        while not self._stopping.is_set():
-            if self._lifeline.wait_for_death(WATCH_SECONDS) and not self._restart():
-                self._ended.set()
-                return
+        try:
+            while not self._stopping.is_set():
+                assert self._watch is not None, "the model was ready"
+                death = self._watch.wait_for_death(WATCH_SECONDS)
+                if death is not None and not self._restart(death):
+                    return
+        except Exception as error:
+            # A server that is not watched is not left running.
+            self._failure = f"its watch has failed: {type(error).__name__}: {error}"
+            self._kill()
+        finally:
+            self._ended.set()
 
-    def _restart(self) -> bool:
-        """Try a few times; False when the model does not come up, or the server is being stopped."""
-        for attempt in range(1, RESTARTS + 1):
-            assert self._process is not None and self._lifeline is not None, "the server has been started"
-            self._note(f"the model's process has died; restarting the server ({attempt} of {RESTARTS})")
-            kill_group(self._process)
-            self._lifeline.arm()
-            self._spawn()
+    def _restart(self, death: str) -> bool:
+        """Replace the server, again where that one dies as well; False when it is given up or is to stop."""
+        while True:
+            self._kill()
+            delay = self._restarts.next_delay(time.monotonic())
+            if delay is None:
+                self._failure = f"{death}, after {self._restarts}"
+                return False
+            self._note(f"{death}; restarting the server" + (f" in {delay:g} s" if delay else ""))
+            if self._stopping.wait(delay):
+                return False
             try:
-                self._wait_for_model()
+                self._respawn()
                 return True
             except CheckError as error:
-                self._note(str(error))
-        return False
+                death = str(error)
+
+    def _respawn(self) -> None:
+        """Start the server again; raises CheckError where the model does not come up."""
+        assert self._lifeline is not None, "the server has been started"
+        started = time.monotonic()
+        self._lifeline.arm()
+        self._spawn()
+        self._wait_for_model()
+        if not self._stopping.is_set():
+            self._note(f"the server is ready again after {time.monotonic() - started:.1f} s")
+
+    def _kill(self) -> None:
+        """Kill what is left of the server's processes."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._process is not None and self._command is not None:
+            kill_group(self._process)
+            self._process = None
+            self._command.remove_shared_memory()
 
     def _note(self, message: str) -> None:
         with self.log.open("a") as log:
             log.write(f"hebbline: {message}\n")
+        if self._on_event is not None:
+            self._on_event(message)

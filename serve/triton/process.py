@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...artifacts import InputError
@@ -20,6 +20,10 @@ from .wheel import TritonWheel
 
 HOST = "127.0.0.1"
 RESTRICTED_APIS = "model-repository,shared-memory,trace,logging"
+KEY_HEADER = "no:body"
+"""The header that Triton asks of those who call a restricted API. No client can send one: a colon ends a header's name
+in HTTP, and gRPC refuses it in names. So nobody gets in, not even who reads the key in the server's command line."""
+SHARED_MEMORY = Path("/dev/shm")
 HARMLESS_ERRORS = ("CudaDriverHelper", "HandleCancellation")
 _PR_SET_PDEATHSIG = 1
 _PORT_RANGE = (20_000, 32_000)
@@ -65,6 +69,34 @@ def free_ports() -> Ports:
     return Ports(*ports)
 
 
+def server_flags(repository: str, ports: Ports, key: str, *, grpc_address: str = HOST) -> list[str]:
+    """The flags of every Triton that serves our model, here or in a container: nothing is open but inference.
+
+    Loading a model can carry its code, and the other restricted APIs reach files and memory.
+
+    Args:
+        repository: the model repository, as the server finds it.
+        ports: where the server listens. Metrics and HTTP stay on the loopback interface.
+        key: a secret that nobody is told, for the restricted APIs.
+        grpc_address: the interface of the gRPC service, the one that is made for other machines.
+    """
+    restricted = f"{RESTRICTED_APIS}:{KEY_HEADER}={key}"
+    return [
+        f"--model-repository={repository}",
+        "--model-control-mode=explicit",
+        f"--load-model={MODEL_NAME}",
+        "--disable-auto-complete-config",
+        f"--grpc-address={grpc_address}",
+        f"--http-address={HOST}",
+        f"--metrics-address={HOST}",
+        f"--grpc-port={ports.grpc}",
+        f"--http-port={ports.http}",
+        f"--metrics-port={ports.metrics}",
+        f"--grpc-restricted-protocol={restricted}",
+        f"--http-restricted-api={restricted}",
+    ]
+
+
 @dataclass(frozen=True)
 class ServerCommand:
     """What to run: the wheel's server on a repository, with assembled backends."""
@@ -74,29 +106,23 @@ class ServerCommand:
     repository: Path
     ports: Ports
     exit_timeout: int
+    memory_prefix: str = field(default_factory=lambda: f"hebbline_{secrets.token_hex(8)}_")
 
     def arguments(self) -> list[str]:
         """The command line. Everything listens on the loopback interface alone."""
-        # Loading a model can carry its code, and the other three reach files and memory. Nobody is told this key.
-        restricted = f"{RESTRICTED_APIS}:nobody={secrets.token_hex(16)}"
         return [
             str(self.wheel.binary),
-            f"--model-repository={self.repository.absolute()}",
+            *server_flags(str(self.repository.absolute()), self.ports, secrets.token_hex(16)),
             f"--backend-directory={self.backends.absolute()}",
-            "--model-control-mode=explicit",
-            f"--load-model={MODEL_NAME}",
-            "--disable-auto-complete-config",
-            f"--http-address={HOST}",
-            f"--grpc-address={HOST}",
-            f"--metrics-address={HOST}",
-            f"--http-port={self.ports.http}",
-            f"--grpc-port={self.ports.grpc}",
-            f"--metrics-port={self.ports.metrics}",
-            f"--grpc-restricted-protocol={restricted}",
-            f"--http-restricted-api={restricted}",
+            f"--backend-config=python,shm-region-prefix-name={self.memory_prefix}",
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={self.exit_timeout}",
         ]
+
+    def remove_shared_memory(self) -> None:
+        """Remove what a killed server leaves in memory: the blocks that it shared with the model's process."""
+        for block in SHARED_MEMORY.glob(f"{self.memory_prefix}*"):
+            block.unlink(missing_ok=True)
 
     def spawn(self, log: Path, extra_environment: dict[str, str]) -> subprocess.Popen[bytes]:
         """Start it in a process group of its own; it ends when the calling thread does. The log is appended to."""
@@ -130,6 +156,13 @@ def is_model_ready(ports: Ports) -> bool:
         return False
     finally:
         connection.close()
+
+
+def end_reason(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Why a server ended: the signal that killed it, or its log's last error."""
+    if process.returncode is not None and process.returncode < 0:
+        return f"killed by {signal.Signals(-process.returncode).name}"
+    return last_error(log)
 
 
 def last_error(log: Path) -> str:
