@@ -25,6 +25,7 @@ KEY_HEADER = "no:body"
 in HTTP, and gRPC refuses it in names. So nobody gets in, not even who reads the key in the server's command line."""
 SHARED_MEMORY = Path("/dev/shm")
 HARMLESS_ERRORS = ("CudaDriverHelper", "HandleCancellation")
+_READ_BY_SHELL = re.compile(r"""[\s'"\\$`&|;<>()]""")
 _PR_SET_PDEATHSIG = 1
 _PORT_RANGE = (20_000, 32_000)
 
@@ -99,7 +100,11 @@ def server_flags(repository: str, ports: Ports, key: str, *, grpc_address: str =
 
 @dataclass(frozen=True)
 class ServerCommand:
-    """What to run: the wheel's server on a repository, with assembled backends."""
+    """What to run: the wheel's server on a repository, with assembled backends.
+
+    Raises:
+        InputError: a path that Triton cannot pass on to the model's process, for which it makes a line for a shell.
+    """
 
     wheel: TritonWheel
     backends: Path
@@ -107,6 +112,11 @@ class ServerCommand:
     ports: Ports
     exit_timeout: int
     memory_prefix: str = field(default_factory=lambda: f"hebbline_{secrets.token_hex(8)}_")
+
+    def __post_init__(self) -> None:
+        for path in (self.repository.absolute(), self.backends.absolute()):
+            if _READ_BY_SHELL.search(str(path)):
+                raise InputError(f"{path}: Triton runs no model below a path with spaces or signs that a shell reads")
 
     def arguments(self) -> list[str]:
         """The command line. Everything listens on the loopback interface alone."""

@@ -75,6 +75,16 @@ def test_a_port_in_use_is_named(tiny_artifact, tmp_path):
             server.start()
 
 
+def test_a_path_that_triton_cannot_pass_on_is_named(tiny_artifact, tmp_path):
+    """The model's process would never start, and the server would wait for it."""
+    fill_repository(tiny_artifact, tmp_path / "my models", Settings())
+    with (
+        pytest.raises(InputError, match="my models: Triton runs no model below a path with spaces"),
+        TritonServer(tmp_path / "my models", tmp_path, free_ports()),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("ports", [(0, 1, 2), (8000, 8000, 8002), (70000, 1, 2)])
 def test_impossible_ports_are_refused(ports):
     with pytest.raises(InputError, match="port"):
