@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shlex
 import socket
 import struct
@@ -19,8 +20,11 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from hebbline.serve.client import Client
+from hebbline.serve.engine.engines import EngineFacts
+from hebbline.serve.engine.static_cache import StepLimits
 from hebbline.serve.sampling import SamplingParameters
 from hebbline.serve.triton.process import Ports, free_ports, is_model_ready, kill_group
+from hebbline.serve.triton.production import production_commands
 from hebbline.serve.triton.wheel import find_wheel
 
 HEBBLINE = str(Path(sys.executable).with_name("hebbline"))
@@ -157,6 +161,16 @@ def test_inference_works(served):
         assert client.complete("the quick", SamplingParameters(max_tokens=3)).num_output_tokens == 3
     status, answer = post(ports, "/v2/models/llm/generate", {"text_input": "the quick", "max_tokens": 2})
     assert status == 200 and answer["num_output_tokens"] == 2
+
+
+def test_the_pages_show_no_other_command_than_what_is_printed():
+    engine = EngineFacts("a.engine", "tensorrt-rtx", "1.7.1.116", ("8.6",), "float16", StepLimits(1, 1))
+    printed = [production_commands(Path("/srv/models"), engines)[0].command for engines in ([], [engine])]
+    root = Path(__file__).parents[2]
+    pages = [*root.glob("*.md"), *(root / "docs").rglob("*.md")]
+    blocks = [block for page in pages for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S)]
+    shown = [block.strip() for block in blocks if re.search(r"docker run|tritonserver -", block)]
+    assert sorted(shown) == sorted(printed)
 
 
 MODEL = {"file:1/model.py": b"open('/tmp/hebbline-was-here', 'w')\nclass TritonPythonModel:\n    pass\n"}
