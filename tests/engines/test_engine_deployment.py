@@ -45,7 +45,7 @@ def test_the_printed_command_has_what_the_engine_needs(engine_artifact, tmp_path
     repository = tmp_path / "repository"
     assert main(["serve", str(engine_artifact), "--repository", str(repository), "--copy", "--fill-only"]) == 0
     said = capfd.readouterr().err
-    words = shlex.split(said[said.index("docker run") : said.index("\nInference is all")])
+    words = shlex.split(said[said.index("docker run") : said.index("\nInference, health")])
     (engine,) = read_engines(engine_artifact)
     assert words[words.index("--gpus") + 1] == "all"
     assert "nvcr.io/nvidia/tritonserver:26.02-py3" in words

@@ -47,7 +47,7 @@ def command(tiny_artifact, repository):
     """What is printed for production."""
     filling = [HEBBLINE, "serve", tiny_artifact, "--repository", repository, "--copy", "--fill-only"]
     said = subprocess.run([*filling, "--grpc-port", "9001"], capture_output=True, text=True, check=True).stderr
-    return said[said.index("docker run") : said.index("\nInference is all")]
+    return said[said.index("docker run") : said.index("\nInference, health")]
 
 
 @pytest.fixture(scope="session")
