@@ -140,8 +140,8 @@ def _print_production(commands: "list[ProductionCommand]", values: Any) -> None:
         console.print(f"On a machine {production.machine}:")
         console.print(production.command, style="bold", markup=False)
     console.print(
-        f"Inference, health and statistics can be reached, by gRPC at 127.0.0.1:{values.grpc_port}, and nothing else; in "
-        "front of other machines belongs what encrypts and authenticates (docs/serving.md)"
+        f"Inference, health and statistics can be reached, by gRPC at 127.0.0.1:{values.grpc_port}, and nothing else; "
+        "in front of other machines belongs what encrypts and authenticates (docs/serving.md)"
     )
 
 
