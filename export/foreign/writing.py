@@ -80,14 +80,27 @@ class ModelWriter:
                 self._refer(tensor, data_blocks(tensor, self._files), byte_count(tensor))
 
     def _refer(self, tensor: TensorProto, blocks: Iterable[bytes], length: int) -> None:
+        """Write a tensor's data to the file, and refer to them there.
+
+        A tensor without elements stays in the model: ONNX Runtime cannot load external data of no bytes.
+        """
+        if length == 0:
+            _clear_data(tensor)
+            tensor.raw_data = b""
+            return
         alignment = _PAGE if length >= _LARGE_BYTES else _LINE
         self._stream.write(b"\0" * (-self._stream.tell() % alignment))
         offset = self._stream.tell()
         for block in blocks:
             self._stream.write(block)
-        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-            tensor.ClearField(field)
-        del tensor.external_data[:]
+        _clear_data(tensor)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self._location), ("offset", str(offset)), ("length", str(length))):
             tensor.external_data.add(key=key, value=value)
+
+
+def _clear_data(tensor: TensorProto) -> None:
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(field)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")

@@ -79,7 +79,8 @@ def linear_tail(values: ValueType) -> list[onnx.NodeProto]:
         node("Slice", ["x_shape", "first", "last"], ["leading_shape"]),
         node("Shape", ["weight_NK"], ["N"], start=0, end=1),
         node("Concat", ["leading_shape", "N"], ["y_shape"], axis=0),
-        node("Reshape", ["y_TN", "y_shape"], ["Y"]),
+        # X may have no tokens: a 0 in the shape is then a size, not a dimension to copy.
+        node("Reshape", ["y_TN", "y_shape"], ["Y"], allowzero=1),
     ]
 
 
