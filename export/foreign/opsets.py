@@ -82,12 +82,20 @@ class _Lowering:
         self._added += 1
         return f"lowered_{self._added}"
 
-    def constant(self, array: np.ndarray) -> tuple[str, NodeProto]:
+    def constant(self, array: np.ndarray) -> tuple[str, Nodes]:
+        """The name of a new constant and the nodes that make it; one of uint8 is cast (see `small_constant`)."""
         name = self.value()
-        return name, helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+        if array.dtype == np.uint8:
+            wide = self.value()
+            return name, [_constant(wide, array.astype(np.int64)), _cast(wide, name, TensorProto.UINT8)]
+        return name, [_constant(name, array)]
 
     def constant_value(self, name: str) -> np.ndarray | None:
+        """The value of a constant, or of one that is cast; None where it is none."""
         writer = self._writers.get(name)
+        if writer is not None and writer.op_type == "Cast":
+            value = self.constant_value(writer.input[0])
+            return None if value is None else value.astype(helper.tensor_dtype_to_np_dtype(_attributes(writer)["to"]))
         if writer is None or writer.op_type != "Constant" or writer.attribute[0].name != "value":
             return None
         return numpy_helper.to_array(writer.attribute[0].t)
@@ -95,13 +103,20 @@ class _Lowering:
     def type_of(self, name: str) -> int | None:
         return self._types.get(name)
 
-    def is_ones(self, name: str) -> bool:
-        """Whether a value is all ones: a constant, or one that is expanded."""
+    def expanded_value(self, name: str) -> np.ndarray | None:
+        """The value of a constant, or of one that is expanded; None where it is none."""
         writer = self._writers.get(name)
         if writer is not None and writer.op_type == "Expand":
-            return self.is_ones(writer.input[0])
-        value = self.constant_value(name)
-        return value is not None and bool((value == 1).all())
+            return self.expanded_value(writer.input[0])
+        return self.constant_value(name)
+
+
+def _constant(name: str, array: np.ndarray) -> NodeProto:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+
+
+def _cast(source: str, name: str, kind: int) -> NodeProto:
+    return helper.make_node("Cast", [source], [name], to=kind)
 
 
 def _attributes(node: NodeProto) -> dict[str, Any]:
@@ -116,8 +131,8 @@ def _bitwise_and(lowering: _Lowering, node: NodeProto) -> Nodes:
             continue
         modulus = int(value.reshape(())) + 1
         if modulus & (modulus - 1) == 0 and modulus <= np.iinfo(value.dtype).max:
-            name, constant = lowering.constant(np.full(value.shape, modulus, value.dtype))
-            return [constant, helper.make_node("Mod", [other, name], list(node.output))]
+            name, constants = lowering.constant(np.full(value.shape, modulus, value.dtype))
+            return [*constants, helper.make_node("Mod", [other, name], list(node.output))]
     return [node]
 
 
@@ -138,7 +153,7 @@ def _shape(lowering: _Lowering, node: NodeProto) -> Nodes:
     names = [name for name, _ in bounds]
     return [
         helper.make_node("Shape", [node.input[0]], [whole]),
-        *(constant for _, constant in bounds),
+        *(node for _, constants in bounds for node in constants),
         helper.make_node("Slice", [whole, *names], list(node.output)),
     ]
 
@@ -148,12 +163,14 @@ def _scatter_elements(lowering: _Lowering, node: NodeProto) -> Nodes:
     attributes = _attributes(node)
     if attributes.get("reduction", b"none") == b"none":
         return [node]
-    if attributes["reduction"] != b"add" or attributes.get("axis", 0) != 0 or not lowering.is_ones(node.input[2]):
+    ones = lowering.expanded_value(node.input[2])
+    if attributes["reduction"] != b"add" or attributes.get("axis", 0) != 0 or ones is None or not (ones == 1).all():
         return [node]
     data, places = node.input[:2]
-    distinct, counts, before, after = (lowering.value() for _ in range(4))
+    distinct, occurrences, counts, before, after = (lowering.value() for _ in range(5))
     return [
-        helper.make_node("Unique", [places], [distinct, "", "", counts], sorted=1),
+        helper.make_node("Unique", [places], [distinct, "", "", occurrences], sorted=1),
+        _cast(occurrences, counts, tensor_type(ones)),
         helper.make_node("Gather", [data, distinct], [before], axis=0),
         helper.make_node("Add", [before, counts], [after]),
         helper.make_node("ScatterElements", [data, distinct, after], list(node.output), axis=0),
@@ -166,26 +183,27 @@ def _bitwise_xor(lowering: _Lowering, node: NodeProto) -> Nodes:
     if value is None or value.size != 1 or value.dtype != np.uint8 or int(value.reshape(())).bit_count() != 1:
         return [node]
     bit = int(value.reshape(()))
-    place, place_node = lowering.constant(np.array(bit.bit_length() - 1, np.uint8))
-    two, two_node = lowering.constant(np.array(2, np.uint8))
-    plus, plus_node = lowering.constant(np.array(bit, np.float32))
-    double, double_node = lowering.constant(np.array(2 * bit, np.float32))
+    place, place_nodes = lowering.constant(np.array(bit.bit_length() - 1, np.uint8))
+    two, two_nodes = lowering.constant(np.array(2, np.uint8))
+    plus, plus_nodes = lowering.constant(np.array(bit, np.float32))
+    double, double_nodes = lowering.constant(np.array(2 * bit, np.float32))
     moved, is_set, number, is_set_float, sum_, less, result = (lowering.value() for _ in range(7))
     return [
-        *(place_node, two_node, plus_node, double_node),
+        *(*place_nodes, *two_nodes, *plus_nodes, *double_nodes),
         helper.make_node("BitShift", [node.input[0], place], [moved], direction="RIGHT"),
         helper.make_node("Mod", [moved, two], [is_set]),
-        helper.make_node("Cast", [node.input[0]], [number], to=TensorProto.FLOAT),
-        helper.make_node("Cast", [is_set], [is_set_float], to=TensorProto.FLOAT),
+        _cast(node.input[0], number, TensorProto.FLOAT),
+        _cast(is_set, is_set_float, TensorProto.FLOAT),
         helper.make_node("Add", [number, plus], [sum_]),
         helper.make_node("Mul", [is_set_float, double], [less]),
         helper.make_node("Sub", [sum_, less], [result]),
-        helper.make_node("Cast", [result], list(node.output), to=TensorProto.UINT8),
+        _cast(result, node.output[0], TensorProto.UINT8),
     ]
 
 
 def _reshape(lowering: _Lowering, node: NodeProto) -> Nodes:
-    """Layouts ask for `allowzero` only where a vector without elements is reshaped: 0 then copies its own size, 0."""
+    """Without `allowzero`, 0 copies the size of the same dimension. Where a vector without elements is reshaped that is
+    0 too. X without tokens is taken only where they are its first dimension."""
     del lowering
     return [helper.make_node("Reshape", list(node.input), list(node.output))]
 

@@ -10,8 +10,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ...artifacts.masks import pack_mask, unpack_mask
-from .functions import constant, flat_values, in_features_constant, linear_tail, make_function
-from .layout import check_mask_covers, layout_name
+from .functions import (
+    constant,
+    float_values,
+    in_features_constant,
+    linear_tail,
+    make_function,
+    numbers,
+    small_constant,
+)
+from .layout import check_countable, check_mask_covers, layout_name
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 
@@ -25,8 +33,9 @@ class BitmaskLayout:
         self.tensor_names = ("values", "mask", *(SCALE_NAMES if values.scaled else ()))
 
     def encode(self, weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> dict[str, NDArray]:
-        """Pack; raises ValueError where a weight off the mask is not zero."""
+        """Pack; raises ValueError where a weight off the mask is not zero or int32 cannot count the links."""
         check_mask_covers(weight_NK, mask_NK)
+        check_countable(int(np.count_nonzero(mask_NK)))
         packed = self.values.encode(weight_NK[mask_NK], _places(mask_NK))
         tensors = packed | {"mask": pack_mask(mask_NK)}
         return {name: tensors[name] for name in self.tensor_names}
@@ -44,30 +53,31 @@ class BitmaskLayout:
         return mask_bytes + self.values.packed_bytes(links, (out_features, in_features), links)
 
     def function(self) -> onnx.FunctionProto:
-        """Expand the bits; a running count of them is each link's place in `values`."""
+        """Spread the bits over the columns; a running count of them is each link's place in `values`."""
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *flat_values(self.values),
-            constant("bit_places", np.arange(8), np.uint8),
-            constant("one", [1], np.uint8),
-            constant("rows_shape", [0, -1], np.int64),
+            *float_values(self.values),
+            *small_constant("two", 2),
+            constant("byte_bits", 8, np.int64),
+            constant("end", [np.iinfo(np.int64).max], np.int64),
             constant("zero", [0], np.float32),
-            constant("axis", 0, np.int64),
-            node("Unsqueeze", ["mask", "last"], ["bytes_NP1"]),
-            node("BitShift", ["bytes_NP1", "bit_places"], ["shifted_NP8"], direction="RIGHT"),
-            node("BitwiseAnd", ["shifted_NP8", "one"], ["bits_NP8"]),
-            node("Reshape", ["bits_NP8", "rows_shape"], ["bits_padded"]),
-            node("Slice", ["bits_padded", "first", "K", "second"], ["bits_NK"]),
-            node("Reshape", ["bits_NK", "last"], ["bits_flat"]),
-            node("Cast", ["bits_flat"], ["counts"], to=TensorProto.INT64),
-            node("CumSum", ["counts", "axis"], ["places_after"]),
-            node("Sub", ["places_after", "counts"], ["places"]),
-            # A row of trailing absent links points one past the values: one zero is appended for it.
-            node("Concat", ["values_flat", "zero"], ["values_padded"], axis=0),
-            node("Gather", ["values_padded", "places"], ["candidates"]),
-            node("Cast", ["bits_flat"], ["active"], to=TensorProto.BOOL),
-            node("Where", ["active", "candidates", "zero"], ["weight_flat"]),
+            numbers("columns", "K0"),
+            node("Div", ["columns", "byte_bits"], ["byte_of_column"]),
+            node("Mod", ["columns", "byte_bits"], ["bit_of_column"]),
+            node("Cast", ["bit_of_column"], ["bit_places"], to=TensorProto.UINT8),
+            node("Gather", ["mask", "byte_of_column"], ["bytes_NK"], axis=1),
+            node("BitShift", ["bytes_NK", "bit_places"], ["shifted_NK"], direction="RIGHT"),
+            node("Mod", ["shifted_NK", "two"], ["bits_NK"]),
+            node("Cast", ["bits_NK"], ["counts_NK"], to=TensorProto.INT32),
+            node("CumSum", ["counts_NK", "one0"], ["links_in_row"]),
+            node("Slice", ["links_in_row", "last", "end", "second"], ["links_of_row"]),
+            node("CumSum", ["links_of_row", "zero0"], ["links_before_row"], exclusive=1),
+            node("Add", ["links_in_row", "links_before_row"], ["links_so_far"]),
+            # Links count from 1: place 0 is that of absent ones, where one zero is put before the values.
+            node("Mul", ["links_so_far", "counts_NK"], ["places_NK"]),
+            node("Concat", ["zero", "values_float"], ["values_behind_zero"], axis=0),
+            node("Gather", ["values_behind_zero", "places_NK"], ["weight_unscaled"]),
             *linear_tail(self.values),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from .csr import column_type, entry_rows, row_offsets, rows_and_columns
-from .functions import constant, flat_values, in_features_constant, linear_tail, make_function
+from .functions import constant, float_values, in_features_constant, linear_tail, make_function, numbers
 from .layout import check_mask_covers, layout_name
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
@@ -75,42 +75,61 @@ class BlockLayout:
         return 4 * (-(-out_features // self.block_size) + 1) + blocks * column_bytes + 8 + values
 
     def function(self) -> onnx.FunctionProto:
-        """Scatter whole blocks into a grid of zero blocks, lay the grid out as a matrix, cut off the padding."""
+        """A grid of block numbers says which row of which block each piece of a matrix row is; cut off the padding."""
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *flat_values(self.values),
+            *float_values(self.values),
             *entry_rows("columns"),
             constant("zero", [0], np.float32),
-            constant("both", [0, 1], np.int64),
-            constant("corner", [0, 0], np.int64),
             node("Shape", ["values"], ["b"], start=1, end=2),
+            node("Cast", ["b"], ["b_int32"], to=TensorProto.INT32),
             node("Add", ["K", "b"], ["K_beyond_blocks"]),
             node("Sub", ["K_beyond_blocks", "second"], ["K_rounding_blocks"]),
             node("Div", ["K_rounding_blocks", "b"], ["block_columns"]),
-            node("Cast", ["columns"], ["columns_int64"], to=TensorProto.INT64),
-            node("Mul", ["rows", "block_columns"], ["row_places"]),
-            node("Add", ["row_places", "columns_int64"], ["places"]),
-            node("Unsqueeze", ["places", "last"], ["places_Q1"]),
-            node("Concat", ["Z", "b", "b"], ["blocks_shape"], axis=0),
-            node("Reshape", ["values_flat", "blocks_shape"], ["blocks_Qbb"], allowzero=1),
-            node("Mul", ["N_rows", "block_columns"], ["grid_count"]),
-            node("Concat", ["grid_count", "b", "b"], ["grid_shape"], axis=0),
-            node("Expand", ["zero", "grid_shape"], ["empty_grid"]),
-            node("ScatterND", ["empty_grid", "places_Q1", "blocks_Qbb"], ["grid"]),
-            node("Concat", ["N_rows", "block_columns", "b", "b"], ["by_blocks_shape"], axis=0),
-            node("Reshape", ["grid", "by_blocks_shape"], ["by_blocks"]),
-            node("Transpose", ["by_blocks"], ["by_rows"], perm=[0, 2, 1, 3]),
-            node("Mul", ["N_rows", "b"], ["N_padded"]),
+            *_grid_nodes(),
+            node("Squeeze", ["out_features"], ["N0"]),
+            numbers("rows_of_matrix", "N0"),
+            node("Div", ["rows_of_matrix", "b"], ["block_row"]),
+            node("Gather", ["grid", "block_row"], ["blocks_in_row"], axis=0),
+            node("Mul", ["blocks_in_row", "b_int32"], ["block_starts"]),
+            node("Mod", ["rows_of_matrix", "b"], ["row_in_block"]),
+            node("Cast", ["row_in_block"], ["row_in_block_int32"], to=TensorProto.INT32),
+            node("Unsqueeze", ["row_in_block_int32", "second"], ["row_in_block_N1"]),
+            node("Add", ["block_starts", "row_in_block_N1"], ["pieces"]),
+            # Block 0 is that of absent ones: a block of zeros is put before the others.
+            node("Concat", ["last", "b"], ["block_rows_shape"], axis=0),
+            node("Reshape", ["values_float", "block_rows_shape"], ["block_rows"]),
+            node("Concat", ["b", "b"], ["block_shape"], axis=0),
+            node("Expand", ["zero", "block_shape"], ["zero_block"]),
+            node("Concat", ["zero_block", "block_rows"], ["rows_behind_zero"], axis=0),
+            node("Gather", ["rows_behind_zero", "pieces"], ["weight_in_pieces"], axis=0),
             node("Mul", ["block_columns", "b"], ["K_padded"]),
-            node("Concat", ["N_padded", "K_padded"], ["padded_shape"], axis=0),
-            node("Reshape", ["by_rows", "padded_shape"], ["weight_padded"]),
-            node("Concat", ["out_features", "K"], ["extent"], axis=0),
-            node("Slice", ["weight_padded", "corner", "extent", "both"], ["weight_cut"]),
-            node("Reshape", ["weight_cut", "last"], ["weight_flat"]),
+            node("Concat", ["out_features", "K_padded"], ["padded_shape"], axis=0),
+            node("Reshape", ["weight_in_pieces", "padded_shape"], ["weight_padded"]),
+            node("Slice", ["weight_padded", "first", "K", "second"], ["weight_unscaled"]),
             *linear_tail(self.values),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
+
+
+def _grid_nodes() -> list[onnx.NodeProto]:
+    """Nodes that give `grid`, int32 [B, `block_columns`]: the number of each block, from 1, or 0 where there is none;
+    from what `entry_rows` gives."""
+    node = helper.make_node
+    return [
+        node("Cast", ["rows"], ["rows_int64"], to=TensorProto.INT64),
+        node("Cast", ["columns"], ["columns_int64"], to=TensorProto.INT64),
+        node("Mul", ["rows_int64", "block_columns"], ["row_places"]),
+        node("Add", ["row_places", "columns_int64"], ["places"]),
+        node("Expand", ["mark", "Z"], ["each_block"]),
+        node("CumSum", ["each_block", "zero0"], ["block_numbers"]),
+        node("Mul", ["N_rows", "block_columns"], ["grid_count"]),
+        node("Expand", ["no_mark", "grid_count"], ["empty_grid"]),
+        node("ScatterElements", ["empty_grid", "places", "block_numbers"], ["grid_flat"], axis=0),
+        node("Concat", ["N_rows", "block_columns"], ["grid_shape"], axis=0),
+        node("Reshape", ["grid_flat", "grid_shape"], ["grid"]),
+    ]
 
 
 def whole_blocks(mask_NK: NDArray[np.bool_], size: int) -> NDArray[np.bool_] | None:

@@ -9,8 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .functions import constant, flat_values, in_features_constant, linear_tail, make_function
-from .layout import check_mask_covers, layout_name
+from .functions import constant, float_values, in_features_constant, linear_tail, make_function
+from .layout import check_countable, check_mask_covers, layout_name
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 _UINT16_COLUMNS = 1 << 16
@@ -58,16 +58,20 @@ class CsrLayout:
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *flat_values(self.values),
+            *float_values(self.values),
             *entry_rows("columns"),
             constant("zero", [0], np.float32),
-            node("Slice", ["values_flat", "first", "Z"], ["values_Z"]),
-            node("Cast", ["columns"], ["columns_int64"], to=TensorProto.INT64),
-            node("Mul", ["rows", "K"], ["row_places"]),
-            node("Add", ["row_places", "columns_int64"], ["places"]),
-            node("Mul", ["N_rows", "K"], ["weight_count"]),
-            node("Expand", ["zero", "weight_count"], ["zeros_flat"]),
-            node("ScatterElements", ["zeros_flat", "places", "values_Z"], ["weight_flat"], axis=0),
+            node("Slice", ["values_float", "first", "Z"], ["values_Z"])
+            if self.values.per_element > 1
+            else node("Identity", ["values_float"], ["values_Z"]),
+            node("Unsqueeze", ["rows", "second"], ["rows_Z1"]),
+            node("Unsqueeze", ["columns", "second"], ["columns_Z1"]),
+            node("Cast", ["columns_Z1"], ["columns_int32"], to=TensorProto.INT32),
+            node("Concat", ["rows_Z1", "columns_int32"], ["places_int32"], axis=1),
+            node("Cast", ["places_int32"], ["places_Z2"], to=TensorProto.INT64),
+            node("Concat", ["N_rows", "K"], ["weight_shape"], axis=0),
+            node("Expand", ["zero", "weight_shape"], ["zeros_NK"]),
+            node("ScatterND", ["zeros_NK", "places_Z2", "values_Z"], ["weight_unscaled"]),
             *linear_tail(self.values),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
@@ -81,8 +85,7 @@ def column_type(columns: int) -> type[np.uint16] | type[np.int32]:
 def row_offsets(counts_N: NDArray[np.int64]) -> NDArray[np.int32]:
     """Running counts from 0; raises ValueError where int32 cannot hold them."""
     offsets = np.concatenate([[0], np.cumsum(counts_N)])
-    if offsets[-1] > np.iinfo(np.int32).max:
-        raise ValueError(f"{offsets[-1]} entries are more than int32 row offsets can count")
+    check_countable(int(offsets[-1]))
     return offsets.astype(np.int32)
 
 
@@ -106,22 +109,22 @@ def rows_and_columns(tensors: Tensors, count: int, bound: int) -> tuple[NDArray[
 
 
 def entry_rows(counted: str) -> list[onnx.NodeProto]:
-    """Nodes that give `rows`, the row of each entry by `row_offsets`; `Z`, their number (the first dimension of the
-    tensor `counted`); and `N_rows`, the number of rows."""
+    """Nodes that give `rows`, the row of each entry by `row_offsets`, int32 [Z]; `Z`, their number (the first dimension
+    of the tensor `counted`), and `N_rows`, the number of rows, both int64 [1]."""
     node = helper.make_node
     return [
-        constant("end", [np.iinfo(np.int64).max], np.int64),
-        constant("axis", 0, np.int64),
+        constant("no_mark", [0], np.int32),
+        constant("mark", [1], np.int32),
         node("Cast", ["row_offsets"], ["offsets"], to=TensorProto.INT64),
         node("Slice", ["offsets", "second", "last"], ["row_starts"]),
         node("Shape", [counted], ["Z"], start=0, end=1),
         # One place more than there are entries: empty rows at the end start there.
         node("Add", ["Z", "second"], ["Z_padded"]),
-        node("ConstantOfShape", ["Z_padded"], ["no_marks"], value=helper.make_tensor("", TensorProto.INT64, [1], [0])),
+        node("Expand", ["no_mark", "Z_padded"], ["no_marks"]),
         node("Shape", ["row_starts"], ["starts_shape"]),
-        node("Expand", ["second", "starts_shape"], ["ones"]),
+        node("Expand", ["mark", "starts_shape"], ["ones"]),
         node("ScatterElements", ["no_marks", "row_starts", "ones"], ["marks"], axis=0, reduction="add"),
-        node("CumSum", ["marks", "axis"], ["rows_padded"]),
+        node("CumSum", ["marks", "zero0"], ["rows_padded"]),
         node("Slice", ["rows_padded", "first", "Z"], ["rows"]),
         node("Shape", ["row_offsets"], ["offsets_shape"]),
         node("Sub", ["offsets_shape", "second"], ["N_rows"]),

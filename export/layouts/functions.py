@@ -1,6 +1,10 @@
 """Pieces of ONNX function bodies that the layouts share.
 
 Legend: N out_features, K in_features, T tokens, S stored values, G groups of columns that share a scale.
+
+ONNX Runtime computes such a body once, when it loads a file, and keeps every intermediate tensor of every node until
+all are computed. So bodies have few tensors of N x K elements, in types as small as can be. All constants have one
+element: ONNX Runtime then sees where several nodes compute the same from one weight, and does it once.
 """
 
 import numpy as np
@@ -21,16 +25,31 @@ def constant(name: str, value: ArrayLike, dtype: type) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value, dtype)))
 
 
+def small_constant(name: str, value: int) -> list[onnx.NodeProto]:
+    """Nodes whose output `name` is a uint8 scalar, made from an int64 one.
+
+    ONNX Runtime shares equal scalars of int64 between the copies of a body, but not those of uint8; only copies with
+    shared constants are decoded once for all nodes that use one weight.
+    """
+    return [
+        constant(f"{name}_int64", value, np.int64),
+        helper.make_node("Cast", [f"{name}_int64"], [name], to=TensorProto.UINT8),
+    ]
+
+
 def in_features_constant() -> list[onnx.NodeProto]:
     """Nodes that give K, the function's attribute `in_features`, as int64 scalar `K0` and as int64 [1] `K`.
 
-    Along come `first`, `second` and `last`: the int64 [1] constants 0, 1 and -1.
+    Along come `zero0` and `one0`, the int64 scalars 0 and 1, and `first`, `second` and `last`: the int64 [1] constants
+    0, 1 and -1.
     """
     node = helper.make_node("Constant", [], ["K0"])
     reference = onnx.AttributeProto(name="value_int", ref_attr_name="in_features", type=onnx.AttributeProto.INT)
     node.attribute.append(reference)
     return [
         node,
+        constant("zero0", 0, np.int64),
+        constant("one0", 1, np.int64),
         constant("first", [0], np.int64),
         constant("second", [1], np.int64),
         constant("last", [-1], np.int64),
@@ -38,18 +57,23 @@ def in_features_constant() -> list[onnx.NodeProto]:
     ]
 
 
-def flat_values(values: ValueType) -> list[onnx.NodeProto]:
-    """Nodes from `values` to `values_flat`, float32 [S]; 4-bit values may bring one more zero at the end."""
+def numbers(name: str, count: str) -> onnx.NodeProto:
+    """A node that gives 0, 1, 2, … as int64 [count], from the int64 scalar `count`."""
+    return helper.make_node("Range", ["zero0", count, "one0"], [name])
+
+
+def float_values(values: ValueType) -> list[onnx.NodeProto]:
+    """Nodes from `values` to `values_float`: float32, of the same shape.
+
+    4-bit values give float32 [S] instead, and may bring one more zero at the end.
+    """
     node = helper.make_node
     if values.name != "int4":
-        return [
-            node("Cast", ["values"], ["values_float"], to=TensorProto.FLOAT),
-            node("Reshape", ["values_float", "last"], ["values_flat"]),
-        ]
+        return [node("Cast", ["values"], ["values_float"], to=TensorProto.FLOAT)]
     return [
-        constant("low_half", 15, np.uint8),
-        constant("half_bits", 4, np.uint8),
-        constant("sign_bit", 8, np.uint8),
+        *small_constant("low_half", 15),
+        *small_constant("half_bits", 4),
+        *small_constant("sign_bit", 8),
         constant("sign_weight", 8, np.float32),
         node("Unsqueeze", ["values", "last"], ["bytes"]),
         node("BitwiseAnd", ["bytes", "low_half"], ["low"]),
@@ -58,20 +82,19 @@ def flat_values(values: ValueType) -> list[onnx.NodeProto]:
         node("BitwiseXor", ["halves", "sign_bit"], ["biased"]),
         node("Cast", ["biased"], ["biased_float"], to=TensorProto.FLOAT),
         node("Sub", ["biased_float", "sign_weight"], ["signed"]),
-        node("Reshape", ["signed", "last"], ["values_flat"]),
+        node("Reshape", ["signed", "last"], ["values_float"]),
     ]
 
 
 def linear_tail(values: ValueType) -> list[onnx.NodeProto]:
-    """Nodes from flat float weights `weight_flat` [N * K], not yet scaled, to Y = X W^T + bias.
+    """Nodes from float weights `weight_unscaled` [N, K], not yet scaled, to Y = X W^T + bias.
 
     Gemm takes an absent bias as it is, so one body serves both forms of the op.
     """
     node = helper.make_node
     return [
+        *(_scaled_weight(values) if values.scaled else [node("Identity", ["weight_unscaled"], ["weight_NK"])]),
         node("Concat", ["last", "K"], ["matrix_shape"], axis=0),
-        node("Reshape", ["weight_flat", "matrix_shape"], ["weight_unscaled"]),
-        *(_scaled_weight() if values.scaled else [node("Identity", ["weight_unscaled"], ["weight_NK"])]),
         node("Reshape", ["X", "matrix_shape"], ["x_unrounded"]),
         *(_quantised_activations() if values.scaled else _cast_activations()),
         node("Gemm", ["x_TK", "weight_NK", "bias"], ["y_TN"], transB=1),
@@ -100,26 +123,25 @@ def _cast_activations() -> list[onnx.NodeProto]:
     ]
 
 
-def _scaled_weight() -> list[onnx.NodeProto]:
-    """Each weight times the scale of its row and group of columns; a row's one scale is a group of all columns."""
+def _scaled_weight(values: ValueType) -> list[onnx.NodeProto]:
+    """Each weight times the scale of its row or, with 4-bit values, of its row and group of columns."""
     node = helper.make_node
+    if values.per_element == 1:
+        return [
+            node("Unsqueeze", ["scales", "second"], ["scales_N1"]),
+            node("Mul", ["weight_unscaled", "scales_N1"], ["weight_NK"]),
+        ]
     return [
-        constant("keep_rest", [0, -1], np.int64),
-        constant("keep_rest_one", [0, -1, 1], np.int64),
         constant("group_step", [_GROUP_STEP], np.int64),
-        constant("all_rows_and_groups", [1, 1], np.int64),
-        node("Reshape", ["scales", "keep_rest"], ["scales_NG"]),
-        node("Shape", ["scales_NG"], ["G"], start=1, end=2),
+        node("Shape", ["scales"], ["G"], start=1, end=2),
         node("Mul", ["G", "group_step"], ["G_steps"]),
         node("Add", ["K", "G_steps"], ["K_beyond"]),
         node("Sub", ["K_beyond", "second"], ["K_rounding"]),
         node("Div", ["K_rounding", "G_steps"], ["steps"]),
         node("Mul", ["steps", "group_step"], ["group_width"]),
-        node("Concat", ["all_rows_and_groups", "group_width"], ["repeats"], axis=0),
-        node("Reshape", ["scales_NG", "keep_rest_one"], ["scales_NG1"]),
-        node("Tile", ["scales_NG1", "repeats"], ["scales_NGC"]),
-        node("Reshape", ["scales_NGC", "keep_rest"], ["scales_padded"]),
-        node("Slice", ["scales_padded", "first", "K", "second"], ["scales_NK"]),
+        numbers("scaled_columns", "K0"),
+        node("Div", ["scaled_columns", "group_width"], ["group_of"]),
+        node("Gather", ["scales", "group_of"], ["scales_NK"], axis=1),
         node("Mul", ["weight_unscaled", "scales_NK"], ["weight_NK"]),
     ]
 

@@ -62,3 +62,9 @@ def check_mask_covers(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> None:
     lost = int(np.count_nonzero(weight_NK[~mask_NK]))
     if lost:
         raise ValueError(f"{lost} weights off the mask are not zero")
+
+
+def check_countable(links: int) -> None:
+    """Raise ValueError where int32, in which kernels and functions count the links of a layer, cannot hold them."""
+    if links > np.iinfo(np.int32).max:
+        raise ValueError(f"{links} links are more than int32 can count")

@@ -13,8 +13,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .functions import constant, flat_values, in_features_constant, linear_tail, make_function
-from .layout import check_mask_covers, layout_name
+from .functions import (
+    constant,
+    float_values,
+    in_features_constant,
+    linear_tail,
+    make_function,
+    numbers,
+    small_constant,
+)
+from .layout import check_countable, check_mask_covers, layout_name
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 GROUP = 4
@@ -38,8 +46,10 @@ class Nm24Layout:
         self.tensor_names = ("values", "metadata", *(SCALE_NAMES if values.scaled else ()))
 
     def encode(self, weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> dict[str, NDArray]:
-        """Pack; raises ValueError where a group has more than two links or a weight off the mask is not zero."""
+        """Pack; raises ValueError where a group has more than two links, a weight off the mask is not zero, or int32
+        cannot count the slots."""
         check_mask_covers(weight_NK, mask_NK)
+        check_countable(mask_NK.shape[0] * -(-mask_NK.shape[1] // GROUP) * SLOTS)
         check_two_of_four(mask_NK)
         places_NQS, linked_NQS = _slots(mask_NK)
         slot_places = _slot_places(places_NQS, mask_NK.shape)
@@ -76,25 +86,37 @@ class Nm24Layout:
         return out_features * -(-groups // 2) + values
 
     def function(self) -> onnx.FunctionProto:
-        """Each place of a group takes the first slot that names it, or 0."""
+        """Each place of a group takes the first slot that names it, or 0.
+
+        The slots are chosen among by their numbers, not by their values: ONNX Runtime's Where makes -0 to +0.
+        """
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *flat_values(self.values),
+            *float_values(self.values),
             *_metadata_nodes(),
-            constant("slots", [SLOTS], np.int64),
-            constant("zero", 0, np.float32),
-            node("Concat", ["rows", "Q", "slots"], ["values_shape"], axis=0),
-            node("Reshape", ["values_flat", "values_shape"], ["values_NQS"], allowzero=1),
-            node("Slice", ["values_NQS", "first", "second", "last_axis"], ["first_value"]),
-            node("Slice", ["values_NQS", "second", "slots", "last_axis"], ["second_value"]),
-            node("Where", ["is_second", "second_value", "zero"], ["second_or_none"]),
+            constant("no_slot", 0, np.int32),
+            constant("one_slot", 1, np.int32),
+            constant("zero", [0], np.float32),
+            node("Concat", ["rows", "Q", "second"], ["groups_shape"], axis=0),
+            node("Mul", ["rows", "Q"], ["group_count"]),
+            node("Squeeze", ["group_count"], ["group_count0"]),
+            numbers("groups", "group_count0"),
+            node("Add", ["groups", "groups"], ["slots_before_int64"]),
+            node("Cast", ["slots_before_int64"], ["slots_before"], to=TensorProto.INT32),
+            node("Reshape", ["slots_before", "groups_shape"], ["slots_before_NQ1"], allowzero=1),
+            node("Add", ["slots_before_NQ1", "one_slot"], ["first_slot"]),
+            node("Add", ["first_slot", "one_slot"], ["second_slot"]),
+            node("Where", ["is_second", "second_slot", "no_slot"], ["second_or_none"]),
             # The first slot goes before the second: a group of one link names its place twice.
-            node("Where", ["is_first", "first_value", "second_or_none"], ["weight_NQ4"]),
+            node("Where", ["is_first", "first_slot", "second_or_none"], ["slots_NQ4"]),
             node("Concat", ["rows", "padded_K"], ["padded_shape"], axis=0),
-            node("Reshape", ["weight_NQ4", "padded_shape"], ["weight_padded"], allowzero=1),
-            node("Slice", ["weight_padded", "first", "K", "second"], ["weight_cut"]),
-            node("Reshape", ["weight_cut", "last"], ["weight_flat"]),
+            node("Reshape", ["slots_NQ4", "padded_shape"], ["slots_padded"], allowzero=1),
+            node("Slice", ["slots_padded", "first", "K", "second"], ["slots_NK"]),
+            # Slots count from 1: 0 is none, where one zero is put before the values.
+            node("Reshape", ["values_float", "last"], ["values_flat"]),
+            node("Concat", ["zero", "values_flat"], ["values_behind_zero"], axis=0),
+            node("Gather", ["values_behind_zero", "slots_NK"], ["weight_unscaled"]),
             *linear_tail(self.values),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
@@ -186,12 +208,13 @@ def _metadata_nodes() -> list[onnx.NodeProto]:
     and `padded_K` = 4 Q, int64 [1]."""
     node = helper.make_node
     return [
-        constant("low_bits", 15, np.uint8),
-        constant("byte_half", 4, np.uint8),
+        *small_constant("low_bits", 15),
+        *small_constant("byte_half", 4),
         constant("three", [GROUP - 1], np.int64),
         constant("four", [GROUP], np.int64),
         constant("last_axis", [2], np.int64),
-        constant("places", np.arange(GROUP), np.int64),
+        constant("group_places", GROUP, np.int64),
+        numbers("places", "group_places"),
         node("Shape", ["metadata"], ["rows"], start=0, end=1),
         node("Add", ["K", "three"], ["K_rounding_groups"]),
         node("Div", ["K_rounding_groups", "four"], ["Q"]),

@@ -16,6 +16,7 @@ from hebbline.export.layouts import (
     predicted_microseconds,
     whole_blocks,
 )
+from hebbline.export.layouts.layout import check_countable
 from hebbline.export.layouts.values import group_count, group_width, pack_nibbles, unpack_nibbles
 
 EXACT = [layout for layout in LAYOUTS.values() if layout.values.name == "float32"]
@@ -83,6 +84,12 @@ def test_weights_off_the_mask_are_not_dropped_silently(layout):
     weight[~mask] = 1e-30
     with pytest.raises(ValueError, match="off the mask"):
         layout.encode(weight, mask)
+
+
+def test_more_links_than_int32_counts_are_refused():
+    check_countable(2**31 - 1)
+    with pytest.raises(ValueError, match="2147483648 links are more than int32"):
+        check_countable(2**31)
 
 
 def test_blocks_linked_in_part_are_refused():
