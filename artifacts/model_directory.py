@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .checkpoints import check_plain_checkpoint
 from .errors import InputError
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
 from .masks import MASKS_FILE, load_masks
@@ -26,7 +27,8 @@ def open_model_directory(path: Path) -> ModelDirectory:
     """Check that a directory holds a model with its tokenizer, and that nothing published in it changed.
 
     Raises:
-        InputError: a file is missing; DamagedArtifactError: a published file differs.
+        InputError: a file is missing or unreadable; UnsupportedModelError: its weights are compressed or quantised;
+        DamagedArtifactError: a published file differs.
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a directory")
@@ -37,5 +39,6 @@ def open_model_directory(path: Path) -> ModelDirectory:
     manifest = read_manifest(path) if (path / MANIFEST_FILE).is_file() else None
     if manifest is not None and manifest.kind != "model":
         raise InputError(f"{path} holds an artifact of kind '{manifest.kind}', not a model")
+    check_plain_checkpoint(path)
     masks = load_masks(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
     return ModelDirectory(path, manifest, masks)

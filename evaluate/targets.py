@@ -4,12 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..artifacts import InputError, read_manifest
+from ..artifacts.checkpoints import check_weights_fit
 from ..artifacts.manifest import MANIFEST_FILE
 from ..artifacts.model_directory import TOKENIZER_FILE, open_model_directory
 from ..serve.engine.onnxruntime import OnnxRunner
@@ -60,7 +62,15 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     logging.disable_progress_bar()
     if threads:
         torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise InputError(f"{path}: the model cannot be loaded: {' '.join(str(error).split())}") from error
+    model, found = loaded
+    check_weights_fit(str(path), found)
+    model.eval()
 
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
         with torch.inference_mode():

@@ -14,6 +14,7 @@ from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCaus
 from transformers.utils import logging
 
 from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, UnsupportedModelError
+from ...artifacts.checkpoints import check_weights_fit
 from ...artifacts.model_directory import open_model_directory
 
 SUPPORTED_ROPE = ("default", "linear", "llama3")
@@ -150,15 +151,10 @@ def _read_model(path: Path) -> LlamaForCausalLM:
         loaded: Any = LlamaForCausalLM.from_pretrained(
             path, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"{path}: cannot read the weights: {_first_line(error)}") from error
     model, info = loaded
-    # transformers fills a missing weight at random and goes on: that must not be exported.
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            raise InputError(
-                f"{path}: the weights do not fit config.json: {problem} {sorted(map(str, info[problem]))[0]}"
-            )
+    check_weights_fit(str(path), info)
     return model.eval()
 
 

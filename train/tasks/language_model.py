@@ -4,11 +4,13 @@ Legend: B blocks, S tokens a block.
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from ...artifacts import InputError
+from ...artifacts.checkpoints import check_plain_checkpoint, check_plain_configuration, check_weights_fit
 from ...console import console
 from ..data import load_documents, pack_tokens, train_tokenizer
 from ..data.rows import Rows, as_is
@@ -111,13 +114,20 @@ def load_pretrained(source: str, sequence_length: int) -> tuple[LlamaForCausalLM
     """A dense Llama and its tokenizer, from a directory or the hub.
 
     Raises:
-        InputError: there is none, it is no Llama, or its context is too short.
+        InputError: there is none, it is no Llama, its weights are compressed, quantised or incomplete, or its context
+        is too short.
     """
+    where = f"model.pretrained '{source}'"
+    if (Path(source) / "config.json").is_file():
+        check_plain_checkpoint(Path(source))
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        check_plain_configuration(AutoConfig.from_pretrained(source).to_dict(), where)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.pretrained '{source}' cannot be loaded: {' '.join(str(error).split())}") from error
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise InputError(f"{where} cannot be loaded: {' '.join(str(error).split())}") from error
+    model, found = loaded
+    check_weights_fit(where, found)
     if not isinstance(model, LlamaForCausalLM):
         raise InputError(f"model.pretrained '{source}' is a {type(model).__name__}; only Llamas are trained here")
     if sequence_length > model.config.max_position_embeddings:
