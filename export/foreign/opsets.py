@@ -167,9 +167,10 @@ def _scatter_elements(lowering: _Lowering, node: NodeProto) -> Nodes:
     if attributes["reduction"] != b"add" or attributes.get("axis", 0) != 0 or ones is None or not (ones == 1).all():
         return [node]
     data, places = node.input[:2]
-    distinct, occurrences, counts, before, after = (lowering.value() for _ in range(5))
+    distinct, first, inverse, occurrences, counts, before, after = (lowering.value() for _ in range(7))
     return [
-        helper.make_node("Unique", [places], [distinct, "", "", occurrences], sorted=1),
+        # Outputs that nobody reads have names too: ONNX Runtime 1.23 cannot fold a node that leaves some out.
+        helper.make_node("Unique", [places], [distinct, first, inverse, occurrences], sorted=1),
         _cast(occurrences, counts, tensor_type(ones)),
         helper.make_node("Gather", [data, distinct], [before], axis=0),
         helper.make_node("Add", [before, counts], [after]),

@@ -105,6 +105,14 @@ def test_weights_are_decoded_bit_for_bit(layout, shape, opset):
         assert decoded.shape == shape and decoded.tobytes() == weight.tobytes()
 
 
+@pytest.mark.parametrize("opset", OPSETS)
+@pytest.mark.parametrize("layout", ALL.values(), ids=list(ALL))
+def test_no_node_leaves_out_an_output(layout, opset):
+    """ONNX Runtime 1.23 fails at load where such a node is folded."""
+    (function,) = chain(layout, [make_layer(layout, 8, 8, 0.3)], opset).functions
+    assert all(output for node in function.node for output in node.output)
+
+
 LOAD = """
 import sys, onnxruntime
 def kilobytes(name):
