@@ -7,7 +7,6 @@ depends on neither weights nor text. A model directory is taken as it is; its de
 included.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,19 +66,24 @@ def load_model(name: str, density: float, context: int) -> SourceModel:
     return load_source(Path(name))
 
 
-def build_variants(source: SourceModel, variants: list[Variant], directory: Path) -> Iterator[str]:
-    """Write each variant's graph into a folder of its own below `directory`, dense ones first; yields their names.
+def mask_weights(source: SourceModel) -> None:
+    """Make the weights off the masks zero, so that dense forms have the same weights as sparse ones."""
+    for name, mask_NK in source.masks.items():
+        source.model.get_parameter(f"{name}.weight").data.masked_fill_(torch.from_numpy(~mask_NK), 0)
 
-    Weights off the masks become zero when the first sparse variant is built.
+
+def build_variant(source: SourceModel, variant: Variant, directory: Path) -> Path:
+    """Write a variant's graph into a folder of its own below `directory`; returns the graph's file.
+
+    The source's weights are as `mask_weights` leaves them.
     """
-    for variant in sorted(variants, key=lambda each: each.sparse):
-        folder = directory / variant.name
-        folder.mkdir(parents=True)
-        if variant.sparse:
-            _build_sparse(source, variant, folder)
-        else:
-            _build_dense(source, variant, folder)
-        yield variant.name
+    folder = directory / variant.name
+    folder.mkdir(parents=True)
+    if variant.sparse:
+        _build_sparse(source, variant, folder)
+    else:
+        _build_dense(source, variant, folder)
+    return folder / MODEL_FILE
 
 
 def model_bytes(path: Path) -> int:
@@ -154,9 +158,6 @@ def _with_head_as_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _build_sparse(source: SourceModel, variant: Variant, folder: Path) -> None:
-    for name, mask_NK in source.masks.items():
-        weight_NK = source.model.get_parameter(f"{name}.weight").data
-        weight_NK.masked_fill_(torch.from_numpy(~mask_NK), 0)
     with WeightFile(folder / "weights", values=variant.values) as weights:
         head: HeadForm = "int8" if variant.int8_head else "packed"
         save_graph(build_llama(source, weights, VarlenAttention(), head), folder / MODEL_FILE)

@@ -1,81 +1,37 @@
-"""One linear layer: every value type against dense float32 ONNX Runtime in the same process.
+"""One linear layer: every value type, and what else computes such layers, against dense float32 ONNX Runtime.
 
-Legend: N out_features, K in_features, R copies of the layer, M tokens.
+Legend: N out_features, K in_features, M tokens.
 
-A timed call runs R layers, each in memory of its own and together larger than the caches, so that weights come from
-memory as they do in a model.
+Rows come as they are measured. At most the dense layers and one candidate are in memory at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from ..artifacts import CheckError, InputError
-from ..export.layouts import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    IR_VERSION,
-    OPSET,
-    VALUE_TYPES,
-    BitmaskLayout,
-    Layout,
-    choose_layout,
-)
-from ..kernels import register
+from .budget import NO_BUDGET, Budget
+from .cases import Cell, LinearCases, plan_cells
+from .layers import Call, DenseLayers, SparseLayers
+from .machine import kernels_isa
+from .peers import PeerRow, build_peer
 from .timing import interleaved
-
-LARGEST_ERROR = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 3e-2, "int4": 3e-2}
-"""Allowed difference from a float64 product with the stored weights, relative to the largest |Y|.
-
-For float32 it is the rounding of sums; for the others, that of the activations, which the value type rounds too.
-"""
-_COPIES_BYTES = 192 << 20
-_PACKED_BYTES = 64 << 20
-_LARGEST_MODEL_BYTES = 1 << 30
-_MOST_COPIES = 512
-
-
-@dataclass(frozen=True)
-class LinearCases:
-    """What to time: all combinations. Shapes are (out_features, in_features)."""
-
-    shapes: tuple[tuple[int, int], ...] = ((2048, 2048),)
-    densities: tuple[float, ...] = (0.3, 0.1, 0.05, 0.01)
-    tokens: tuple[int, ...] = (1, 8, 64, 256)
-    values: tuple[str, ...] = ("float32", "bfloat16", "int8")
-    threads: tuple[int, ...] = (1,)
-
-    def __post_init__(self) -> None:
-        for name in ("shapes", "densities", "tokens", "values", "threads"):
-            if not getattr(self, name):
-                raise InputError(f"--{name} is empty")
-        if any(size < 1 for shape in self.shapes for size in shape):
-            raise InputError(f"--shapes: sizes must be at least 1, not {self.shapes}")
-        if not all(0 < density <= 1 for density in self.densities):
-            raise InputError(f"--densities: each must be in (0, 1], not {self.densities}")
-        if min(*self.tokens, *self.threads, 1) < 1:
-            raise InputError("--tokens and --threads must be at least 1")
-        if unknown := set(self.values) - set(VALUE_TYPES):
-            raise InputError(f"--values: '{sorted(unknown)[0]}' is none of {', '.join(VALUE_TYPES)}")
-
-    def __len__(self) -> int:
-        return len(self.shapes) * len(self.densities) * len(self.threads)
 
 
 @dataclass(frozen=True)
 class LinearRow:
-    """One measurement: median microseconds a layer, the dense float32 ones of the same rounds, and their ratio."""
+    """One measurement: median microseconds a layer, the dense float32 ones of the same rounds, and their ratio.
+
+    `isa` is the instruction set of the kernels.
+    """
 
     out_features: int
     in_features: int
     density: float
     tokens: int
     threads: int
+    isa: str
     values: str
     layout: str
     us: float
@@ -84,166 +40,79 @@ class LinearRow:
     max_rel_err: float
 
 
-def run_linear(cases: LinearCases, on_step: Callable[[str], None] = lambda step: None) -> Iterator[LinearRow]:
-    """Measure all cases, one (shape, threads, density) after another; `on_step` is told each.
+def run_linear(
+    cases: LinearCases, budget: Budget = NO_BUDGET, on_step: Callable[[str], None] = lambda step: None
+) -> Generator[LinearRow | PeerRow, None, None]:
+    """Measure the cells of `plan_cells(cases)` in their order; `on_step` is told what is built and timed.
+
+    The first row is measured however small the budget is, and no other is begun when it is over.
 
     Raises:
-        InputError: the op library cannot be loaded.
-        CheckError: a result differs from float64 by more than its type's `LARGEST_ERROR`.
+        InputError: the op library cannot be loaded, or HEBBLINE_ISA names what there is not.
+        CheckError: a result differs from float64 by more than its type's `layers.LARGEST_ERROR`.
     """
-    for out_features, in_features in cases.shapes:
-        weight_NK = np.random.default_rng(0).standard_normal((out_features, in_features), np.float32) / 32
-        for threads in cases.threads:
-            dense = DenseLayers(weight_NK, threads)
-            for density in cases.densities:
-                on_step(f"{out_features}x{in_features}, density {density:g}, {threads} threads")
-                yield from _density_rows(cases, dense, weight_NK, density, threads)
+    isa = kernels_isa()
+    dense: DenseLayers | None = None
+    for number, cell in enumerate(plan_cells(cases)):
+        if number and not budget.left():
+            return
+        if dense is None or dense.case != (cell.shape, cell.threads):
+            dense = None  # its memory is free before the next is built
+            on_step(f"building the dense layers, {_shape(cell)}, {_threads(cell)}")
+            dense = DenseLayers(_weight(cell), cell.threads)
+        on_step(f"{_shape(cell)}, {_threads(cell)}, density {cell.density:g}, {cell.what}")
+        rows = _peer_rows if cell.is_peer else _layer_rows
+        yield from rows(cell, dense, isa, budget, is_first=not number)
 
 
-def _density_rows(
-    cases: LinearCases, dense: "DenseLayers", weight_NK: NDArray[np.float32], density: float, threads: int
-) -> Iterator[LinearRow]:
-    mask_NK = np.random.default_rng(1).random(weight_NK.shape) < density
-    sparse = {name: SparseLayers(weight_NK * mask_NK, mask_NK, name, threads) for name in cases.values}
-    for tokens in cases.tokens:
-        x_MK = np.random.default_rng(2).standard_normal((tokens, weight_NK.shape[1]), np.float32)
-        errors = {name: layers.check(x_MK) for name, layers in sparse.items()}
-        calls = {name: layers.bind(x_MK) for name, layers in sparse.items()}
-        seconds = interleaved({"dense": dense.bind(x_MK), **calls}, threads=threads)
-        dense_us = seconds["dense"] / dense.copies * 1e6
-        for name, layers in sparse.items():
-            us = seconds[name] / layers.copies * 1e6
-            yield LinearRow(
-                out_features=dense.out_features,
-                in_features=dense.in_features,
-                density=density,
-                tokens=tokens,
-                threads=threads,
-                values=name,
-                layout=layers.layout.name,
-                us=us,
-                dense_us=dense_us,
-                ratio=dense_us / us,
-                max_rel_err=errors[name],
-            )
+def _layer_rows(cell: Cell, dense: DenseLayers, isa: str, budget: Budget, *, is_first: bool) -> Iterator[LinearRow]:
+    mask_NK = _mask(cell)
+    layers = SparseLayers(_weight(cell) * mask_NK, mask_NK, cell.what, cell.threads)
+    for x_MK in _inputs(cell, budget, is_first):
+        error = layers.check(x_MK)
+        us, dense_us = _microseconds(cell, layers.bind(x_MK), layers.copies, dense, x_MK, budget)
+        case = (*cell.shape, cell.density, len(x_MK), cell.threads, isa)
+        yield LinearRow(*case, cell.what, layers.layout.name, us, dense_us, dense_us / us, error)
 
 
-class Layers:
-    """A session with R copies of one layer, which read one X and write into one Y."""
-
-    def __init__(
-        self,
-        model: Callable[[int], onnx.ModelProto],
-        shape: tuple[int, ...],
-        threads: int,
-        options: Iterable[str] = (),
-        copies: int | None = None,
-    ) -> None:
-        self.out_features, self.in_features = shape
-        self.copies = copies_of(shape) if copies is None else copies
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = threads
-        session_options.log_severity_level = 3
-        if "kernels" in options:
-            register(session_options)
-        self._session = onnxruntime.InferenceSession(
-            model(self.copies).SerializeToString(), session_options, providers=["CPUExecutionProvider"]
-        )
-
-    def bind(self, x_MK: NDArray[np.float32]) -> Callable[[], object]:
-        """A call that runs all copies on X, without copying in or out."""
-        y_MN = np.empty((len(x_MK), self.out_features), np.float32)
-        io = self._session.io_binding()
-        io.bind_input("X", "cpu", 0, np.float32, list(x_MK.shape), x_MK.ctypes.data)
-        for copy in range(self.copies):
-            io.bind_output(f"Y{copy}", "cpu", 0, np.float32, list(y_MN.shape), y_MN.ctypes.data)
-
-        def call(keep: tuple[NDArray, NDArray] = (x_MK, y_MN)) -> None:
-            self._session.run_with_iobinding(io)
-
-        return call
-
-    def run(self, x_MK: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Y [M, N] of the first copy."""
-        return self._session.run(["Y0"], {"X": x_MK})[0]
+def _peer_rows(cell: Cell, dense: DenseLayers, isa: str, budget: Budget, *, is_first: bool) -> Iterator[PeerRow]:
+    weight_NK = _weight(cell)
+    if cell.density < 1:
+        weight_NK *= _mask(cell)
+    bind = build_peer(cell.what, weight_NK, cell.threads)
+    for x_MK in _inputs(cell, budget, is_first):
+        us, dense_us = _microseconds(cell, bind(x_MK), dense.copies, dense, x_MK, budget)
+        yield PeerRow(*cell.shape, cell.density, len(x_MK), cell.threads, isa, cell.what, us, dense_us, dense_us / us)
 
 
-class DenseLayers(Layers):
-    """The baseline: MatMul with a constant float32 weight, which ONNX Runtime packs for itself."""
-
-    def __init__(self, weight_NK: NDArray[np.float32], threads: int) -> None:
-        super().__init__(lambda copies: dense_model(weight_NK, copies), weight_NK.shape, threads)
-
-
-class SparseLayers(Layers):
-    """One value type in the layout that the cost model chooses for it."""
-
-    def __init__(self, weight_NK: NDArray[np.float32], mask_NK: NDArray[np.bool_], values: str, threads: int) -> None:
-        self.values = values
-        self.layout = _layout(mask_NK, values)
-        tensors = self.layout.encode(weight_NK, mask_NK)
-        self._decoded_NK = self.layout.decode(tensors, weight_NK.shape[1])[0].astype(np.float64)
-        copies = min(_MOST_COPIES, -(-_PACKED_BYTES // sum(tensor.nbytes for tensor in tensors.values())))
-        super().__init__(lambda copies: self._model(tensors, copies), weight_NK.shape, threads, ["kernels"], copies)
-
-    def check(self, x_MK: NDArray[np.float32]) -> float:
-        """The largest error relative to the largest |Y|; raises CheckError where it is over the type's bound."""
-        expected_MN = x_MK.astype(np.float64) @ self._decoded_NK.T
-        scale = float(np.abs(expected_MN).max()) or 1.0
-        error = float(np.abs(self.run(x_MK) - expected_MN).max()) / scale
-        if not error <= LARGEST_ERROR[self.values]:
-            raise CheckError(
-                f"{self.layout.name}, {self.out_features}x{self.in_features}, {len(x_MK)} tokens: the result differs "
-                f"from float64 by {error:.2e}, over the {LARGEST_ERROR[self.values]:.0e} of {self.values}"
-            )
-        return error
-
-    def _model(self, tensors: dict[str, NDArray], copies: int) -> onnx.ModelProto:
-        """R nodes of the same tensors, each of which the kernel packs into memory of its own."""
-        initializers = [numpy_helper.from_array(tensors[name], name) for name in self.layout.tensor_names]
-        inputs = ["X", *self.layout.tensor_names, ""]
-        nodes = [
-            helper.make_node(self.layout.op_type, inputs, [f"Y{copy}"], domain=DOMAIN, in_features=self.in_features)
-            for copy in range(copies)
-        ]
-        return linear_model(nodes, initializers, (self.out_features, self.in_features), [self.layout.function()])
+def _inputs(cell: Cell, budget: Budget, is_first: bool) -> Iterator[NDArray[np.float32]]:
+    """X [M, K] of each number of tokens, until the time is over."""
+    for tokens in cell.tokens:
+        if budget.left() or is_first:
+            yield np.random.default_rng(2).standard_normal((tokens, cell.shape[1]), np.float32)
+        is_first = False
 
 
-def _layout(mask_NK: NDArray[np.bool_], values: str) -> Layout:
-    """The smallest layout, even where the layer would better stay dense: to show that is what a benchmark is for."""
-    out_features, in_features = mask_NK.shape
-    choice = choose_layout(out_features, in_features, int(np.count_nonzero(mask_NK)), values=values, objective="size")
-    return choice.layout or BitmaskLayout(VALUE_TYPES[values])
+def _microseconds(
+    cell: Cell, call: Call, copies: int, dense: DenseLayers, x_MK: NDArray[np.float32], budget: Budget
+) -> tuple[float, float]:
+    """Of one layer, and of one dense layer in the same rounds."""
+    candidates = {"dense": dense.bind(x_MK), "candidate": call}
+    seconds = interleaved(candidates, threads=cell.threads, most_seconds=budget.left())
+    return seconds["candidate"] / copies * 1e6, seconds["dense"] / dense.copies * 1e6
 
 
-def dense_model(weight_NK: NDArray[np.float32], copies: int) -> onnx.ModelProto:
-    """R MatMul nodes, each with a weight of its own."""
-    weights = [numpy_helper.from_array(np.roll(weight_NK, copy, axis=0).T.copy(), f"W{copy}") for copy in range(copies)]
-    nodes = [helper.make_node("MatMul", ["X", f"W{copy}"], [f"Y{copy}"], name=f"layer{copy}") for copy in range(copies)]
-    return linear_model(nodes, weights, weight_NK.shape)
+def _weight(cell: Cell) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(cell.shape, np.float32) / 32
 
 
-def linear_model(
-    nodes: Sequence[onnx.NodeProto],
-    initializers: Sequence[onnx.TensorProto],
-    shape: tuple[int, ...],
-    functions: Sequence[onnx.FunctionProto] = (),
-) -> onnx.ModelProto:
-    """A model from X [tokens, K] to Y0, Y1, … [tokens, N]."""
-    out_features, in_features = shape
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["tokens", in_features])
-    ys = [helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, ["tokens", out_features]) for node in nodes]
-    graph = helper.make_graph(list(nodes), "layers", [x], ys, list(initializers))
-    opsets = [("", OPSET), ("com.microsoft", 1), (DOMAIN, DOMAIN_VERSION)]
-    return helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid(*opset) for opset in opsets],
-        ir_version=IR_VERSION,
-        functions=list(functions),
-    )
+def _mask(cell: Cell) -> NDArray[np.bool_]:
+    return np.random.default_rng(1).random(cell.shape) < cell.density
 
 
-def copies_of(shape: tuple[int, ...]) -> int:
-    """R: as many dense layers as no cache holds, within what one model file may take."""
-    layer_bytes = 4 * shape[0] * shape[1]
-    return max(1, min(-(-_COPIES_BYTES // layer_bytes), _LARGEST_MODEL_BYTES // layer_bytes, 128))
+def _shape(cell: Cell) -> str:
+    return f"{cell.shape[0]}x{cell.shape[1]}"
+
+
+def _threads(cell: Cell) -> str:
+    return f"{cell.threads} thread{'s' if cell.threads > 1 else ''}"

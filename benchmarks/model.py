@@ -1,33 +1,31 @@
-"""Whole language models: every variant in a process of its own, timed in turns.
+"""Whole language models: every variant in a process of its own, timed in turns with the dense float32 one.
 
 Legend: B sequences decoded together.
 
-A process of its own shows a variant's memory; taking turns lets what disturbs the machine disturb all alike. What
-builds the variants is imported only where they are built: torch is no part of what a server holds.
+A process of its own shows a variant's memory; taking turns lets what disturbs the machine disturb both alike. Rows
+come as they are measured: a variant is built, timed and gone before the next one. What builds the variants is
+imported only where they are built: torch is no part of what a server holds.
 """
 
-import multiprocessing
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
-import numpy as np
+from ..artifacts import InputError, LanguageModelFacts
+from ..serve.engine.onnxruntime import cache_bytes_per_slot
+from .budget import NO_BUDGET, Budget
+from .machine import kernels_isa, read_bandwidth
+from .processes import Helper
+from .variants import BASELINE, VARIANTS, Variant
+from .worker import READY, RESIDENT, Measure, open_worker
 
-from ..artifacts import CheckError, InputError, LanguageModelFacts
-from ..serve.engine.onnxruntime import OnnxRunner, cache_bytes_per_slot
-from ..serve.engine.portable import PortableRunner
-from ..serve.engine.varlen import VarlenRunner
-from .machine import read_bandwidth
-from .timing import warm_up
-from .variants import BASELINE, VARIANTS, Variant, graph_file
-
-PREFILL_CHUNK = 128
 ROUNDS = 7
-_SECONDS_A_TURN = 0.25
+_MEASURE_SECONDS = 20.0
+"""Begin no further round of a measure after so many: a slow model is timed less often instead of for minutes."""
 _READY_SECONDS = 600
 
 
@@ -38,7 +36,7 @@ class ModelCase:
     Attributes:
         model: a named size (see `builds.SIZES`), or a model directory.
         density: of the named sizes.
-        variants: names in VARIANTS; the dense float32 baseline is always among them.
+        variants: names in VARIANTS, timed in this order; the dense float32 baseline is always among them.
         context: tokens that each sequence holds when it is decoded.
         prefill: tokens of the prompt that is read.
         batches: sequences decoded together.
@@ -66,16 +64,23 @@ class ModelCase:
         """The variants, the baseline first."""
         return [VARIANTS[name] for name in dict.fromkeys((BASELINE, *self.variants))]
 
+    @property
+    def measures(self) -> list[Measure]:
+        """What is timed of each variant."""
+        return [("prefill", self.prefill), *(("decode", batch) for batch in self.batches)]
+
 
 @dataclass(frozen=True)
 class ModelRow:
     """One variant: tokens a second, seconds to the first token of a prompt, and bytes.
 
     `decode` maps B to tokens a second of all sequences together; `roofline` is the most that the memory bandwidth
-    would allow at B = 1, and `share` how much of that is reached. `ratios` are over dense float32.
+    would allow at B = 1, and `share` how much of that is reached, None where B = 1 is not measured. `ratios` are over
+    dense float32 in the same rounds. `isa` is the instruction set of the kernels.
     """
 
     variant: str
+    isa: str
     prefill: float
     first_token_seconds: float
     decode: dict[int, float]
@@ -84,197 +89,147 @@ class ModelRow:
     file_bytes: int
     bytes_a_token: int
     roofline: float
-    share: float
+    share: float | None
 
 
-def run_model(case: ModelCase, directory: Path, on_step: Callable[[str], None] = lambda step: None) -> list[ModelRow]:
-    """Build the variants in `directory`, which the caller removes, and time them.
+@dataclass(frozen=True)
+class Built:
+    """A variant's graph, the bytes of its files, and those that a decode step at B = 1 reads."""
+
+    path: Path
+    file_bytes: int
+    bytes_a_token: int
+
+
+def run_model(
+    case: ModelCase,
+    directory: Path,
+    on_step: Callable[[str], None] = lambda step: None,
+    budget: Budget = NO_BUDGET,
+) -> Generator[ModelRow, None, None]:
+    """Time the variants in the order of `case.forms`, and yield each one's row; `on_step` is told what goes on.
+
+    Files are written to `directory`, and removed from it when they are loaded. The baseline and the first variant are
+    timed however small the budget is, and no other variant is begun when it is over.
 
     Raises:
-        InputError: the model is unfit, or a context longer than the model's own is asked for.
+        InputError: the model is unfit, a context longer than the model's own is asked for, or HEBBLINE_ISA names what
+            there is not.
+        CheckError: a process ended before its answer.
     """
-    on_step(f"building {case.model}")
-    facts = _build(case, directory)
-    on_step("measuring the memory bandwidth")
-    bandwidth = read_bandwidth(case.threads)
-    with ExitStack() as stack:
-        workers = {}
-        for variant in case.forms:
-            on_step(f"loading {variant.name}")
-            workers[variant.name] = stack.enter_context(Worker(variant, graph_file(directory, variant), facts, case))
-        seconds = {measure: _in_turns(workers, measure, on_step) for measure in _measures(case)}
-        resident = {name: int(worker.ask(("resident", 0))) for name, worker in workers.items()}
-    return [_row(case, directory, facts, variant, seconds, resident, bandwidth) for variant in case.forms]
+    isa = kernels_isa()
+    on_step(f"reading {case.model}")
+    with Helper(f"the builds of {case.model}", _open_builder, case, directory) as builder:
+        run = _Run(case, isa, builder, builder.ask(None), on_step, budget)
+        baseline, *others = case.forms
+        with run.load(baseline) as dense:
+            if not others:
+                yield from run.rows([dense])
+            for number, variant in enumerate(others):
+                if number and not budget.left():
+                    return
+                with run.load(variant) as loaded:
+                    rows = run.rows([dense, loaded])
+                yield from rows[1:] if number else rows
 
 
-Measure = tuple[str, int]
-"""What a worker is asked: ("prefill", tokens), ("decode", B) or ("resident", 0)."""
+@dataclass(frozen=True)
+class _Loaded:
+    variant: Variant
+    built: Built
+    worker: Helper
 
 
-def _measures(case: ModelCase) -> list[Measure]:
-    return [("prefill", case.prefill), *(("decode", batch) for batch in case.batches)]
+class _Run:
+    """What loading and timing need of a run."""
+
+    def __init__(
+        self,
+        case: ModelCase,
+        isa: str,
+        builder: Helper,
+        facts: LanguageModelFacts,
+        on_step: Callable[[str], None],
+        budget: Budget,
+    ) -> None:
+        self._case, self._isa, self._builder, self._facts = case, isa, builder, facts
+        self._on_step, self._budget = on_step, budget
+        on_step("measuring the memory bandwidth")
+        self._bandwidth = read_bandwidth(case.threads)
+
+    @contextmanager
+    def load(self, variant: Variant) -> Iterator[_Loaded]:
+        """Build a variant and load it into a process, which ends with the block; its files go at once."""
+        self._on_step(f"building {variant.name}")
+        built = self._builder.ask(variant)
+        self._on_step(f"loading {variant.name}")
+        case = self._case
+        arguments = (variant, built.path, self._facts, max(case.batches), case.context, case.threads)
+        with Helper(variant.name, open_worker, *arguments) as worker:
+            worker.ask(READY, _READY_SECONDS)
+            shutil.rmtree(built.path.parent)
+            yield _Loaded(variant, built, worker)
+
+    def rows(self, forms: Sequence[_Loaded]) -> list[ModelRow]:
+        """The rows of what is loaded, the baseline first, timed in turns."""
+        seconds = {measure: self._in_turns(forms, measure) for measure in self._case.measures}
+        return [self._row(loaded, seconds) for loaded in forms]
+
+    def _in_turns(self, forms: Sequence[_Loaded], measure: Measure) -> dict[str, float]:
+        """Median seconds of one step, by variant."""
+        self._on_step(f"timing {measure[0]} {measure[1]} of {forms[-1].variant.name}")
+        end = time.perf_counter() + min(_MEASURE_SECONDS, self._budget.left())
+        seconds: dict[str, list[float]] = {loaded.variant.name: [] for loaded in forms}
+        for done in range(ROUNDS):
+            if done and time.perf_counter() > end:
+                break
+            for loaded in forms:
+                seconds[loaded.variant.name].append(loaded.worker.ask(measure, _READY_SECONDS))
+        return {name: median(values) for name, values in seconds.items()}
+
+    def _row(self, loaded: _Loaded, seconds: dict[Measure, dict[str, float]]) -> ModelRow:
+        name, built, case = loaded.variant.name, loaded.built, self._case
+        first_token = seconds["prefill", case.prefill][name]
+        decode = {batch: batch / seconds["decode", batch][name] for batch in case.batches}
+        return ModelRow(
+            variant=name,
+            isa=self._isa,
+            prefill=case.prefill / first_token,
+            first_token_seconds=first_token,
+            decode=decode,
+            ratios={f"{kind} {size}": times[BASELINE] / times[name] for (kind, size), times in seconds.items()},
+            resident_bytes=int(loaded.worker.ask(RESIDENT, _READY_SECONDS)),
+            file_bytes=built.file_bytes,
+            bytes_a_token=built.bytes_a_token,
+            roofline=self._bandwidth / built.bytes_a_token,
+            share=decode[1] * built.bytes_a_token / self._bandwidth if 1 in decode else None,
+        )
 
 
-def _build(case: ModelCase, directory: Path) -> LanguageModelFacts:
-    """In a process of its own: the whole model in float32 must not stay in memory."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_build_all, args=(case, directory, sender))
-    process.start()
-    sender.close()
-    try:
-        answer = receiver.recv()
-    except EOFError as error:
-        raise CheckError(f"the process that builds {case.model} ended: is there enough memory?") from error
-    finally:
-        process.join()
-    if isinstance(answer, Exception):
-        raise answer
+def _open_builder(case: ModelCase, directory: Path) -> Callable[[Variant | None], LanguageModelFacts | Built]:
+    """Answers None with the model's facts, and a variant with what was built of it.
+
+    The whole model in float32 stays in the memory of this process, which does nothing while others are timed.
+    """
+    from .builds import build_variant, bytes_a_token, load_model, mask_weights, model_bytes
+
+    context = _context_length(case)
+    source = load_model(case.model, case.density, context)
+    facts = source.facts()
+    if facts.context_length < context:
+        raise InputError(f"--context {case.context} does not fit the model's {facts.context_length} tokens")
+    mask_weights(source)
+
+    def answer(variant: Variant | None) -> LanguageModelFacts | Built:
+        if variant is None:
+            return facts
+        path = build_variant(source, variant, directory)
+        kv_bytes = cache_bytes_per_slot(facts, variant.kv) // facts.context_length
+        return Built(path, model_bytes(path), bytes_a_token(path, kv_bytes, case.context))
+
     return answer
-
-
-def _build_all(case: ModelCase, directory: Path, answer: Connection) -> None:
-    from .builds import build_variants, load_model
-
-    try:
-        source = load_model(case.model, case.density, _context_length(case))
-        if source.facts().context_length < _context_length(case):
-            raise InputError(
-                f"--context {case.context} does not fit the model's {source.facts().context_length} tokens"
-            )
-        for _ in build_variants(source, case.forms, directory):
-            continue
-        answer.send(source.facts())
-    except InputError as error:
-        answer.send(error)
 
 
 def _context_length(case: ModelCase) -> int:
     """Room for the tokens that are decoded while timing."""
     return max(case.context + 1, case.prefill)
-
-
-class Worker:
-    """A process that holds one variant and measures it when asked."""
-
-    def __init__(self, variant: Variant, path: Path, facts: LanguageModelFacts, case: ModelCase) -> None:
-        self._name = variant.name
-        self._connection, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        self._process = context.Process(target=_work, args=(variant, path, facts, case, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> "Worker":
-        self.ask(None)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._connection.close()
-        self._process.join()
-
-    def ask(self, measure: Measure | None) -> float:
-        """The measure's value; None waits until the variant is loaded. Raises CheckError where the process ended."""
-        try:
-            if measure is not None:
-                self._connection.send(measure)
-            if not self._connection.poll(_READY_SECONDS):
-                raise CheckError(f"{self._name} did not answer in {_READY_SECONDS} s")
-            answer = self._connection.recv()
-        except (EOFError, BrokenPipeError) as error:
-            raise CheckError(f"the process of {self._name} ended: is there enough memory?") from error
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def _work(variant: Variant, path: Path, facts: LanguageModelFacts, case: ModelCase, pipe: Connection) -> None:
-    try:
-        runner = _runner(variant, path, facts, max(case.batches), case.threads)
-        _fill(runner, case.context)
-        pipe.send(0.0)
-        while True:
-            pipe.send(_measure(runner, case, pipe.recv()))
-    except InputError as error:
-        pipe.send(error)
-    except EOFError:
-        return  # the parent has what it wanted
-
-
-def _runner(variant: Variant, path: Path, facts: LanguageModelFacts, slots: int, threads: int) -> OnnxRunner:
-    if variant.sparse:
-        return VarlenRunner(path, facts, slots, threads, variant.kv)
-    return PortableRunner(path, facts, slots, threads)
-
-
-def _fill(runner: OnnxRunner, context: int) -> None:
-    """Give every slot a context: memory that was never written costs less to read."""
-    ids = np.random.default_rng(0).integers(0, runner.vocab_size, context).tolist()
-    for slot in range(runner.slots):
-        for past in range(0, context, PREFILL_CHUNK):
-            runner.prefill(slot, ids[past : past + PREFILL_CHUNK], past, [])
-
-
-def _measure(runner: OnnxRunner, case: ModelCase, measure: Measure) -> float:
-    kind, size = measure
-    if kind == "resident":
-        return float(_resident_bytes())
-    if kind == "prefill":
-        ids = np.random.default_rng(1).integers(0, runner.vocab_size, size).tolist()
-        return _timed(lambda: runner.prefill(0, ids, 0, [size - 1]), case.threads)
-    past = [case.context] * size
-    return _timed(lambda: runner.decode(0, [1] * size, past), case.threads)
-
-
-def _timed(call: Callable[[], object], threads: int) -> float:
-    """Mean seconds of the calls that fill a turn, after `warm_up`."""
-    warm_up(call, threads)
-    started, calls = time.perf_counter(), 0
-    while not calls or time.perf_counter() - started < _SECONDS_A_TURN:
-        call()
-        calls += 1
-    return (time.perf_counter() - started) / calls
-
-
-def _resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-
-
-def _in_turns(workers: dict[str, Worker], measure: Measure, on_step: Callable[[str], None]) -> dict[str, float]:
-    """Median seconds of one step, by variant."""
-    on_step(f"timing {measure[0]} {measure[1]}")
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(ROUNDS):
-        for name, worker in workers.items():
-            seconds[name].append(worker.ask(measure))
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def _row(
-    case: ModelCase,
-    directory: Path,
-    facts: LanguageModelFacts,
-    variant: Variant,
-    seconds: dict[Measure, dict[str, float]],
-    resident: dict[str, int],
-    bandwidth: float,
-) -> ModelRow:
-    from .builds import bytes_a_token, model_bytes
-
-    path = graph_file(directory, variant)
-    kv_bytes = cache_bytes_per_slot(facts, variant.kv) // facts.context_length
-    read = bytes_a_token(path, kv_bytes, case.context)
-    first_token = seconds["prefill", case.prefill][variant.name]
-    decode = {batch: batch / seconds["decode", batch][variant.name] for batch in case.batches}
-    return ModelRow(
-        variant=variant.name,
-        prefill=case.prefill / first_token,
-        first_token_seconds=first_token,
-        decode=decode,
-        ratios={f"{kind} {size}": times[BASELINE] / times[variant.name] for (kind, size), times in seconds.items()},
-        resident_bytes=resident[variant.name],
-        file_bytes=model_bytes(path),
-        bytes_a_token=read,
-        roofline=bandwidth / read,
-        share=decode[1] * read / bandwidth if 1 in decode else float("nan"),
-    )

@@ -17,88 +17,72 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from .linear import DenseLayers, Layers, LinearCases, copies_of, dense_model, linear_model
-from .timing import interleaved
+from .layers import Bind, Call, Layers, copies_of, dense_model, linear_model
 
 _NBITS_BLOCK = 32
 _NBITS_INT8_ACTIVATIONS = 4
 """ONNX Runtime's `accuracy_level` at which activations are int8: its fastest."""
 
-Call = Callable[[], object]
+Build = Callable[[NDArray[np.float32], int], Bind]
+"""Makes R layers of a weight [N, K] on so many threads."""
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A package, without which there is no such peer, and how its layers are built."""
+
+    package: str
+    build: Build
+    has_threads: bool = True
 
 
 @dataclass(frozen=True)
 class PeerRow:
-    """One measurement of a peer, beside dense float32 ONNX Runtime; `density` is 1 for a dense peer."""
+    """One measurement of a peer, beside dense float32 ONNX Runtime; `density` is 1 for a dense peer.
+
+    `isa` is the instruction set of hebbline's kernels in the same run; a peer chooses its own.
+    """
 
     out_features: int
     in_features: int
     density: float
     tokens: int
     threads: int
+    isa: str
     peer: str
     us: float
     dense_us: float
     ratio: float
 
 
-def run_peers(cases: LinearCases, on_step: Callable[[str], None] = lambda step: None) -> Iterator[PeerRow]:
-    """Measure the peers of the same cases: dense ones once, sparse ones at each density."""
-    for shape in cases.shapes:
-        weight_NK = np.random.default_rng(0).standard_normal(shape, np.float32) / 32
-        for threads in cases.threads:
-            dense = DenseLayers(weight_NK, threads)
-            on_step(f"{shape[0]}x{shape[1]}, dense peers, {threads} threads")
-            yield from _rows(cases, dense, dense_peers(weight_NK, threads), 1.0, threads)
-            for density in cases.densities:
-                on_step(f"{shape[0]}x{shape[1]}, sparse peers, density {density:g}, {threads} threads")
-                mask_NK = np.random.default_rng(1).random(shape) < density
-                yield from _rows(cases, dense, sparse_peers(weight_NK * mask_NK, threads), density, threads)
+def dense_peer_names() -> list[str]:
+    """The dense peers that are installed: ONNX Runtime's own low precision, and other libraries."""
+    return [name for name, peer in _DENSE_PEERS.items() if _is_installed(peer.package)]
 
 
-def _rows(
-    cases: LinearCases, dense: DenseLayers, peers: dict[str, Callable[[NDArray], Call]], density: float, threads: int
-) -> Iterator[PeerRow]:
-    for tokens in cases.tokens:
-        x_MK = np.random.default_rng(2).standard_normal((tokens, dense.in_features), np.float32)
-        calls = {name: bind(x_MK) for name, bind in peers.items()}
-        seconds = interleaved({"": dense.bind(x_MK), **calls}, threads=threads)
-        dense_us = seconds.pop("") / dense.copies * 1e6
-        for name, value in seconds.items():
-            us = value / dense.copies * 1e6
-            shape = (dense.out_features, dense.in_features)
-            yield PeerRow(*shape, density, tokens, threads, name, us, dense_us, dense_us / us)
+def sparse_peer_names(threads: int) -> list[str]:
+    """The libraries installed that have sparse float32 products on so many threads."""
+    return [
+        name
+        for name, peer in _SPARSE_PEERS.items()
+        if _is_installed(peer.package) and (threads == 1 or peer.has_threads)
+    ]
 
 
-def dense_peers(weight_NK: NDArray[np.float32], threads: int) -> dict[str, Callable[[NDArray], Call]]:
-    """Dense layers in ONNX Runtime's int8 and 4-bit forms, and in what else is installed; each binds an X [M, K]."""
-    shape = weight_NK.shape
-    peers: dict[str, Callable[[NDArray], Call]] = {
-        "onnxruntime int8, dynamic": Layers(lambda copies: _dynamic_int8(weight_NK, copies), shape, threads).bind
-    }
-    if importlib.util.find_spec("onnx_ir"):
-        for bits in (8, 4):
-            peers[f"onnxruntime {bits}-bit weights"] = _nbits(weight_NK, bits, threads).bind
-    if importlib.util.find_spec("torch"):
-        peers["torch bfloat16"] = lambda x_MK: _torch_bfloat16(weight_NK, x_MK, threads)
-    if importlib.util.find_spec("openvino"):
-        for precision in ("f32", "bf16"):
-            peers[f"openvino {precision}"] = _openvino(weight_NK, threads, precision)
-    return peers
+def build_peer(name: str, weight_NK: NDArray[np.float32], threads: int) -> Bind:
+    """R layers of the weight, of which a sparse peer keeps what is not zero."""
+    return (_DENSE_PEERS | _SPARSE_PEERS)[name].build(weight_NK, threads)
 
 
-def sparse_peers(weight_NK: NDArray[np.float32], threads: int) -> dict[str, Callable[[NDArray], Call]]:
-    """Float32 sparse products of other libraries; each binds an X [M, K]."""
-    peers: dict[str, Callable[[NDArray], Call]] = {}
-    if importlib.util.find_spec("torch"):
-        peers["torch CSR (MKL)"] = lambda x_MK: _torch_csr(weight_NK, x_MK, threads)
-    if importlib.util.find_spec("scipy") and threads == 1:
-        peers["scipy CSR"] = lambda x_MK: _scipy_csr(weight_NK, x_MK)
-    return peers
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
-def _nbits(weight_NK: NDArray[np.float32], bits: int, threads: int) -> Layers:
-    return Layers(lambda copies: nbits_model(dense_model(weight_NK, copies), bits), weight_NK.shape, threads)
+def _nbits(bits: int) -> Build:
+    def build(weight_NK: NDArray[np.float32], threads: int) -> Bind:
+        return Layers(lambda copies: nbits_model(dense_model(weight_NK, copies), bits), weight_NK.shape, threads).bind
+
+    return build
 
 
 def nbits_model(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
@@ -114,7 +98,11 @@ def nbits_model(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
     return quantizer.model.model
 
 
-def _dynamic_int8(weight_NK: NDArray[np.float32], copies: int) -> onnx.ModelProto:
+def _dynamic_int8(weight_NK: NDArray[np.float32], threads: int) -> Bind:
+    return Layers(lambda copies: _dynamic_int8_model(weight_NK, copies), weight_NK.shape, threads).bind
+
+
+def _dynamic_int8_model(weight_NK: NDArray[np.float32], copies: int) -> onnx.ModelProto:
     """Activations quantised with one scale for all tokens, weights with one a row: DynamicQuantizeMatMul."""
     scales_N = np.abs(weight_NK).max(axis=1) / 127
     quants_KN = np.rint(weight_NK / scales_N[:, None]).astype(np.int8).T
@@ -131,35 +119,30 @@ def _dynamic_int8(weight_NK: NDArray[np.float32], copies: int) -> onnx.ModelProt
     return linear_model(nodes, initializers, weight_NK.shape)
 
 
-def _torch_bfloat16(weight_NK: NDArray[np.float32], x_MK: NDArray[np.float32], threads: int) -> Call:
+def _torch_bfloat16(weight_NK: NDArray[np.float32], threads: int) -> Bind:
     import torch
 
-    weights = [
-        torch.from_numpy(np.roll(weight_NK, copy, axis=0)).bfloat16() for copy in range(copies_of(weight_NK.shape))
-    ]
-    x = torch.from_numpy(x_MK).bfloat16()
+    weights = [torch.from_numpy(weight).bfloat16() for weight in _copies(weight_NK)]
 
-    def call() -> None:
-        _with_threads(torch, threads, lambda: [torch.nn.functional.linear(x, weight) for weight in weights])
+    def bind(x_MK: NDArray[np.float32]) -> Call:
+        x = torch.from_numpy(x_MK).bfloat16()
+        return lambda: _with_threads(torch, threads, lambda: [torch.nn.functional.linear(x, w) for w in weights])
 
-    return call
+    return bind
 
 
-def _torch_csr(weight_NK: NDArray[np.float32], x_MK: NDArray[np.float32], threads: int) -> Call:
+def _torch_csr(weight_NK: NDArray[np.float32], threads: int) -> Bind:
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that CSR tensors are in beta
-        weights = [
-            torch.from_numpy(np.roll(weight_NK, copy, axis=0)).to_sparse_csr()
-            for copy in range(copies_of(weight_NK.shape))
-        ]
-    x_KM = torch.from_numpy(x_MK.T.copy())
+        weights = [torch.from_numpy(weight).to_sparse_csr() for weight in _copies(weight_NK)]
 
-    def call() -> None:
-        _with_threads(torch, threads, lambda: [weight @ x_KM for weight in weights])
+    def bind(x_MK: NDArray[np.float32]) -> Call:
+        x_KM = torch.from_numpy(x_MK.T.copy())
+        return lambda: _with_threads(torch, threads, lambda: [weight @ x_KM for weight in weights])
 
-    return call
+    return bind
 
 
 def _with_threads(torch: Any, threads: int, work: Callable[[], object]) -> None:
@@ -169,20 +152,45 @@ def _with_threads(torch: Any, threads: int, work: Callable[[], object]) -> None:
         work()
 
 
-def _scipy_csr(weight_NK: NDArray[np.float32], x_MK: NDArray[np.float32]) -> Call:
+def _scipy_csr(weight_NK: NDArray[np.float32], threads: int) -> Bind:
+    del threads  # it has one
     from scipy.sparse import csr_matrix
 
-    weights = [csr_matrix(np.roll(weight_NK, copy, axis=0)) for copy in range(copies_of(weight_NK.shape))]
-    x_KM = x_MK.T.copy()
-    return lambda: [weight @ x_KM for weight in weights]
+    weights = [csr_matrix(weight) for weight in _copies(weight_NK)]
+
+    def bind(x_MK: NDArray[np.float32]) -> Call:
+        x_KM = x_MK.T.copy()
+        return lambda: [weight @ x_KM for weight in weights]
+
+    return bind
 
 
-def _openvino(weight_NK: NDArray[np.float32], threads: int, precision: str) -> Callable[[NDArray], Call]:
-    import openvino
+def _copies(weight_NK: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    return (np.roll(weight_NK, copy, axis=0) for copy in range(copies_of(weight_NK.shape)))
 
-    core = openvino.Core()
-    model = core.read_model(dense_model(weight_NK, copies_of(weight_NK.shape)).SerializeToString())
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
-    compiled = core.compile_model(model, "CPU", config)
-    request = compiled.create_infer_request()
-    return lambda x_MK: lambda: request.infer([x_MK], share_inputs=True, share_outputs=True)
+
+def _openvino(precision: str) -> Build:
+    def build(weight_NK: NDArray[np.float32], threads: int) -> Bind:
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(dense_model(weight_NK, copies_of(weight_NK.shape)).SerializeToString())
+        config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": 1}
+        request = core.compile_model(model, "CPU", config).create_infer_request()
+        return lambda x_MK: lambda: request.infer([x_MK], share_inputs=True, share_outputs=True)
+
+    return build
+
+
+_DENSE_PEERS = {
+    "onnxruntime int8, dynamic": _Peer("onnxruntime", _dynamic_int8),
+    "onnxruntime 8-bit weights": _Peer("onnx_ir", _nbits(8)),
+    "onnxruntime 4-bit weights": _Peer("onnx_ir", _nbits(4)),
+    "torch bfloat16": _Peer("torch", _torch_bfloat16),
+    "openvino f32": _Peer("openvino", _openvino("f32")),
+    "openvino bf16": _Peer("openvino", _openvino("bf16")),
+}
+_SPARSE_PEERS = {
+    "torch CSR (MKL)": _Peer("torch", _torch_csr),
+    "scipy CSR": _Peer("scipy", _scipy_csr, has_threads=False),
+}

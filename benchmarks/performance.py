@@ -12,12 +12,15 @@ from .machine import Machine
 from .model import ModelCase, ModelRow
 from .page import write_section
 from .peers import PeerRow
+from .variants import VARIANTS
 
 PAGE = "performance.md"
 _TITLE = (
     "# Performance\n\nWhat was measured, by the command above each table. Ratios compare medians of the same run.\n"
 )
 _PLOTTED_DENSITIES = 3
+_MISSING = "-"
+"""Stands where the time was over before a figure was measured."""
 _COLORS = {"float32": "#1f5fa8", "bfloat16": "#d1702a", "int8": "#3a8f5a", "int4": "#8a4fa3"}
 
 
@@ -31,7 +34,7 @@ def provenance(machine: Machine, command: str) -> str:
     versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
     return (
         f"{date.today().isoformat()}, commit {machine.commit or 'unknown'}, {machine.processor}, {machine.cores} cores "
-        f"({', '.join(machine.features)}); {versions}.\n\n```\n{command}\n```\n"
+        f"({', '.join(machine.features)}), kernels on {machine.isa}; {versions}.\n\n```\n{command}\n```\n"
     )
 
 
@@ -66,18 +69,20 @@ def model_section(machine: Machine, command: str, case: ModelCase, rows: Sequenc
     lines = [
         f"## {case.model}, density {case.density:g}, {case.threads} thread{'s' if case.threads > 1 else ''}\n",
         provenance(machine, command),
-        f"Tokens a second, and in brackets times as many as dense float32 ONNX Runtime. Prompts of {case.prefill} "
+        "Tokens a second, and in brackets times as many as dense float32 ONNX Runtime in the same rounds. "
+        f"Prompts of {case.prefill} "
         f"tokens; decoding after {case.context}. The roofline is the measured memory bandwidth over the bytes that a "
         "step at B = 1 must read. Both sparse float32 forms are exact: the second finds a token's best logits in int8 "
         "and computes them again in float32, so that greedy tokens are the same and the other logits are near.\n",
         f"| | prefill |{batches} first token | resident | file | roofline, share reached |",
         "|---|---|" + "---|" * (len(case.batches) + 4),
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: VARIANTS[row.variant].sparse):
         decode = [_rate(row.decode[batch], row.ratios[f"decode {batch}"]) for batch in case.batches]
         cells = [_rate(row.prefill, row.ratios[f"prefill {case.prefill}"]), *decode]
         cells += [f"{row.first_token_seconds * 1e3:.0f} ms", _megabytes(row.resident_bytes), _megabytes(row.file_bytes)]
-        lines.append(f"| {row.variant} | " + " | ".join(cells) + f" | {row.roofline:.1f}, {row.share:.0%} |")
+        share = "" if row.share is None else f", {row.share:.0%}"
+        lines.append(f"| {row.variant} | " + " | ".join(cells) + f" | {row.roofline:.1f}{share} |")
     return "\n".join(lines) + "\n"
 
 
@@ -100,7 +105,8 @@ def _megabytes(count: int) -> str:
 def _table(
     rows: Sequence[LinearRow], measured: Sequence[LinearRow], peers: Sequence[PeerRow], key: dict[str, int]
 ) -> str:
-    tokens = list(dict.fromkeys(row.tokens for row in rows))
+    rows = sorted(rows, key=lambda row: -row.density)
+    tokens = sorted({row.tokens for row in rows})
     dense = {count: median(row.dense_us for row in rows if row.tokens == count) for count in tokens}
     lines = [
         "| density | | " + " | ".join(f"M = {count}" for count in tokens) + " |",
@@ -109,12 +115,15 @@ def _table(
     ]
     for density, values in dict.fromkeys((row.density, row.values) for row in rows):
         cells = {row.tokens: row for row in rows if (row.density, row.values) == (density, values)}
-        figures = (_figure(cells[count], measured) for count in tokens)
-        lines.append(f"| {density:g} | {values} ({cells[tokens[0]].layout}) | " + " | ".join(figures) + " |")
-    ours = [peer for peer in peers if asdict(peer).items() >= key.items()]
+        figures = (_figure(cells[count], measured) if count in cells else _MISSING for count in tokens)
+        layout = next(iter(cells.values())).layout
+        lines.append(f"| {density:g} | {values} ({layout}) | " + " | ".join(figures) + " |")
+    ours = sorted((peer for peer in peers if asdict(peer).items() >= key.items()), key=lambda peer: -peer.density)
     for density, name in dict.fromkeys((peer.density, peer.peer) for peer in ours):
         found = {peer.tokens: peer for peer in ours if (peer.density, peer.peer) == (density, name)}
-        figures = (f"{found[count].ratio:.2f} ({found[count].us:.0f} µs)" for count in tokens)
+        figures = (
+            f"{found[count].ratio:.2f} ({found[count].us:.0f} µs)" if count in found else _MISSING for count in tokens
+        )
         lines.append(f"| {density:g} | *{name}* | " + " | ".join(figures) + " |")
     return "\n".join(lines) + "\n"
 
@@ -140,12 +149,13 @@ def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Pat
     first = rows[0]
     same = (first.out_features, first.in_features, first.threads)
     rows = [row for row in rows if (row.out_features, row.in_features, row.threads) == same]
-    tokens = list(dict.fromkeys(row.tokens for row in rows))
+    tokens = sorted({row.tokens for row in rows})
     figure, axes = pyplot.subplots(1, len(tokens), figsize=(3.4 * len(tokens), 3.6), sharey=True, squeeze=False)
     for axis, count in zip(axes[0], tokens, strict=True):
         for values in dict.fromkeys(row.values for row in rows):
             line = sorted((row.density, row.ratio) for row in rows if (row.tokens, row.values) == (count, values))
-            axis.plot(*zip(*line, strict=True), "o-", label=values, color=_COLORS[values])
+            if line:
+                axis.plot(*zip(*line, strict=True), "o-", label=values, color=_COLORS[values])
         _peer_lines(axis, [peer for peer in peers if peer.tokens == count and peer.density == 1], same)
         axis.set(xscale="log", yscale="log", xlabel="density", title=f"{count} token{'s' if count > 1 else ''}")
         axis.grid(alpha=0.3, which="both")

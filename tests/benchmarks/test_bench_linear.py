@@ -1,13 +1,19 @@
 """The benchmark of linear layers: what it prints, what it writes, and that it fails where a result is wrong."""
 
+import gc
 import json
+import time
 
+import numpy as np
 import pytest
 
-from hebbline.benchmarks import linear, timing
-from hebbline.benchmarks.machine import describe_machine, read_bandwidth
+from hebbline.artifacts import InputError
+from hebbline.benchmarks import layers, linear, machine, timing
+from hebbline.benchmarks.budget import NO_BUDGET, Budget
+from hebbline.benchmarks.cases import LinearCases, plan_cells
+from hebbline.benchmarks.machine import describe_machine, kernels_isa, read_bandwidth
 from hebbline.benchmarks.peers import PeerRow
-from hebbline.benchmarks.performance import plot_speedups
+from hebbline.benchmarks.performance import linear_section, plot_speedups
 from hebbline.benchmarks.timing import interleaved
 from hebbline.cli import main
 
@@ -18,6 +24,7 @@ FIELDS = {
     "density",
     "tokens",
     "threads",
+    "isa",
     "values",
     "layout",
     "us",
@@ -25,6 +32,9 @@ FIELDS = {
     "ratio",
     "max_rel_err",
 }
+
+
+CASE = {"out_features": 64, "in_features": 96, "threads": 1, "isa": "avx2", "us": 1.0, "dense_us": 2.0, "ratio": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +45,17 @@ def short_rounds(monkeypatch):
 
 def test_rows_have_the_promised_fields(capsys):
     assert main(["bench", "linear", *SMALL, "--values", "float32,bfloat16,int8,int4", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
     assert document["machine"]["versions"]["onnxruntime"]
+    assert f"kernels on {kernels_isa()}; " in printed.err
+    assert document["left_out"] == 0 and not document["peers"]
     assert len(document["rows"]) == 2 * 2 * 2 * 4
     for row in document["rows"]:
         assert set(row) == FIELDS
+        assert row["isa"] == kernels_isa()
         assert row["ratio"] == pytest.approx(row["dense_us"] / row["us"])
-        assert row["max_rel_err"] <= linear.LARGEST_ERROR[row["values"]]
+        assert row["max_rel_err"] <= layers.LARGEST_ERROR[row["values"]]
 
 
 def test_page_has_one_section_of_the_same_cases_however_often_it_is_written(tmp_path, capsys):
@@ -66,8 +80,74 @@ def test_page_has_one_section_of_the_same_cases_however_often_it_is_written(tmp_
     assert (tmp_path / "performance-linear-32x48-1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_tells_most_comes_first():
+    """The least number of tokens for everything, peers too; first the first value type at the median density."""
+    cells = plan_cells(LinearCases(tokens=(8, 1, 64), values=("float32", "int8"), peers=True))
+    first, second, *_ = cells
+    assert (first.what, first.density, first.tokens) == ("float32", 0.1, (1,))
+    assert (second.what, second.density) == ("float32", 0.3)
+    half = len(cells) // 2
+    assert {cell.tokens for cell in cells[:half]} == {(1,)} and {cell.tokens for cell in cells[half:]} == {(8, 64)}
+    assert [cell.is_peer for cell in cells[:half]] == sorted(cell.is_peer for cell in cells[:half])
+    assert any(cell.is_peer for cell in cells[:half])
+    assert len(set(cells)) == len(cells)
+
+
+def test_a_budget_ends_the_run_and_says_what_was_left_out(tmp_path, capsys):
+    options = ["--shapes", "64x96", "--budget", "1e-9", "--peers", "--json", "--docs", str(tmp_path)]
+    assert main(["bench", "linear", *options]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    (row,) = document["rows"]
+    assert (row["density"], row["tokens"], row["values"]) == (0.1, 1, "float32")
+    assert document["left_out"] >= 4 * 4 * 3 - 1
+    left_out, planned = document["left_out"], document["left_out"] + 1
+    assert f"--budget 1e-09: the time is over, and {left_out} of {planned} rows were left out" in printed.err
+    assert "| 0.1 | float32 (bitmask) |" in (tmp_path / "performance.md").read_text()
+
+
+def test_rows_within_the_budget_are_measured():
+    """A budget that is over in the middle: some rows are there, each whole, and the rest is counted."""
+    cases = LinearCases(shapes=((64, 96),), densities=(0.3, 0.1), tokens=(1, 3), values=("float32",))
+    whole = list(linear.run_linear(cases))
+    assert len(whole) == 4
+
+    class Ending(Budget):
+        def left(self):
+            return 60.0 if len(begun) < 3 else 0.0
+
+    begun = []
+    for row in linear.run_linear(cases, Ending()):
+        begun.append(row)
+    assert [(row.density, row.tokens) for row in begun] == [(row.density, row.tokens) for row in whole[:3]]
+    assert NO_BUDGET.left() == float("inf")
+
+
+def test_a_table_with_cells_left_out_is_written():
+    rows = [
+        linear.LinearRow(**CASE, density=density, tokens=tokens, values="int8", layout="csr-int8", max_rel_err=0)
+        for density, tokens in ((0.1, 1), (0.3, 1), (0.3, 8))
+    ]
+    peers = [PeerRow(**CASE, density=1, tokens=8, peer="a peer")]
+    page = linear_section(describe_machine(), "command", rows, peers, None)
+    assert f"kernels on {kernels_isa()};" in page
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    assert lines[2] == "| 0.3 | int8 (csr-int8) | **2.00** (1 µs) | **2.00** (1 µs) |"
+    assert lines[3] == "| 0.1 | int8 (csr-int8) | **2.00** (1 µs) | - |"
+    assert lines[4] == "| 1 | *a peer* | - | 2.00 (1 µs) |"
+
+
+def test_layers_are_released_before_the_next_are_built():
+    """At most the dense ones and one candidate are in memory when a row is there."""
+    cases = LinearCases(shapes=((64, 96), (40, 33)), densities=(0.3,), tokens=(1,), threads=(1, 2))
+    most = 0
+    for _ in linear.run_linear(cases):
+        most = max(most, sum(issubclass(type(thing), layers.Layers) for thing in gc.get_objects()))
+    assert most == 2
+
+
 def test_any_number_of_peers_is_drawn(tmp_path):
-    case = {"out_features": 64, "in_features": 96, "threads": 1, "us": 1.0, "dense_us": 2.0, "ratio": 2.0}
+    case = CASE
     rows = [
         linear.LinearRow(**case, density=density, tokens=tokens, values="int8", layout="csr-int8", max_rel_err=0)
         for density in (0.3, 0.1, 0.05)
@@ -79,7 +159,7 @@ def test_any_number_of_peers_is_drawn(tmp_path):
 
 
 def test_a_wrong_result_fails(monkeypatch, capsys):
-    monkeypatch.setitem(linear.LARGEST_ERROR, "int8", 1e-9)
+    monkeypatch.setitem(layers.LARGEST_ERROR, "int8", 1e-9)
     assert main(["bench", "linear", *SMALL, "--values", "int8"]) == 1
     assert "differs from float64 by" in capsys.readouterr().err
 
@@ -92,6 +172,7 @@ def test_a_wrong_result_fails(monkeypatch, capsys):
         (["linear", "--densities", "x"], "--densities takes numbers"),
         (["linear", "--values", "int9"], "'int9' is none of"),
         (["linear", "--threads", "0"], "--tokens and --threads must be at least 1"),
+        (["linear", "--budget", "0"], "--budget 0: the time must be above 0 seconds"),
         (["liner"], "there is no benchmark 'liner'"),
     ],
 )
@@ -115,8 +196,49 @@ def test_timing_counts_calls_and_keeps_the_order_of_magnitude():
     assert counts["fast"] > counts["slow"] > 7
 
 
+def test_slow_candidates_are_timed_less_often():
+    calls = []
+
+    def slow():
+        calls.append(None)
+        time.sleep(0.4)
+
+    seconds = interleaved({"slow": slow}, most_seconds=0.5)
+    assert seconds["slow"] == pytest.approx(0.4, rel=0.5)
+    assert len(calls) == 2  # where there are seven rounds, each with a call before it
+
+
+def test_isa_is_what_the_variable_names_or_the_best_there_is(monkeypatch):
+    monkeypatch.delenv(machine.ISA_VARIABLE, raising=False)
+    everything = [flag for flags in machine._ISA_FLAGS.values() for flag in flags]
+    without_amx = [flag for flag in everything if not flag.startswith("amx")]
+    for flags, isa in (([], "scalar"), (machine._ISA_FLAGS["avx2"], "avx2"), (without_amx, "avx512")):
+        monkeypatch.setattr(machine, "_processor_facts", lambda flags=flags: {"flags": " ".join(flags)})
+        assert kernels_isa() == isa
+    monkeypatch.setenv(machine.ISA_VARIABLE, "amx-emulated")
+    assert kernels_isa() == "amx-emulated"
+    for wanted, message in (("amx", "this processor lacks it"), ("sse", "is not one of scalar, avx2")):
+        monkeypatch.setenv(machine.ISA_VARIABLE, wanted)
+        with pytest.raises(InputError, match=message):
+            kernels_isa()
+
+
+def test_the_kernels_take_the_isas_that_the_rule_finds(monkeypatch):
+    """The library itself refuses exactly what `kernels_isa` refuses."""
+    weight_NK, mask_NK = np.ones((16, 32), np.float32), np.ones((16, 32), bool)
+    for isa in (*machine._ISA_FLAGS, "amx-emulated", "sse"):
+        monkeypatch.setenv(machine.ISA_VARIABLE, isa)
+        try:
+            kernels_isa()
+        except InputError:
+            with pytest.raises(Exception, match=machine.ISA_VARIABLE):
+                layers.SparseLayers(weight_NK, mask_NK, "float32", 1)
+        else:
+            assert layers.SparseLayers(weight_NK, mask_NK, "float32", 1).check(np.ones((2, 32), np.float32)) < 1e-5
+
+
 def test_machine_and_bandwidth():
-    machine = describe_machine()
-    assert machine.cores >= 1
-    assert machine.processor
+    here = describe_machine()
+    assert here.cores >= 1
+    assert here.processor
     assert 1e9 < read_bandwidth(threads=1, rounds=1) < 1e13

@@ -1,15 +1,22 @@
 """The benchmark of whole models, on a model that takes seconds."""
 
 import json
+import signal
+import time
+from functools import partial
 
 import onnx
 import pytest
 
-from hebbline.artifacts import CheckError
+from hebbline.artifacts import CheckError, InputError, LanguageModelFacts
 from hebbline.benchmarks import builds
 from hebbline.benchmarks import model as bench
 from hebbline.benchmarks.builds import bytes_a_token
-from hebbline.benchmarks.variants import BASELINE, VARIANTS, graph_file
+from hebbline.benchmarks.machine import kernels_isa
+from hebbline.benchmarks.model import ModelCase, run_model
+from hebbline.benchmarks.processes import Helper
+from hebbline.benchmarks.variants import BASELINE, VARIANTS
+from hebbline.benchmarks.worker import READY, open_worker
 from hebbline.cli import main
 
 
@@ -24,7 +31,8 @@ def test_every_variant_of_a_model_directory(tiny_model_directory, tmp_path, caps
     assert main(["bench", "model", str(tiny_model_directory), *options]) == 0
     document = json.loads(capsys.readouterr().out)
     rows = {row["variant"]: row for row in document["rows"]}
-    assert set(rows) == set(VARIANTS)
+    assert list(rows) == list(VARIANTS) and document["left_out"] == 0
+    assert {row["isa"] for row in rows.values()} == {kernels_isa()}
     assert rows[BASELINE]["ratios"] == {"prefill 16": 1, "decode 1": 1, "decode 3": 1}
     assert (
         rows["sparse int8"]["bytes_a_token"] < rows["sparse float32"]["bytes_a_token"] < rows[BASELINE]["bytes_a_token"]
@@ -33,7 +41,10 @@ def test_every_variant_of_a_model_directory(tiny_model_directory, tmp_path, caps
         assert set(row["decode"]) == {"1", "3"}
         assert min(row["prefill"], *row["decode"].values(), row["resident_bytes"], row["roofline"]) > 0
         assert row["share"] == pytest.approx(row["decode"]["1"] / row["roofline"])
-    assert "| sparse int4 |" in (tmp_path / "performance.md").read_text()
+    page = (tmp_path / "performance.md").read_text()
+    assert f"kernels on {kernels_isa()};" in page
+    lines = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith(("| dense", "| sparse"))]
+    assert sorted(lines) == sorted(VARIANTS) and [line.split()[0] for line in lines] == ["dense"] * 3 + ["sparse"] * 5
 
 
 def test_a_named_size_is_built_at_its_shape(tmp_path, monkeypatch):
@@ -46,8 +57,8 @@ def test_a_named_size_is_built_at_its_shape(tmp_path, monkeypatch):
     shares = [mask.mean() for mask in source.masks.values()]
     assert min(shares) == pytest.approx(0.3, abs=0.02) and max(shares) == pytest.approx(0.3, abs=0.02)
     variants = [VARIANTS[name] for name in ("dense 4-bit", "sparse float32", "sparse float32 int8-head")]
-    assert len(list(builds.build_variants(source, variants, tmp_path))) == 3
-    heads = [onnx.load(graph_file(tmp_path, variant)).graph.node[-1] for variant in variants]
+    builds.mask_weights(source)
+    heads = [onnx.load(builds.build_variant(source, variant, tmp_path)).graph.node[-1] for variant in variants]
     assert [head.op_type for head in heads] == ["MatMulNBits", "DenseHead", "ShortlistHead"]
     assert heads[1].input[1] == heads[2].input[3] == "model.embed_tokens.weight"
 
@@ -60,14 +71,52 @@ def test_bytes_a_token_count_what_a_step_reads(tiny_artifact, tiny_model_directo
     assert 0.8 * data < without_cache < data
 
 
-def test_a_worker_that_dies_is_reported(tmp_path):
+def test_a_worker_that_cannot_load_says_why(tmp_path):
     """A graph that is not there ends the worker; the parent says whose."""
-    case = bench.ModelCase("llama-60m")
-    facts = bench.LanguageModelFacts(128, 320, 2, 2, 16)
-    worker = bench.Worker(VARIANTS[BASELINE], tmp_path / "nothing.onnx", facts, case)
-    with pytest.raises(Exception, match="cannot load it") as caught, worker:
-        pass
-    assert isinstance(caught.value, CheckError | bench.InputError)
+    facts = LanguageModelFacts(128, 320, 2, 2, 16)
+    arguments = (VARIANTS[BASELINE], tmp_path / "nothing.onnx", facts, 1, 20, 1)
+    with Helper(BASELINE, open_worker, *arguments) as worker, pytest.raises(InputError, match="cannot load it"):
+        worker.ask(READY)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(signal.SIGSEGV, "the process of a fault was ended by SIGSEGV"), (signal.SIGKILL, "is there enough memory")],
+)
+def test_a_process_that_dies_is_reported(number, message):
+    with Helper("a fault", partial, signal.raise_signal) as helper, pytest.raises(CheckError, match=message):
+        helper.ask(int(number))
+
+
+def test_a_process_that_does_not_answer_is_reported_and_killed():
+    with Helper("sleep", partial, time.sleep) as helper:
+        with pytest.raises(CheckError, match="the process of sleep did not answer in"):
+            helper.ask(60, 0.1)
+        before = time.monotonic()
+    assert time.monotonic() - before < 30
+
+
+def test_a_budget_leaves_variants_out(tiny_model_directory, capsys):
+    options = ["--context", "20", "--prefill", "16", "--batches", "3", "--budget", "0.001", "--json"]
+    assert main(["bench", "model", str(tiny_model_directory), *options]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert [row["variant"] for row in document["rows"]] == [BASELINE, "sparse float32"]
+    assert document["left_out"] == 6 and document["rows"][0]["share"] is None
+    assert "--budget 0.001: the time is over, and 6 of 8 rows were left out" in printed.err
+
+
+def test_files_are_gone_when_a_row_is_there(tiny_model_directory, tmp_path):
+    """What was loaded is needed no more, so that little is left should the process be killed."""
+    case = ModelCase(str(tiny_model_directory), variants=(BASELINE, "sparse float32"), context=20, prefill=16)
+    for _ in run_model(case, tmp_path):
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_baseline_alone_has_a_row(tiny_model_directory, tmp_path):
+    case = ModelCase(str(tiny_model_directory), variants=(BASELINE,), context=20, prefill=16, batches=(1,))
+    (row,) = run_model(case, tmp_path)
+    assert row.variant == BASELINE and set(row.ratios.values()) == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -77,6 +126,7 @@ def test_a_worker_that_dies_is_reported(tmp_path):
         (["llama-60m", "--density", "0"], "--density 0.0 is outside (0, 1]"),
         (["llama-60m", "--variants", "quick"], "'quick' is none of"),
         (["llama-60m", "--batches", "0"], "must be at least 1"),
+        (["llama-60m", "--budget", "-3"], "--budget -3: the time must be above 0 seconds"),
     ],
 )
 def test_bad_options_are_named(options, message, capsys):
