@@ -138,12 +138,19 @@ def test_a_table_with_cells_left_out_is_written():
 
 
 def test_layers_are_released_before_the_next_are_built():
-    """At most the dense ones and one candidate are in memory when a row is there."""
+    """Nothing is in memory where dense layers are built, those alone where a candidate is, both when a row is there."""
     cases = LinearCases(shapes=((64, 96), (40, 33)), densities=(0.3,), tokens=(1,), threads=(1, 2))
-    most = 0
-    for _ in linear.run_linear(cases):
-        most = max(most, sum(issubclass(type(thing), layers.Layers) for thing in gc.get_objects()))
-    assert most == 2
+    seen = set()
+
+    def count():
+        return sum(issubclass(type(thing), layers.Layers) for thing in gc.get_objects())
+
+    def on_step(step):
+        seen.add(("dense" if step.startswith("building the dense") else "candidate", count()))
+
+    for _ in linear.run_linear(cases, on_step=on_step):
+        seen.add(("row", count()))
+    assert seen == {("dense", 0), ("candidate", 1), ("row", 2)}
 
 
 def test_any_number_of_peers_is_drawn(tmp_path):
