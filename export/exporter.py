@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import onnxruntime
-from transformers import LlamaForCausalLM
 
-from ..artifacts import InputError, KvFormat, LanguageModelFacts, Manifest, publish
+from ..artifacts import InputError, KvFormat, Manifest, publish
 from ..artifacts.model_directory import TOKENIZER_FILE
 from ..artifacts.publish import check_target
 from ..kernels import register
 from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
-from ..serve.engine.portable import PortableRunner
-from ..serve.engine.runner import Runner
 from ..serve.engine.varlen import VarlenRunner
 from .graph import (
     AttentionForm,
@@ -32,10 +29,13 @@ from .graph import (
 )
 from .passes import PassOptions, run_passes
 from .passes.report import PassReport
-from .quality import QualityFigures, Rounding, measure_quality, text_windows
+from .piecewise import open_portable
+from .quality import Rounding, measure_quality, text_windows
+from .reference import TorchReference
 from .report import ExportReport, layer_report, write_reports
 from .shortlist import check_shortlist
-from .verify import ParityFigures, check_parity
+from .steps import AnyRunner
+from .verify import ParityFigures, check_against
 
 DATA_FILE = MODEL_FILE + ".data"
 """The weights of all graphs of an artifact."""
@@ -109,28 +109,40 @@ def export_packed(
     with publish(out) as publication:
         staging = publication.directory
         graphs = _graphs(int8_head=lm_head == "int8")
-        if kv_cache != "float32" and graphs[-1].runner is not VarlenRunner:
+        if kv_cache != "float32" and graphs[-1].attention.portable:
             raise InputError(f"keys and values as {kv_cache} need the op library, which cannot be loaded here")
+        published = [graph for graph in graphs if graph.file != _CHECKED_FILE]
+        reference = TorchReference(source.model)
         if values == "float32":
             weights = _build(packed, graphs, staging, values, progress)
-            parity = _check(source.model, packed.facts(), graphs, staging, progress)
+            parity = _check(reference, _Built(staging, packed, weights), graphs, progress)
         else:
-            parity = _check_exact_form(source.model, packed, graphs, staging, progress)
-            weights = _build(
-                packed, [graph for graph in graphs if graph.file != _CHECKED_FILE], staging, values, progress
-            )
+            parity = _check_exact_form(reference, packed, graphs, staging, progress)
+            weights = _build(packed, published, staging, values, progress)
         report = replace(_report(packed, weights, parity, staging), passes=pass_reports)
         if (values, lm_head, kv_cache) != ("float32", "float32", "float32"):
-            published = {graph.file: graph for graph in graphs if graph.file != _CHECKED_FILE}
-            runners: dict[str, Runner] = {
-                file: graph.open(staging, packed.facts(), kv_cache) for file, graph in published.items()
-            }
-            quality = _quality(source, runners, Rounding(values, lm_head, kv_cache), progress)
+            built, rounding = _Built(staging, packed, weights), Rounding(values, lm_head, kv_cache)
+            runners = {graph.file: partial(graph.open, built, kv_cache) for graph in published}
+            quality = measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
             report = replace(report, quality=quality)
         write_reports(staging, report, packed.masks)
         shutil.copyfile(source.path / TOKENIZER_FILE, staging / TOKENIZER_FILE)
         publication.finish(_manifest(packed, weights, kv_cache))
     return report
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The graphs of `packed` in a directory, over `weights`."""
+
+    directory: Path
+    packed: SourceModel
+    weights: WeightFile
+
+    def cells(self) -> dict[str, int]:
+        """The possible links of each projection that is not dense."""
+        choices = self.weights.choices.items()
+        return {name: self.packed.masks[name].size for name, choice in choices if choice.layout is not None}
 
 
 @dataclass(frozen=True)
@@ -140,30 +152,33 @@ class _Graph:
     file: str
     attention: AttentionForm
     lm_head: HeadForm
-    runner: type[PortableRunner] | type[VarlenRunner]
 
-    def open(
-        self, directory: Path, facts: LanguageModelFacts, kv: KvFormat = "float32"
-    ) -> PortableRunner | VarlenRunner:
-        if self.runner is VarlenRunner:
-            return VarlenRunner(directory / self.file, facts, slots=_PARITY_SLOTS, kv=kv)
-        return PortableRunner(directory / self.file, facts, slots=_PARITY_SLOTS)
+    def open(self, built: _Built, kv: KvFormat = "float32") -> AnyRunner:
+        """A runner of the graph. It holds much memory: let go of it before another one is opened."""
+        path, facts = built.directory / self.file, built.packed.facts()
+        if self.attention.portable:
+            return open_portable(path, facts, _PARITY_SLOTS, built.cells())
+        return self.open_kernels(built, kv)
+
+    def open_kernels(self, built: _Built, kv: KvFormat = "float32") -> VarlenRunner:
+        """The runner of a graph for the op library; see `open`."""
+        return VarlenRunner(built.directory / self.file, built.packed.facts(), slots=_PARITY_SLOTS, kv=kv)
 
 
 def _graphs(int8_head: bool) -> list[_Graph]:
     """The graphs to build. Only the op library has an lm_head in int8; its graph is built with an exact one as well, so
     that the rest of it can be compared with torch."""
     exact: HeadForm = "dense" if int8_head else "packed"
-    portable = _Graph(MODEL_FILE, StockAttention(), exact, PortableRunner)
+    portable = _Graph(MODEL_FILE, StockAttention(), exact)
     try:
         register(onnxruntime.SessionOptions())
     except InputError as error:
         logger.warning("the artifact will have no %s: %s", KERNELS_MODEL_FILE, error)
         return [portable]
     if not int8_head:
-        return [portable, _Graph(KERNELS_MODEL_FILE, VarlenAttention(), exact, VarlenRunner)]
-    checked = _Graph(_CHECKED_FILE, VarlenAttention(), exact, VarlenRunner)
-    return [portable, checked, _Graph(KERNELS_MODEL_FILE, VarlenAttention(), "int8", VarlenRunner)]
+        return [portable, _Graph(KERNELS_MODEL_FILE, VarlenAttention(), exact)]
+    checked = _Graph(_CHECKED_FILE, VarlenAttention(), exact)
+    return [portable, checked, _Graph(KERNELS_MODEL_FILE, VarlenAttention(), "int8")]
 
 
 def _build(
@@ -177,7 +192,7 @@ def _build(
 
 
 def _check_exact_form(
-    model: LlamaForCausalLM,
+    reference: TorchReference,
     packed: SourceModel,
     graphs: Sequence[_Graph],
     staging: Path,
@@ -186,16 +201,10 @@ def _check_exact_form(
     """The gate of a model with rounded values: the same graphs with exact ones, which are not published."""
     directory = staging / "exact"
     directory.mkdir()
-    _build(packed, graphs, directory, "float32", progress)
-    parity = _check(model, packed.facts(), graphs, directory, progress)
+    weights = _build(packed, graphs, directory, "float32", progress)
+    parity = _check(reference, _Built(directory, packed, weights), graphs, progress)
     shutil.rmtree(directory)
     return parity
-
-
-def _quality(
-    source: SourceModel, runners: dict[str, Runner], rounding: Rounding, progress: Callable[[str], None]
-) -> QualityFigures:
-    return measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
 
 
 def held_out_windows(source: SourceModel) -> list[list[int]]:
@@ -206,24 +215,20 @@ def held_out_windows(source: SourceModel) -> list[list[int]]:
 
 
 def _check(
-    model: LlamaForCausalLM,
-    facts: LanguageModelFacts,
-    graphs: Sequence[_Graph],
-    staging: Path,
-    progress: Callable[[str], None],
+    reference: TorchReference, built: _Built, graphs: Sequence[_Graph], progress: Callable[[str], None]
 ) -> ParityFigures:
-    """Check every graph; the worst figures of all. Removes the graph that is not published."""
+    """Check every graph, one open at a time; the worst figures of all. Removes the graph that is not published."""
     figures: list[ParityFigures] = []
     for graph in graphs:
         tell = partial(_tell, progress, graph.file)
-        runner = graph.open(staging, facts)
         if graph.lm_head == "int8":
-            exact = next(other for other in graphs if other.file == _CHECKED_FILE).open(staging, facts)
-            off = check_shortlist(exact, runner, figures[-1].logit_tolerance, tell)
+            exact = next(other for other in graphs if other.file == _CHECKED_FILE)
+            opened = partial(exact.open_kernels, built), partial(graph.open_kernels, built)
+            off = check_shortlist(*opened, figures[-1].logit_tolerance, tell)
             logger.info("lm_head in int8: logits are off by up to %.2g of the largest", off)
         else:
-            figures.append(check_parity(model, runner, tell))
-    (staging / _CHECKED_FILE).unlink(missing_ok=True)
+            figures.append(check_against(reference, graph.open(built), tell))
+    (built.directory / _CHECKED_FILE).unlink(missing_ok=True)
     return _worst(figures)
 
 

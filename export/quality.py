@@ -6,12 +6,11 @@ Rounded weights and activations cannot pass a gate of 1e-4. So the float32 form 
 the published ones are held against the text: both must find it about as probable, and not much less than float32 does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
@@ -19,8 +18,9 @@ from transformers import LlamaForCausalLM
 from ..artifacts import CheckError
 from ..artifacts.model_directory import TOKENIZER_FILE
 from ..evaluate import Perplexity, perplexity, token_windows
-from ..serve.engine.runner import Runner
-from ..serve.engine.scoring import log_probs, token_log_probs
+from ..serve.engine.scoring import scored_chunk, token_log_probs
+from .reference import torch_logits
+from .steps import AnyRunner, Step, prefill_all, run_steps
 
 LARGEST_COST = 2.0
 """A perplexity that is multiplied by more than this is not published."""
@@ -91,22 +91,26 @@ def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int)
 
 def measure_quality(
     model: LlamaForCausalLM,
-    runners: dict[str, Runner],
+    runners: Mapping[str, Callable[[], AnyRunner]],
     windows_WS: Sequence[list[int]],
     rounding: Rounding,
     progress: Callable[[str], None],
 ) -> QualityFigures:
     """Perplexity of the torch model and of each runner, by graph.
 
+    Args:
+        model: in float32. runners: what opens each; one is open at a time. windows_WS: the text, as `text_windows` has
+        it. rounding: what is rounded, for the report. progress: told each graph.
+
     Raises:
         CheckError: a perplexity is not finite, is more than doubled, or the runners disagree.
     """
     progress("perplexity in float32")
-    exact = perplexity(windows_WS, lambda ids_S: _torch_log_probs(model, ids_S))
+    exact = perplexity(windows_WS, lambda ids_S: token_log_probs(torch_logits(model, ids_S)[:-1], ids_S[1:]))
     found: dict[str, Perplexity] = {}
-    for name, runner in runners.items():
+    for name, open_runner in runners.items():
         progress(f"perplexity of {name}")
-        found[name] = _runner_perplexity(runner, windows_WS)
+        found[name] = _runner_perplexity(open_runner(), windows_WS)
     by_graph = {name: result.value for name, result in found.items()}
     figures = QualityFigures(
         **asdict(rounding), perplexity_float32=exact.value, perplexity=by_graph, tokens=exact.tokens
@@ -128,11 +132,20 @@ def _check(figures: QualityFigures, rounding: Rounding) -> None:
         )
 
 
-def _torch_log_probs(model: LlamaForCausalLM, ids_S: Sequence[int]) -> NDArray[np.float64]:
-    with torch.inference_mode():
-        logits_SV = model(torch.tensor([list(ids_S)])).logits[0].numpy()
-    return token_log_probs(logits_SV[:-1], ids_S[1:])
+def _runner_perplexity(runner: AnyRunner, windows_WS: Sequence[list[int]]) -> Perplexity:
+    scores = _log_probs(runner, windows_WS)
+    return perplexity(windows_WS, lambda ids_S: next(scores))
 
 
-def _runner_perplexity(runner: Runner, windows_WS: Sequence[list[int]]) -> Perplexity:
-    return perplexity(windows_WS, lambda ids_S: log_probs(runner, ids_S))
+def _log_probs(runner: AnyRunner, windows_WS: Sequence[list[int]]) -> Iterator[NDArray[np.float64]]:
+    """Natural-log probability [S - 1] of each token of a window after the first, window by window."""
+    size = scored_chunk(runner.vocab_size, _WINDOW)
+    steps: list[Step] = []
+    for ids_S in windows_WS:
+        inputs = ids_S[:-1]
+        steps += [prefill_all(0, inputs[past : past + size], past) for past in range(0, len(inputs), size)]
+    logits = run_steps(runner, steps)
+    for ids_S in windows_WS:
+        targets = ids_S[1:]
+        chunks = [targets[past : past + size] for past in range(0, len(targets), size)]
+        yield np.concatenate([token_log_probs(next(logits), chunk) for chunk in chunks])

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from ..artifacts import CheckError
-from ..serve.engine.runner import Runner
+from .reference import TorchReference, float32_rounding, torch_greedy
+from .steps import AnyRunner, Decode, Logits, Prefill, Step, prefill_all, run_steps
+
+__all__ = ["ParityFigures", "check_against", "check_parity", "float32_rounding", "torch_greedy"]
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference allowed, where torch's own float32 is accurate enough to ask for it."""
@@ -21,8 +22,7 @@ ROUNDING_FACTOR = 4.0
 GREEDY_TOKENS = 64
 _PROMPT_TOKENS = (5, 17, 33)
 _PROMPTS_TRIED = 8
-
-Logits = NDArray[np.float32]
+_RAGGED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,19 @@ class ParityFigures:
         return asdict(self)
 
 
-def check_parity(model: LlamaForCausalLM, runner: Runner, progress: Callable[[str], None]) -> ParityFigures:
+def check_parity(model: LlamaForCausalLM, runner: AnyRunner, progress: Callable[[str], None]) -> ParityFigures:
+    """`check_against` a model, in float32, of which there is one runner."""
+    return check_against(TorchReference(model), runner, progress)
+
+
+def check_against(reference: TorchReference, runner: AnyRunner, progress: Callable[[str], None]) -> ParityFigures:
     """Compare a runner with at least 3 slots to the torch model it was exported from.
 
     A model that amplifies rounding can lie further than 1e-4 from torch without an error in the graph. Such a model is
     run in float64 as well, and the runner may differ from torch by 4 times what torch differs from that.
 
     Args:
-        model: in float32.
+        reference: of the model in float32.
         runner: over the exported graph.
         progress: told what is checked next.
 
@@ -77,52 +82,57 @@ def check_parity(model: LlamaForCausalLM, runner: Runner, progress: Callable[[st
     if generated < 1:
         raise CheckError(f"a context of {runner.context_length} tokens is too short to check parity in")
     prompts = _prompts(runner.vocab_size)
-    progress("logits of a whole sequence, at once, in pieces, and in a batch")
-    sequence_S = [*prompts[0], *torch_greedy(model, prompts[0], generated)[0]]
-    differences = _differences(model, runner, sequence_S, prompts[: len(_PROMPT_TOKENS)])
-    tolerance = _tolerance(model, sequence_S, differences, progress)
+    progress("torch's own logits and greedy tokens")
+    sequence_S = [*prompts[0], *reference.greedy(prompts[0], generated)[0]]
+    ragged = prompts[: len(_PROMPT_TOKENS)]
+    decided = _decided(reference, prompts, generated, 2 * LOGIT_TOLERANCE)
+    progress(f"logits of a whole sequence, at once, in pieces, and in a batch; {generated} greedy tokens")
+    # All in one run: a large graph is then decoded once.
+    steps = [prefill_all(0, sequence_S), *_in_pieces(sequence_S), *_together(ragged), *decided.steps()]
+    taken = [logits.copy() for logits in run_steps(runner, steps)]
+    differences = _differences(reference, taken[: -len(decided.steps())], sequence_S, ragged)
+    tolerance = _tolerance(reference, sequence_S, differences, progress)
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise CheckError(
                 f"parity: logits of check '{name}' differ by {difference:.2e}, over {tolerance:.2e}; "
                 "nothing was published"
             )
-    progress(f"{generated} greedy tokens, torch against ONNX Runtime")
-    skipped = _check_greedy(model, runner, prompts, generated, 2 * tolerance)
-    return ParityFigures(**differences, greedy_tokens=generated, prompts_skipped=skipped, logit_tolerance=tolerance)
+    greedy = taken[-len(decided.steps()) :]
+    if decided.margin < 2 * tolerance:
+        progress(f"{generated} greedy tokens, torch against ONNX Runtime")
+        decided = _decided(reference, prompts, generated, 2 * tolerance)
+        greedy = [logits.copy() for logits in run_steps(runner, decided.steps())]
+    decided.check(greedy)
+    return ParityFigures(
+        **differences, greedy_tokens=generated, prompts_skipped=decided.skipped, logit_tolerance=tolerance
+    )
 
 
 def _differences(
-    model: LlamaForCausalLM, runner: Runner, sequence_S: list[int], prompts: Sequence[list[int]]
+    reference: TorchReference, taken: Sequence[Logits], sequence_S: list[int], ragged: Sequence[list[int]]
 ) -> dict[str, float]:
-    """The logit differences of `ParityFigures`, by name."""
-    expected_SV = _torch_logits(model, sequence_S)
+    """The logit differences of `ParityFigures`, by name.
+
+    Args:
+        taken: the logits of the steps over `sequence_S`, at once and in pieces, and of those over `ragged`.
+    """
+    expected_SV = reference.logits(sequence_S)
+    pieces = len(_in_pieces(sequence_S))
     return {
-        "full_forward": _difference(_prefill(runner, 0, sequence_S), expected_SV),
-        "chunked": _difference(_in_pieces(runner, sequence_S), expected_SV),
-        "ragged_batch": _ragged_difference(model, runner, prompts),
+        "full_forward": _difference(taken[0], expected_SV),
+        "chunked": _difference(np.concatenate(taken[1 : 1 + pieces]), expected_SV),
+        "ragged_batch": _ragged_difference(reference, taken[1 + pieces + len(ragged) :], ragged),
     }
 
 
 def _tolerance(
-    model: LlamaForCausalLM, sequence_S: list[int], differences: dict[str, float], progress: Callable[[str], None]
+    reference: TorchReference, sequence_S: list[int], differences: dict[str, float], progress: Callable[[str], None]
 ) -> float:
     if all(difference <= LOGIT_TOLERANCE for difference in differences.values()):
         return LOGIT_TOLERANCE
     progress("how far torch's float32 is from float64")
-    return max(LOGIT_TOLERANCE, ROUNDING_FACTOR * float32_rounding(model, sequence_S))
-
-
-def float32_rounding(model: LlamaForCausalLM, ids_S: Sequence[int]) -> float:
-    """Largest difference between the logits of a float32 model and of the same weights in float64."""
-    single_SV = _torch_logits(model, ids_S)
-    # Both conversions are exact. (transformers' own methods refuse models whose configuration says "quantized".)
-    torch.nn.Module.double(model)
-    try:
-        double_SV = _torch_logits(model, ids_S)
-    finally:
-        torch.nn.Module.float(model)
-    return _difference(single_SV, double_SV)
+    return max(LOGIT_TOLERANCE, ROUNDING_FACTOR * reference.rounding(sequence_S))
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:
@@ -132,82 +142,67 @@ def _prompts(vocab_size: int) -> list[list[int]]:
     return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
 
 
-def _check_greedy(
-    model: LlamaForCausalLM, runner: Runner, prompts: Sequence[list[int]], count: int, least_margin: float
-) -> int:
-    """Compare on the first prompt that torch continues by at least this margin; returns the prompts before it."""
+@dataclass(frozen=True)
+class _Greedy:
+    """A prompt, the tokens that torch generates after it, by at least `margin` over the next best, and the number of
+    prompts before it that torch is less decided on."""
+
+    prompt: list[int]
+    expected: list[int]
+    margin: float
+    skipped: int
+
+    def steps(self) -> list[Step]:
+        """The prompt, then the expected tokens one by one: a runner that is right would have generated them."""
+        after = len(self.prompt)
+        steps: list[Step] = [Prefill(0, self.prompt, 0, [after - 1])]
+        return steps + [Decode(0, [token], [after + place]) for place, token in enumerate(self.expected[:-1])]
+
+    def check(self, taken: Sequence[Logits]) -> None:
+        """Raise CheckError where the best logit of a step is not that of the expected token."""
+        for place, (logits_RV, expected) in enumerate(zip(taken, self.expected, strict=True)):
+            actual = int(logits_RV[0].argmax())
+            if actual != expected:
+                raise CheckError(
+                    f"parity: greedy token {place + 1} of {len(self.expected)} is {actual}, torch generates "
+                    f"{expected}; nothing was published"
+                )
+
+
+def _decided(reference: TorchReference, prompts: Sequence[list[int]], count: int, least_margin: float) -> _Greedy:
+    """The first prompt that torch continues by at least this margin: else two rounding errors could swap the best two.
+
+    Raises:
+        CheckError: there is none.
+    """
     for skipped, prompt in enumerate(prompts):
-        expected, margin = torch_greedy(model, prompt, count)
-        if margin < least_margin:  # two rounding errors could swap the best two
-            continue
-        actual = _runner_greedy(runner, prompt, count)
-        if actual != expected:
-            place = next(i for i in range(count) if actual[i] != expected[i])
-            raise CheckError(
-                f"parity: greedy token {place + 1} of {count} is {actual[place]}, torch generates {expected[place]}; "
-                "nothing was published"
-            )
-        return skipped
+        expected, margin = reference.greedy(prompt, count)
+        if margin >= least_margin:
+            return _Greedy(prompt, expected, margin, skipped)
     raise CheckError(
         f"parity: torch is undecided between two tokens after each of {len(prompts)} prompts; train longer"
     )
 
 
-def torch_greedy(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
-    """The `count` tokens that torch generates greedily, and the least margin between its two best logits."""
-    ids, margin, cache = list(prompt), float("inf"), None
-    step = torch.tensor([ids])
-    with torch.inference_mode():
-        for _ in range(count):
-            output = model(step, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            best = torch.topk(output.logits[0, -1], 2).values
-            margin = min(margin, float(best[0] - best[1]))
-            ids.append(int(output.logits[0, -1].argmax()))
-            step = torch.tensor([ids[-1:]])
-    return ids[len(prompt) :], margin
-
-
-def _runner_greedy(runner: Runner, prompt: list[int], count: int) -> list[int]:
-    logits_RV = runner.prefill(0, prompt, 0, [len(prompt) - 1])
-    tokens = [int(logits_RV[0].argmax())]
-    while len(tokens) < count:
-        logits_RV = runner.decode(0, tokens[-1:], [len(prompt) + len(tokens) - 1])
-        tokens.append(int(logits_RV[0].argmax()))
-    return tokens
-
-
-def _torch_logits(model: LlamaForCausalLM, ids: Sequence[int]) -> Logits:
-    with torch.inference_mode():
-        return model(torch.tensor([ids])).logits[0].numpy()
-
-
-def _prefill(runner: Runner, slot: int, ids: list[int]) -> Logits:
-    return runner.prefill(slot, ids, 0, range(len(ids))).copy()
-
-
-def _in_pieces(runner: Runner, ids: list[int]) -> Logits:
-    """All logits of a sequence, from two prefill chunks of unequal length and decode steps for the rest."""
+def _in_pieces(ids: list[int]) -> list[Step]:
+    """The steps to all logits of a sequence: two prefill chunks of unequal length, and decode steps for the rest."""
     first, second = len(ids) // 3, 2 * len(ids) // 3
-    parts = [runner.prefill(0, ids[:first], 0, range(first)).copy()]
-    parts.append(runner.prefill(0, ids[first:second], first, range(second - first)).copy())
-    parts += [runner.decode(0, [ids[place]], [place]).copy() for place in range(second, len(ids))]
-    return np.concatenate(parts)
+    chunks: list[Step] = [prefill_all(0, ids[:first]), prefill_all(0, ids[first:second], first)]
+    return chunks + [Decode(0, [ids[place]], [place]) for place in range(second, len(ids))]
 
 
-def _ragged_difference(model: LlamaForCausalLM, runner: Runner, prompts: Sequence[list[int]]) -> float:
+def _together(prompts: Sequence[list[int]]) -> list[Step]:
+    """A prefill step a prompt, each in a slot of its own, and the steps that decode the last tokens of all together."""
+    steps: list[Step] = [Prefill(slot, prompt[:-_RAGGED_STEPS], 0, []) for slot, prompt in enumerate(prompts)]
+    for left in range(_RAGGED_STEPS, 0, -1):
+        steps.append(Decode(0, [prompt[-left] for prompt in prompts], [len(prompt) - left for prompt in prompts]))
+    return steps
+
+
+def _ragged_difference(reference: TorchReference, together: Sequence[Logits], prompts: Sequence[list[int]]) -> float:
     """Largest difference between slots decoded together and torch on each sequence alone."""
-    steps = 4
-    for slot, prompt in enumerate(prompts):
-        runner.prefill(slot, prompt[:-steps], 0, [])
-    together = [
-        runner.decode(
-            0, [prompt[step - steps] for prompt in prompts], [len(prompt) - steps + step for prompt in prompts]
-        ).copy()
-        for step in range(steps)
-    ]
     return max(
-        _difference(np.stack([logits[slot] for logits in together]), _torch_logits(model, prompt)[-steps:])
+        _difference(np.stack([logits[slot] for logits in together]), reference.logits(prompt)[-_RAGGED_STEPS:])
         for slot, prompt in enumerate(prompts)
     )
 

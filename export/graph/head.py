@@ -17,6 +17,8 @@ HeadForm = Literal["packed", "dense", "int8"]
 SHORTLIST = 64
 """Logits of a row that are computed again in float32. Of trained models, the best was among the first 16 every time."""
 _LARGEST = 127
+_BLOCK_WEIGHTS = 1 << 22
+"""Weights that are rounded at a time: what lies between them and the integers takes several times their memory."""
 _EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -60,7 +62,15 @@ def _dense_weight(builder: GraphBuilder, source: SourceModel) -> str:
 
 def quantise_rows(weight_VE: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Integers [V, E], and scales [V]: a row's largest magnitude / 127. Their products are about the weight."""
-    largest_V = np.maximum(np.abs(weight_VE).max(axis=1), np.finfo(np.float32).tiny)
-    scales_V = (largest_V / _LARGEST).astype(np.float32)
-    quants_VE = np.rint(weight_VE * (_LARGEST / largest_V)[:, None])
-    return np.clip(quants_VE, -_LARGEST, _LARGEST).astype(np.int8), scales_V
+    quants_VE, scales_V = np.empty(weight_VE.shape, np.int8), np.empty(len(weight_VE), np.float32)
+    rows = max(1, _BLOCK_WEIGHTS // max(1, weight_VE.shape[1]))
+    for first in range(0, len(weight_VE), rows):
+        block = slice(first, first + rows)
+        quants_VE[block], scales_V[block] = _quantise_block(weight_VE[block])
+    return quants_VE, scales_V
+
+
+def _quantise_block(weight_RE: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    largest_R = np.maximum(np.abs(weight_RE).max(axis=1), np.finfo(np.float32).tiny)
+    quants_RE = np.rint(weight_RE * (_LARGEST / largest_R)[:, None])
+    return np.clip(quants_RE, -_LARGEST, _LARGEST), (largest_R / _LARGEST).astype(np.float32)

@@ -7,8 +7,7 @@ from types import TracebackType
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnx.external_data_helper import set_external_data
+from onnx import helper, numpy_helper
 
 from ..layouts import Choice
 
@@ -48,22 +47,25 @@ class WeightFile:
     def add(self, name: str, make: Callable[[], NDArray]) -> None:
         """Store the tensor that `make` returns, where there is none of this name yet."""
         if name not in self._tensors:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(make()), name)
-            if len(tensor.raw_data) >= INLINE_BYTES:
-                self._move_out(tensor)
-            self._tensors[name] = tensor
+            array = np.ascontiguousarray(make())
+            outside = array.nbytes >= INLINE_BYTES
+            self._tensors[name] = self._write(name, array) if outside else numpy_helper.from_array(array, name)
 
     def tensor(self, name: str) -> onnx.TensorProto:
         """A stored tensor as a graph's initializer; its data are in the file unless they are small."""
         return self._tensors[name]
 
-    def _move_out(self, tensor: onnx.TensorProto) -> None:
+    def _write(self, name: str, array: NDArray) -> onnx.TensorProto:
         # At whole pages, a runtime that maps the file can give back the pages of one tensor without touching another.
         self._stream.write(bytes(-self._stream.tell() % _PAGE_BYTES))
         offset = self._stream.tell()
-        self._stream.write(tensor.raw_data)
-        set_external_data(tensor, self._location, offset, len(tensor.raw_data))
-        tensor.ClearField("raw_data")
+        # From where it lies: a tensor of ONNX would take two more copies of what may be gigabytes.
+        self._stream.write(array.reshape(-1).view(np.uint8).data)
+        tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in {"location": self._location, "offset": offset, "length": array.nbytes}.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:

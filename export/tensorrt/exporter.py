@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,6 @@ from ...artifacts.manifest import MANIFEST_FILE
 from ...artifacts.publish import check_target
 from ...serve.engine.engines import EngineFacts, Gpu, write_engines
 from ...serve.engine.gpu import find_gpu
-from ...serve.engine.runner import Runner
 from ...serve.engine.static_cache import StepLimits
 from ..exporter import NO_PASSES, export_packed, held_out_windows
 from ..graph.source import SourceModel, load_source
@@ -170,9 +169,7 @@ class _Export:
     def _quality(self, graph: Path, precision: Precision) -> QualityFigures:
         """Perplexity of the file that is built, as ONNX Runtime computes it."""
         windows_WS = held_out_windows(self.original)
-        runners: dict[str, Runner] = {
-            f"the engine's graph in {precision.name}": open_graph(self.source, graph, precision)
-        }
+        runners = {f"the engine's graph in {precision.name}": partial(open_graph, self.source, graph, precision)}
         rounding = Rounding(precision.name, precision.name, precision.name)
         return measure_quality(self.original.model, runners, windows_WS, rounding, self._tell)
 

@@ -1,5 +1,6 @@
 """Sessions of ONNX Runtime on the CPU, and arrays bound to their inputs and outputs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,49 @@ def load_session(path: Path, threads: int | None, *, kernels: bool) -> onnxrunti
     Raises:
         InputError: ONNX Runtime cannot load the file, or the op library.
     """
+    options = _options(threads)
+    if kernels:
+        register(options)
+    return _open(path, options, path)
+
+
+def load_lean_session(path: Path, content: bytes | None = None, *, folded: bool) -> onnxruntime.InferenceSession:
+    """A session of stock ops that gives memory back as soon as it is done with it, for a graph that is run a few times.
+
+    Args:
+        path: an ONNX file.
+        content: a model to load in place of the file's, such as a part of it; its tensors are in files beside `path`.
+        folded: compute what does not depend on the inputs once, at loading: the dense weights of packed layers. That
+            takes some 60 bytes a weight while it lasts. Otherwise it is computed in every step.
+
+    Raises:
+        InputError: ONNX Runtime cannot load the model.
+    """
+    options = _options(None)
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False
+    if content is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return _open(path if content is None else content, options, path, [] if folded else ["ConstantFolding"])
+
+
+def _options(threads: int | None) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3
     # "session.set_denormal_as_zero" is left alone: it would change the floating-point mode of the calling thread for
     # good.
-    if kernels:
-        register(options)
+    return options
+
+
+def _open(
+    model: Path | bytes, options: onnxruntime.SessionOptions, path: Path, disabled_optimizers: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
+    """The session of a model, which `path` names in messages."""
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled_optimizers)
+        )
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         raise InputError(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from error
 
