@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...artifacts import InputError
-from .settings import MODEL_NAME
+from .settings import BATCHED_NAME, MODEL_NAME
 from .wheel import TritonWheel
 
 HOST = "127.0.0.1"
@@ -86,6 +86,7 @@ def server_flags(repository: str, ports: Ports, key: str, *, grpc_address: str =
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
         f"--load-model={MODEL_NAME}",
+        f"--load-model={BATCHED_NAME}",
         "--disable-auto-complete-config",
         f"--grpc-address={grpc_address}",
         f"--http-address={HOST}",

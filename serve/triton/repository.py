@@ -14,7 +14,7 @@ from ...artifacts import InputError, LanguageModelFacts
 from ..engine.engines import read_engines
 from ..engine.onnxruntime import language_model_facts
 from ..tokenizer import load_tokenizer
-from .settings import MODEL_NAME, Settings
+from .settings import BATCHED_NAME, MODEL_NAME, Settings
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_repository"
 CONFIG_FILE = "config.pbtxt"
@@ -23,9 +23,9 @@ ARTIFACT = "artifact"
 
 
 def fill_repository(artifact: Path, repository: Path, settings: Settings, *, copy: bool = False) -> LanguageModelFacts:
-    """Put the template, the artifact and the settings into `repository` as its model `llm`.
+    """Put the template, the artifact and the settings into `repository` as its model `llm`, and `ensemble` before it.
 
-    Other models in the repository stay as they are; an `llm` that hebbline put there is replaced.
+    Other models in the repository stay as they are; those two are replaced where hebbline put them there.
 
     Args:
         artifact: a published directory of kind "onnx"; every file is verified.
@@ -35,12 +35,13 @@ def fill_repository(artifact: Path, repository: Path, settings: Settings, *, cop
         artifact has engines, the model is then of KIND_GPU.
 
     Raises:
-        InputError: the artifact is damaged or of another kind, or the repository's `llm` is not hebbline's.
+        InputError: the artifact is damaged or of another kind, or a model of the repository has one of the two names.
     """
     facts = language_model_facts(artifact)
     load_tokenizer(artifact)
-    target = repository.absolute() / MODEL_NAME
-    _check_replaceable(target)
+    targets = [repository.absolute() / name for name in (MODEL_NAME, BATCHED_NAME)]
+    for target in targets:
+        _check_replaceable(target)
     repository.mkdir(parents=True, exist_ok=True)
     # Staged beside the repository: within it, a server would take the directory for a model.
     staging = Path(tempfile.mkdtemp(prefix=f".{repository.name}.", dir=repository.absolute().parent))
@@ -48,7 +49,9 @@ def fill_repository(artifact: Path, repository: Path, settings: Settings, *, cop
         model = staging / MODEL_NAME
         _fill_model(model, artifact.resolve(), settings, copy)
         check_model(model)
-        _replace(model, target)
+        _fill_batched(staging / BATCHED_NAME)
+        for target in targets:
+            _replace(staging / target.name, target)
     finally:
         shutil.rmtree(staging)
     return facts
@@ -90,6 +93,12 @@ def _fill_model(model: Path, artifact: Path, settings: Settings, copy: bool) -> 
     (model / CONFIG_FILE).write_text(text_format.MessageToString(config))
 
 
+def _fill_batched(model: Path) -> None:
+    shutil.copytree(TEMPLATE / BATCHED_NAME, model)
+    (model / VERSION).mkdir(exist_ok=True)  # Triton asks for a version, though there is nothing in it
+    _make_readable(model)
+
+
 def _make_readable(directory: Path) -> None:
     """Let every user read: a container runs the server under a user of its own."""
     for path in (directory, *directory.rglob("*")):
@@ -104,8 +113,12 @@ def _read_config(path: Path) -> model_config_pb2.ModelConfig:
 
 
 def _check_replaceable(target: Path) -> None:
-    code = target / VERSION / "model.py"
-    if target.exists() and not (code.is_file() and "hebbline" in code.read_text(errors="replace")):
+    texts = [
+        path.read_text(errors="replace")
+        for path in (target / VERSION / "model.py", target / CONFIG_FILE)
+        if path.is_file()
+    ]
+    if target.exists() and not any("hebbline" in text for text in texts):
         raise InputError(f"{target} exists and is not a model of hebbline's; choose another repository")
 
 

@@ -7,6 +7,8 @@ from typing import Any, cast
 from ...artifacts import KV_FORMATS, InputError, KvFormat
 
 MODEL_NAME = "llm"
+BATCHED_NAME = "ensemble"
+"""The same model for clients that put a batch of one before every shape; TensorRT-LLM's backend calls it so."""
 MAX_SLOTS = 1024
 AS_EXPORTED = "as-exported"
 

@@ -15,7 +15,8 @@ from hebbline.serve.sampling import SamplingParameters
 def sorted_reference(logits_V, parameters):
     """The probabilities by definition; and how near top-p's sum comes to an edge, relatively: nearer than rounding, the
     edge is a matter of taste."""
-    shifted = (logits_V.astype(np.float64) - logits_V.max()) / parameters.temperature
+    with np.errstate(over="ignore"):
+        shifted = (logits_V.astype(np.float64) - logits_V.max()) / parameters.temperature
     weights = np.exp(shifted)
     weights[weights < parameters.min_p] = 0
     if parameters.top_k:

@@ -106,6 +106,20 @@ def test_end_of_sequence_token_ends_and_is_not_shown(start, make_runner, submit,
     assert (chunks[-1].finish_reason, chunks[-1].num_output_tokens) == ("stop", 3)
 
 
+def test_a_stop_token_ends_as_the_end_of_sequence_does(start, make_runner, submit, alone):
+    token_ids = [chunk.token_ids[0] for chunk in alone(make_runner(), [1], max_tokens=6)]
+    chunks = submit(start(make_runner()), [1], max_tokens=6, stop_token_ids=(token_ids[3], 5)).chunks()
+    assert [token for chunk in chunks for token in chunk.token_ids] == token_ids[:3]
+    assert (chunks[-1].finish_reason, chunks[-1].num_output_tokens) == ("stop", 3)
+
+
+def test_log_probs_are_added_up(start, make_runner, submit):
+    chunks = submit(start(make_runner()), [1], max_tokens=6, return_log_probs=True).chunks()
+    sums = np.cumsum([chunk.log_probs[0] for chunk in chunks])
+    np.testing.assert_allclose([chunk.cumulative_log_prob for chunk in chunks], sums)
+    assert all(c.cumulative_log_prob is None for c in submit(start(make_runner()), [1], max_tokens=2).chunks())
+
+
 def test_stop_string_cuts_the_text(start, make_runner, byte_tokenizer, alone):
     text = "".join(chunk.text for chunk in alone(make_runner(), [5], max_tokens=40))
     clean = [index for index in range(1, len(text) - 1) if "\ufffd" not in text[index : index + 2]]
@@ -307,6 +321,8 @@ def test_requests_that_cannot_be_served_are_refused(start, make_runner, submit):
         submit(scheduler, [256])
     with pytest.raises(InputError, match="outside the vocabulary"):
         submit(scheduler, [-1])
+    with pytest.raises(InputError, match="stop_token_ids: a token id is outside the vocabulary"):
+        submit(scheduler, [1], stop_token_ids=(256,))
     with pytest.raises(InputError, match="nothing to do"):
         submit(scheduler, [1], max_tokens=0)
     assert len(submit(scheduler, [1] * 120, max_tokens=8).tokens()) == 8  # to the last position of the context

@@ -1,6 +1,9 @@
 """The bound on the text of a token: never less than a token takes, and there only where there is one."""
 
+import threading
+import time
 import unicodedata
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -137,6 +140,26 @@ def test_where_text_can_vanish_there_is_no_bound(name):
 def test_the_tokens_are_those_of_the_tokenizer(tokenizer):
     text = "the quick brown fox — naïve 日本語 <|endoftext|>"
     assert list(encode(tokenizer.backend_tokenizer, text, 100)) == tokenizer(text)["input_ids"]
+
+
+def test_other_threads_run_while_a_long_text_is_read(tokenizer):
+    """As the one that makes tokens for all requests must."""
+    text = "the quick brown fox jumps over 12 lazy dogs. " * 20_000
+    ticks, ended = [], threading.Event()
+
+    def tick():
+        while not ended.wait(0.001):
+            ticks.append(time.perf_counter())
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    started = time.perf_counter()
+    encode(tokenizer.backend_tokenizer, text, 10**6)
+    elapsed = time.perf_counter() - started
+    ended.set()
+    ticker.join()
+    longest = max(later - earlier for earlier, later in pairwise([started, *ticks, started + elapsed]))
+    assert longest < elapsed / 2
 
 
 def test_more_tokens_than_may_be_are_refused():
