@@ -107,7 +107,7 @@ def _distribution(logits_V: NDArray[np.float32], peak: np.float32, filters: Filt
     if 0 < filters.top_k < len(weights_N):
         weights_N *= _top_k(shifted_N, filters.top_k)
     if filters.top_p < 1:
-        weights_N = _nucleus(weights_N, filters.top_p)
+        _keep_nucleus(weights_N, filters.top_p)
     return Distribution(ids_N, weights_N)
 
 
@@ -163,29 +163,31 @@ def _top_k(shifted_N: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     return kept_N
 
 
-def _nucleus(weights_N: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
-    """The weights, with 0 for all but the smallest set of the largest ones that has `top_p` of their sum."""
+def _keep_nucleus(weights_N: NDArray[np.float64], top_p: float) -> None:
+    """Set all weights to 0 but the smallest set of the largest ones that has `top_p` of their sum."""
     target = top_p * float(weights_N.sum())
-    if len(weights_N) > SMALL and (kept_N := _nucleus_by_band(weights_N, top_p, target)) is not None:
-        return kept_N
-    return weights_N * _first_to_reach(weights_N, 0.0, target)
+    if len(weights_N) <= SMALL or not _keep_nucleus_by_band(weights_N, top_p, target):
+        weights_N *= _first_to_reach(weights_N, 0.0, target)
 
 
-def _nucleus_by_band(weights_N: NDArray[np.float64], top_p: float, target: float) -> NDArray[np.float64] | None:
-    """As `_nucleus`, sorting only a band of weights around the edge, guessed from a sample; None where it missed."""
+def _keep_nucleus_by_band(weights_N: NDArray[np.float64], top_p: float, target: float) -> bool:
+    """As `_keep_nucleus`, sorting only a band of weights around the edge, guessed from a sample.
+
+    Returns whether the edge was there; else the weights are as they were. Arrays of a vocabulary are not made, as the
+    system would give and take back their memory each time.
+    """
     sample = np.sort(weights_N[:: max(1, len(weights_N) // (4 * SAMPLE))])
     tails = np.cumsum(sample)
     low, high = _quantiles(sample, tails, (1 - top_p) * tails[-1], (0.9, 1.1))
     reaches_N = weights_N >= low
-    kept_N = reaches_N.astype(np.float64)
-    kept_N *= weights_N
     band = np.flatnonzero(reaches_N & (weights_N <= high))
-    in_band, kept = weights_N[band], float(kept_N.sum())
+    in_band, kept = weights_N[band], float(np.einsum("i,i->", weights_N, reaches_N.view(np.uint8)))
     above = kept - float(in_band.sum())
     if not above < target <= kept:
-        return None
-    kept_N[band] *= _first_to_reach(in_band, above, target)
-    return kept_N
+        return False
+    weights_N *= reaches_N
+    weights_N[band] *= _first_to_reach(in_band, above, target)
+    return True
 
 
 def _first_to_reach(weights_N: NDArray[np.float64], before: float, target: float) -> NDArray[np.bool_]:

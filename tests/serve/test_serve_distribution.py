@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hebbline.serve.distribution import BLOCK, FEW, SMALL, Distribution, _nucleus_by_band, _sparse_nucleus, distribution
+from hebbline.serve.distribution import (
+    BLOCK,
+    FEW,
+    SMALL,
+    Distribution,
+    _keep_nucleus_by_band,
+    _sparse_nucleus,
+    distribution,
+)
 from hebbline.serve.sampling import SamplingParameters
 
 
@@ -117,11 +125,13 @@ def test_both_ways_to_a_nucleus_are_taken():
     assert {"peaked", "spread"} <= narrow
     assert {"flat", "steps", "equal"}.isdisjoint(narrow)
     weights = np.exp(kinds["flat"].astype(np.float64))
-    assert _nucleus_by_band(weights, 0.9, 0.9 * weights.sum()) is not None
+    assert _keep_nucleus_by_band(weights, 0.9, 0.9 * weights.sum())
     # A sample of every 24th token misses such peaks: the band is given up, not the nucleus.
     skewed = np.ones(49_152)
     skewed[1 : 1 + 100 * 24 : 24] = 1e4
-    assert _nucleus_by_band(skewed, 0.5, 0.5 * skewed.sum()) is None
+    before = skewed.copy()
+    assert not _keep_nucleus_by_band(skewed, 0.5, 0.5 * skewed.sum())
+    np.testing.assert_array_equal(skewed, before)
     assert FEW < SMALL
 
 
