@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.isa import kernels_isa
 from .budget import NO_BUDGET, Budget
 from .cases import Cell, LinearCases, plan_cells
 from .layers import Call, DenseLayers, SparseLayers
-from .machine import kernels_isa
 from .peers import PeerRow, build_peer
 from .timing import interleaved
 

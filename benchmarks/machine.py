@@ -1,6 +1,5 @@
 """What a result must stand beside: the processor, the versions, the commit, and the memory bandwidth of the moment."""
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -12,22 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..artifacts import InputError
+from ..kernels.isa import kernels_isa
 
 _PACKAGES = ("onnxruntime", "numpy", "torch", "openvino", "scipy")
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 _BANDWIDTH_BYTES = 512 << 20
-ISA_VARIABLE = "HEBBLINE_ISA"
-_ISA_FLAGS = {
-    "scalar": (),
-    "avx2": ("fma", "popcnt", "avx", "f16c", "bmi1", "avx2", "bmi2"),
-    "avx512": ("avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vbmi2", "avx512_vnni"),
-    "amx": ("avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
-}
-"""The instruction sets of the kernels in rising order, and the flags that each needs beside those before it."""
-_EMULATED_ISA = "amx-emulated"
-_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
-"""The system call of x86-64 by which a process asks Linux for the registers of AMX."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +47,6 @@ def describe_machine() -> Machine:
     )
 
 
-def kernels_isa() -> str:
-    """The instruction set that the kernels use: the best there is, or what HEBBLINE_ISA names.
-
-    The rule is that of `kernels/platform/cpu.cpp`.
-
-    Raises:
-        InputError: the variable names no instruction set, or one that this processor lacks.
-    """
-    found = _isas_here()
-    wanted = os.environ.get(ISA_VARIABLE)
-    if not wanted:
-        return found[-1]
-    if wanted not in (*_ISA_FLAGS, _EMULATED_ISA):
-        raise InputError(f"{ISA_VARIABLE}={wanted} is not one of {', '.join((*_ISA_FLAGS, _EMULATED_ISA))}")
-    if wanted not in (*found, _EMULATED_ISA):
-        raise InputError(f"{ISA_VARIABLE}={wanted}: this processor lacks it; unset the variable")
-    return wanted
-
-
 def read_bandwidth(threads: int, rounds: int = 5) -> float:
     """Bytes a second that `threads` threads read together from memory; the best of some rounds.
 
@@ -94,20 +63,6 @@ def read_bandwidth(threads: int, rounds: int = 5) -> float:
             worker.join()
         best = max(best, threads * _BANDWIDTH_BYTES / (time.perf_counter() - started))
     return best
-
-
-def _isas_here() -> list[str]:
-    flags = set(_processor_facts().get("flags", "").split())
-    found: list[str] = []
-    for isa, needed in _ISA_FLAGS.items():
-        if not flags.issuperset(needed) or (isa == "amx" and not _may_use_amx()):
-            break
-        found.append(isa)
-    return found
-
-
-def _may_use_amx() -> bool:
-    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
 
 
 def _processor_facts() -> dict[str, str]:

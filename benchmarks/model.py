@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import median
 
 from ..artifacts import InputError, LanguageModelFacts
+from ..kernels.isa import kernels_isa
 from ..serve.engine.onnxruntime import cache_bytes_per_slot
 from .budget import NO_BUDGET, Budget
-from .machine import kernels_isa, read_bandwidth
+from .machine import read_bandwidth
 from .processes import Helper
 from .variants import BASELINE, VARIANTS, Variant
 from .worker import READY, RESIDENT, Measure, open_worker

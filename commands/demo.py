@@ -97,12 +97,13 @@ def _export(model: Path, artifact: Path) -> None:
 
 def _speed(model: Path, tokens: int) -> None:
     from ..benchmarks.model import ModelCase, run_model
+    from ..kernels.isa import kernels_isa
 
     _stage(
         3,
         "Speed",
         "The same weights as a dense ONNX model, zeros and all, and as the sparse one on hebbline's kernels, in turns, "
-        "on one thread.",
+        f"on one thread; the kernels use {kernels_isa()}.",
     )
     case = ModelCase(str(model), variants=("sparse float32",), context=tokens, prefill=tokens, batches=(1,))
     with tempfile.TemporaryDirectory(prefix="hebbline-demo-") as directory, console.status("") as status:
@@ -113,9 +114,16 @@ def _speed(model: Path, tokens: int) -> None:
         f"times as fast[/bold]); generating: {dense.decode[1]:,.0f} dense, {sparse.decode[1]:,.0f} sparse "
         f"([bold]{ratios[1]:.2f} times[/bold])"
     )
-    console.print(
-        "A model of this size fits the processor's caches; larger ones gain more: hebbline bench model", style="dim"
-    )
+    console.print(_verdict(ratios), style="dim")
+
+
+def _verdict(ratios: list[float]) -> str:
+    if min(ratios[:2]) < 1:
+        return (
+            "On this machine sparse does not pay for this model in all of it; the server measures when it loads the "
+            "model, and runs the graph that is faster"
+        )
+    return "A model of this size fits the processor's caches; larger ones gain more: hebbline bench model"
 
 
 def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
@@ -137,6 +145,8 @@ def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
             with console.status("starting Triton"):
                 server.wait_ready()
             console.print(f"Triton serves the model at grpc://{server.grpc_url}")
+            if (choice := server.graph_choice) is not None:
+                console.print(str(choice), style="dim")
             with Client(server.grpc_url) as client:
                 chunk = _stream(client)
             return _perplexity(f"grpc://{server.grpc_url}", texts, tokenizer=artifact), chunk

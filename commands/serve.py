@@ -96,6 +96,8 @@ def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
     with console.status("loading the model") as status:
         server.wait_ready(lambda seconds: status.update(f"loading the model ({seconds:.0f} s)"))
     http_url = f"http://127.0.0.1:{ports.http}"
+    if (choice := server.graph_choice) is not None:
+        console.print(str(choice))
     console.print(f"ready: gRPC at [bold]{server.grpc_url}[/bold], metrics at http://127.0.0.1:{ports.metrics}/metrics")
     console.print(f'  hebbline query "Once upon a time" --url {server.grpc_url}', style="bold", soft_wrap=True)
     console.print(
@@ -105,6 +107,7 @@ def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
     console.print("Ctrl-C ends the server")
     if as_json:
         addresses = {"grpc_url": server.grpc_url, "http_url": http_url}
+        addresses |= {"graph": choice.graph} if choice is not None else {}
         print_json({**addresses, "log": str(server.log), "repository": str(repository), "pid": server.pid})
     server.wait()
 

@@ -10,6 +10,7 @@ is given.
 import importlib
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -134,7 +135,12 @@ class TensorRtRunner(StaticCacheRunner):
 
 
 def open_runner(
-    artifact: Path, slots: int, threads: int | None = None, kv: KvFormat | None = None
+    artifact: Path,
+    slots: int,
+    threads: int | None = None,
+    kv: KvFormat | None = None,
+    *,
+    open_onnx: Callable[..., OnnxRunner] = OnnxRunner.open,
 ) -> OnnxRunner | TensorRtRunner:
     """The runner of a published artifact: an engine that fits this machine's GPU, else the ONNX, which runs anywhere.
 
@@ -143,7 +149,8 @@ def open_runner(
     Args:
         artifact: a directory of kind "onnx"; every file is verified.
         slots: sequences held at a time. threads: of ONNX Runtime; None: one for each physical core. kv: how ONNX
-        Runtime keeps keys and values, see `OnnxRunner.open`; an engine keeps them in its own precision.
+        Runtime keeps keys and values, see `OnnxRunner.open`; an engine keeps them in its own precision. open_onnx:
+        called like `OnnxRunner.open` where no engine fits.
 
     Raises:
         InputError: the directory is no artifact of a language model, is damaged, or ONNX Runtime cannot load it.
@@ -159,7 +166,7 @@ def open_runner(
         return TensorRtRunner(artifact, choice.engine, slots, trt, driver)
     if engines:
         logger.warning("%s: running the ONNX on the CPU instead of an engine: %s", artifact, choice.reason)
-    return OnnxRunner.open(artifact, slots, threads, kv=kv)
+    return open_onnx(artifact, slots, threads, kv=kv)
 
 
 def installed_runtimes() -> dict[str, str]:

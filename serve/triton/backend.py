@@ -20,6 +20,7 @@ from ..engine.tensorrt import open_runner
 from ..generation import CANCELLED, Chunk
 from ..scheduler import Event, Failure, QueueFullError, Scheduler, Ticket, UnavailableError
 from ..tokenizer import load_tokenizer
+from .graph_choice import open_chosen
 from .intake import Intake
 from .lifeline import watch_lifeline
 from .protocol import INVALID_ARGUMENT, ParsedRequest, RequestReader, join_chunks, response_tensors
@@ -32,7 +33,8 @@ class Backend:
     """The artifact's runner and scheduler, the intake, and the responder."""
 
     def __init__(self, artifact: Path, settings: Settings) -> None:
-        runner = open_runner(artifact, settings.slots, settings.threads or None, settings.kv)
+        threads = settings.threads or None
+        runner = open_runner(artifact, settings.slots, threads, settings.kv, open_onnx=open_chosen)
         tokenizer = load_tokenizer(artifact)
         self._reader = RequestReader(tokenizer, runner.context_length, runner.vocab_size)
         self._scheduler = Scheduler(runner, tokenizer, runner.facts.eos_token_ids, max_waiting=settings.max_waiting)

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ...artifacts import CheckError
+from ..engine.fastest import GraphChoice
+from .graph_choice import CHOICE_VARIABLE, read_choice
 from .lifeline import LIFELINE_VARIABLE, Lifeline
 from .process import HOST, Ports, ServerCommand, end_reason, is_model_ready, kill_group, last_error
 from .restarts import Restarts
@@ -49,6 +51,7 @@ class TritonServer:
     ) -> None:
         self.ports = ports
         self.log = run_directory / "server.log"
+        self._choice_file = run_directory / "graph.json"
         self._repository = repository
         self._run_directory = run_directory
         self._drain_seconds = drain_seconds
@@ -95,10 +98,16 @@ class TritonServer:
         shutil.rmtree(backends, ignore_errors=True)
         wheel.assemble_backends(backends)
         self.log.write_bytes(b"")
+        self._choice_file.unlink(missing_ok=True)
         exit_timeout = int(self._drain_seconds + STOP_SECONDS / 2)
         self._command = ServerCommand(wheel, backends, self._repository, self.ports, exit_timeout)
         self._lifeline = Lifeline(self._run_directory / "lifeline")
         self._spawn()
+
+    @property
+    def graph_choice(self) -> GraphChoice | None:
+        """Which of the artifact's graphs runs on the CPU, once the model is ready; None where an engine does."""
+        return read_choice(self._choice_file)
 
     def wait_ready(self, on_wait: Callable[[float], None] | None = None) -> None:
         """Wait for the model, then begin to watch it. `on_wait` is called now and then with the seconds so far.
@@ -135,7 +144,8 @@ class TritonServer:
 
     def _spawn(self) -> None:
         assert self._command is not None and self._lifeline is not None, "the server has been started"
-        self._process = self._command.spawn(self.log, {LIFELINE_VARIABLE: str(self._lifeline.path.absolute())})
+        told = {LIFELINE_VARIABLE: self._lifeline.path, CHOICE_VARIABLE: self._choice_file}
+        self._process = self._command.spawn(self.log, {name: str(path.absolute()) for name, path in told.items()})
 
     def _wait_for_model(self, on_wait: Callable[[float], None] | None = None) -> None:
         assert self._process is not None and self._lifeline is not None, "the server has been started"

@@ -4,18 +4,17 @@ import gc
 import json
 import time
 
-import numpy as np
 import pytest
 
-from hebbline.artifacts import InputError
-from hebbline.benchmarks import layers, linear, machine, timing
+from hebbline.benchmarks import layers, linear, timing
 from hebbline.benchmarks.budget import NO_BUDGET, Budget
 from hebbline.benchmarks.cases import LinearCases, plan_cells
-from hebbline.benchmarks.machine import describe_machine, kernels_isa, read_bandwidth
+from hebbline.benchmarks.machine import describe_machine, read_bandwidth
 from hebbline.benchmarks.peers import PeerRow
 from hebbline.benchmarks.performance import linear_section, plot_speedups
 from hebbline.benchmarks.timing import interleaved
 from hebbline.cli import main
+from hebbline.kernels.isa import kernels_isa
 
 SMALL = ["--shapes", "64x96,40x33", "--densities", "0.3,0.05", "--tokens", "1,3"]
 FIELDS = {
@@ -213,35 +212,6 @@ def test_slow_candidates_are_timed_less_often():
     seconds = interleaved({"slow": slow}, most_seconds=0.5)
     assert seconds["slow"] == pytest.approx(0.4, rel=0.5)
     assert len(calls) == 2  # where there are seven rounds, each with a call before it
-
-
-def test_isa_is_what_the_variable_names_or_the_best_there_is(monkeypatch):
-    monkeypatch.delenv(machine.ISA_VARIABLE, raising=False)
-    everything = [flag for flags in machine._ISA_FLAGS.values() for flag in flags]
-    without_amx = [flag for flag in everything if not flag.startswith("amx")]
-    for flags, isa in (([], "scalar"), (machine._ISA_FLAGS["avx2"], "avx2"), (without_amx, "avx512")):
-        monkeypatch.setattr(machine, "_processor_facts", lambda flags=flags: {"flags": " ".join(flags)})
-        assert kernels_isa() == isa
-    monkeypatch.setenv(machine.ISA_VARIABLE, "amx-emulated")
-    assert kernels_isa() == "amx-emulated"
-    for wanted, message in (("amx", "this processor lacks it"), ("sse", "is not one of scalar, avx2")):
-        monkeypatch.setenv(machine.ISA_VARIABLE, wanted)
-        with pytest.raises(InputError, match=message):
-            kernels_isa()
-
-
-def test_the_kernels_take_the_isas_that_the_rule_finds(monkeypatch):
-    """The library itself refuses exactly what `kernels_isa` refuses."""
-    weight_NK, mask_NK = np.ones((16, 32), np.float32), np.ones((16, 32), bool)
-    for isa in (*machine._ISA_FLAGS, "amx-emulated", "sse"):
-        monkeypatch.setenv(machine.ISA_VARIABLE, isa)
-        try:
-            kernels_isa()
-        except InputError:
-            with pytest.raises(Exception, match=machine.ISA_VARIABLE):
-                layers.SparseLayers(weight_NK, mask_NK, "float32", 1)
-        else:
-            assert layers.SparseLayers(weight_NK, mask_NK, "float32", 1).check(np.ones((2, 32), np.float32)) < 1e-5
 
 
 def test_machine_and_bandwidth():

@@ -12,12 +12,12 @@ from hebbline.artifacts import CheckError, InputError, LanguageModelFacts
 from hebbline.benchmarks import builds
 from hebbline.benchmarks import model as bench
 from hebbline.benchmarks.builds import bytes_a_token
-from hebbline.benchmarks.machine import kernels_isa
 from hebbline.benchmarks.model import ModelCase, run_model
 from hebbline.benchmarks.processes import Helper
 from hebbline.benchmarks.variants import BASELINE, VARIANTS
 from hebbline.benchmarks.worker import READY, open_worker
 from hebbline.cli import main
+from hebbline.kernels.isa import kernels_isa
 
 
 @pytest.fixture(autouse=True)
