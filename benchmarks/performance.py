@@ -39,9 +39,9 @@ def provenance(machine: Machine, command: str) -> str:
 
 
 def linear_name(rows: Sequence[LinearRow]) -> str:
-    """Names the section of these rows: by their shapes and thread counts, so that no other's figures are lost."""
+    """Names the section of these rows: by shapes, threads and instruction set, so that no other's figures are lost."""
     threads = [str(count) for count in dict.fromkeys(row.threads for row in rows)]
-    return f"{', '.join(_shapes(rows))}; {' and '.join(threads)} thread{'s' if threads != ['1'] else ''}"
+    return f"{', '.join(_shapes(rows))}; {' and '.join(threads)} thread{'s' if threads != ['1'] else ''}; {rows[0].isa}"
 
 
 def linear_section(
@@ -55,7 +55,7 @@ def linear_section(
         "alone: compare the peers.\n",
     ]
     for out_features, in_features, threads in dict.fromkeys((r.out_features, r.in_features, r.threads) for r in rows):
-        parts.append(f"### {out_features}x{in_features}, {threads} thread{'s' if threads > 1 else ''}\n")
+        parts.append(f"### {out_features}x{in_features}, {_threads(threads)}\n")
         key = {"out_features": out_features, "in_features": in_features, "threads": threads}
         parts.append(_table([r for r in rows if asdict(r).items() >= key.items()], rows, peers, key))
     if plot is not None:
@@ -63,11 +63,16 @@ def linear_section(
     return "\n".join(parts)
 
 
+def model_name(case: ModelCase, isa: str) -> str:
+    """Names the section of a model's rows: by model, density, threads and instruction set."""
+    return f"{case.model}, density {case.density:g}; {_threads(case.threads)}; {isa}"
+
+
 def model_section(machine: Machine, command: str, case: ModelCase, rows: Sequence[ModelRow]) -> str:
     """The section on one whole model: a row for each variant."""
     batches = "".join(f" decode B = {batch} |" for batch in case.batches)
     lines = [
-        f"## {case.model}, density {case.density:g}, {case.threads} thread{'s' if case.threads > 1 else ''}\n",
+        f"## {model_name(case, machine.isa)}\n",
         provenance(machine, command),
         "Tokens a second, and in brackets times as many as dense float32 ONNX Runtime in the same rounds. "
         f"Prompts of {case.prefill} "
@@ -132,7 +137,11 @@ def plot_name(rows: Sequence[LinearRow]) -> str | None:
     """The file name of the section's plot; None where there are too few densities for a line over them."""
     if len({row.density for row in rows}) < _PLOTTED_DENSITIES:
         return None
-    return f"performance-linear-{'-'.join(_shapes(rows))}-{rows[0].threads}.png"
+    return f"performance-linear-{'-'.join(_shapes(rows))}-{rows[0].threads}-{rows[0].isa}.png"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _shapes(rows: Sequence[LinearRow]) -> list[str]:
@@ -161,7 +170,7 @@ def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Pat
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("times as fast as dense float32")
     handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.suptitle(f"{same[0]}x{same[1]} layer, {same[2]} thread{'s' if same[2] > 1 else ''}")
+    figure.suptitle(f"{same[0]}x{same[1]} layer, {_threads(same[2])}, kernels on {first.isa}")
     figure.tight_layout()
     figure.legend(handles, labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(labels), 5))
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -61,10 +61,10 @@ def _measure(case: "ModelCase", budget: "Budget", machine: "Machine", as_json: b
 
 
 def _write(docs: Path, machine: "Machine", command: str, case: "ModelCase", rows: "list[ModelRow]") -> None:
-    from ..benchmarks.performance import model_section, write_performance
+    from ..benchmarks.performance import model_name, model_section, write_performance
 
-    section = f"bench model {case.model}, density {case.density:g}, {case.threads} threads"
-    page = write_performance(docs, section, model_section(machine, command, case, rows))
+    name = f"bench model {model_name(case, machine.isa)}"
+    page = write_performance(docs, name, model_section(machine, command, case, rows))
     console.print(f"written to [bold]{page}[/bold]")
 
 

@@ -74,9 +74,9 @@ def test_page_has_one_section_of_the_same_cases_however_often_it_is_written(tmp_
     assert main(["bench", "linear", *others, "--values", "int8", "--docs", str(tmp_path)]) == 0
     page = (tmp_path / "performance.md").read_text()
     assert page.count("## Linear layers") == 2
-    assert "## Linear layers, 32x48; 1 and 2 threads" in page
+    assert f"## Linear layers, 32x48; 1 and 2 threads; {kernels_isa()}\n" in page
     assert page.count("x one thread") == 3
-    assert (tmp_path / "performance-linear-32x48-1.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / f"performance-linear-32x48-1-{kernels_isa()}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_tells_most_comes_first():
