@@ -1,5 +1,6 @@
 """`docs/performance.md`: one section a benchmark, each written by the command that stands above its tables."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import date
@@ -30,7 +31,13 @@ def write_performance(docs: Path, name: str, markdown: str) -> Path:
 
 
 def provenance(machine: Machine, command: str) -> str:
-    """The lines that say where numbers come from: date, commit, processor, versions, command."""
+    """The lines that say where numbers come from: date, commit, processor, versions, command.
+
+    Where `HEBBLINE_ISA` forced the kernels to an instruction set, it stands before the command.
+    """
+    forced = os.environ.get("HEBBLINE_ISA")
+    if forced:
+        command = f"HEBBLINE_ISA={forced} {command}"
     versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
     return (
         f"{date.today().isoformat()}, commit {machine.commit or 'unknown'}, {machine.processor}, {machine.cores} cores "
