@@ -4,14 +4,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..artifacts import InputError, read_manifest
-from ..artifacts.checkpoints import check_weights_fit
+from ..artifacts.checkpoints import load_model
 from ..artifacts.manifest import MANIFEST_FILE
 from ..artifacts.model_directory import TOKENIZER_FILE, open_model_directory
 from ..serve.engine.onnxruntime import OnnxRunner
@@ -56,21 +55,11 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     """A model directory, through transformers and torch in float32."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     open_model_directory(path)
-    logging.disable_progress_bar()
     if threads:
         torch.set_num_threads(threads)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise InputError(f"{path}: the model cannot be loaded: {' '.join(str(error).split())}") from error
-    model, found = loaded
-    check_weights_fit(str(path), found)
-    model.eval()
+    model = load_model(AutoModelForCausalLM, path).model.eval()
 
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
         with torch.inference_mode():

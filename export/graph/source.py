@@ -5,16 +5,14 @@ Legend: N out_features, K in_features of a linear layer; C context length, D hea
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, PretrainedConfig
-from transformers.utils import logging
 
 from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, UnsupportedModelError
-from ...artifacts.checkpoints import check_weights_fit
+from ...artifacts.checkpoints import load_model
 from ...artifacts.model_directory import open_model_directory
 
 SUPPORTED_ROPE = ("default", "linear", "llama3")
@@ -93,21 +91,22 @@ def load_source(path: Path) -> SourceModel:
     """
     directory = open_model_directory(path)
     _check_supported(_read_config(path))
-    model = _read_model(path)
+    loaded = load_model(LlamaForCausalLM, path)
+    model = loaded.model.eval()
     _check_finite(model)
     projections = {
         name: module.weight.detach().numpy()
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and not _is_tied_head(model, name)
     }
-    masks = directory.masks or {}
+    masks = directory.masks or {name: mask for name, mask in loaded.masks.items() if name in projections}
+    stored = bool(masks)
     unknown = sorted(set(masks) - set(projections))
     if unknown:
         raise InputError(f"{path}: masks.safetensors names '{unknown[0]}', which is not a linear layer of the model")
     for name, weight_NK in projections.items():
         masks.setdefault(name, weight_NK != 0)
         _check_mask(path, name, weight_NK, masks[name])
-    stored = directory.masks is not None
     return SourceModel(path, model, masks, stored, directory.manifest, _eos_token_ids(path, model.config))
 
 
@@ -143,19 +142,6 @@ def _check_supported(config: PretrainedConfig) -> None:
 
 def _head_dim(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def _read_model(path: Path) -> LlamaForCausalLM:
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = LlamaForCausalLM.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise InputError(f"{path}: cannot read the weights: {_first_line(error)}") from error
-    model, info = loaded
-    check_weights_fit(str(path), info)
-    return model.eval()
 
 
 def _check_finite(model: LlamaForCausalLM) -> None:

@@ -39,7 +39,7 @@ def published_procedure(model, ids, window, stride):
     return math.exp(total / count), count
 
 
-@pytest.mark.parametrize(("window", "stride"), [(32, 32), (32, 8), (48, 47), (128, 128), (2, 1)])
+@pytest.mark.parametrize(("window", "stride"), [(32, 32), (32, 8), (48, 47), (128, 128)])
 def test_the_figure_is_that_of_the_published_procedure(tiny_model_directory, tokenizer, text, capsys, window, stride):
     arguments = ["eval", str(tiny_model_directory), "--whole", str(text), "--json"]
     assert main([*arguments, "--window", str(window), "--stride", str(stride)]) == 0
