@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 from ..artifacts import InputError, read_manifest
 from ..artifacts.checkpoints import load_model
 from ..artifacts.manifest import MANIFEST_FILE
-from ..artifacts.model_directory import TOKENIZER_FILE, open_model_directory
+from ..artifacts.model_directory import open_model_directory
+from ..artifacts.tokenizer_files import read_tokenizer
 from ..serve.engine.onnxruntime import OnnxRunner
 from ..serve.engine.scoring import log_probs, token_log_probs
 from .perplexity import Scorer
@@ -66,7 +67,7 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
             logits_SV = model(torch.tensor([list(ids_S)])).logits[0].numpy()
         return token_log_probs(logits_SV[:-1], ids_S[1:])
 
-    return Target("torch", _tokenizer(path), _eos_token_id(path), model.config.max_position_embeddings, score)
+    return Target("torch", read_tokenizer(path), _eos_token_id(path), model.config.max_position_embeddings, score)
 
 
 def _artifact(path: Path, threads: int | None) -> Target:
@@ -75,7 +76,7 @@ def _artifact(path: Path, threads: int | None) -> Target:
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
         return log_probs(runner, ids_S)
 
-    return Target("onnxruntime", _tokenizer(path), _eos_token_id(path), runner.context_length, score)
+    return Target("onnxruntime", read_tokenizer(path), _eos_token_id(path), runner.context_length, score)
 
 
 def _served(address: str, tokenizer: Path | None) -> Target:
@@ -88,13 +89,7 @@ def _served(address: str, tokenizer: Path | None) -> Target:
     client = Client(address)
     client.wait_ready(timeout=2)
     context_length = _context_length(tokenizer)
-    return Target("triton", _tokenizer(tokenizer), _eos_token_id(tokenizer), context_length, client.log_probs)
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    if not (path / TOKENIZER_FILE).is_file():
-        raise InputError(f"{path} has no {TOKENIZER_FILE}")
-    return Tokenizer.from_file(str(path / TOKENIZER_FILE))
+    return Target("triton", read_tokenizer(tokenizer), _eos_token_id(tokenizer), context_length, client.log_probs)
 
 
 def _eos_token_id(path: Path) -> int | None:

@@ -11,8 +11,8 @@ from typing import Literal
 import onnxruntime
 
 from ..artifacts import InputError, KvFormat, Manifest, publish
-from ..artifacts.model_directory import TOKENIZER_FILE
 from ..artifacts.publish import check_target
+from ..artifacts.tokenizer_files import publish_tokenizer
 from ..kernels import register
 from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
 from ..serve.engine.varlen import VarlenRunner
@@ -126,7 +126,7 @@ def export_packed(
             quality = measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
             report = replace(report, quality=quality)
         write_reports(staging, report, packed.masks)
-        shutil.copyfile(source.path / TOKENIZER_FILE, staging / TOKENIZER_FILE)
+        publish_tokenizer(source.path, staging)
         publication.finish(_manifest(packed, weights, kv_cache))
     return report
 
