@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 def export_model(
-    model_directory: Path,
-    out: Path,
+    model_directory: str | Path,
+    out: str | Path,
     progress: Callable[[str], None] = lambda stage: None,
     *,
     values: str = "float32",
@@ -76,12 +76,13 @@ def export_model(
         InputError: the model is unfit (see `load_source`), `out` is taken, or `kv_cache` needs the op library and there
         is none; CheckError: parity failed, or rounding costs too much. Nothing is published then.
     """
-    check_target(out)
+    target = Path(out)
+    check_target(target)
     progress("reading the model")
-    source = load_source(model_directory)
+    source = load_source(Path(model_directory))
     packed, pass_reports = run_passes(source, passes, progress)
     return export_packed(
-        source, packed, out, progress, values=values, lm_head=lm_head, kv_cache=kv_cache, pass_reports=pass_reports
+        source, packed, target, progress, values=values, lm_head=lm_head, kv_cache=kv_cache, pass_reports=pass_reports
     )
 
 

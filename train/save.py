@@ -21,7 +21,7 @@ LOG_FILE = "training.jsonl"
 
 
 def save_model_directory(
-    out: Path,
+    out: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     masks: Mapping[str, Tensor],
@@ -59,7 +59,7 @@ def save_model_directory(
     _check_weights(model, masks, weights)
     arrays = {name: mask_NK.cpu().numpy() for name, mask_NK in masks.items()}
     transformers_logging.disable_progress_bar()
-    with publish(out) as publication:
+    with publish(Path(out)) as publication:
         directory = publication.directory
         model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         if tokenizer is not None:
