@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ..artifacts import CheckError
 from ..artifacts.model_directory import TOKENIZER_FILE
@@ -90,7 +90,7 @@ def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int)
 
 
 def measure_quality(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     runners: Mapping[str, Callable[[], AnyRunner]],
     windows_WS: Sequence[list[int]],
     rounding: Rounding,
