@@ -23,7 +23,7 @@ from .graph import (
     StockAttention,
     VarlenAttention,
     WeightFile,
-    build_llama,
+    build_decoder,
     load_source,
     save_graph,
 )
@@ -56,7 +56,7 @@ def export_model(
     kv_cache: KvFormat = "float32",
     passes: PassOptions = NO_PASSES,
 ) -> ExportReport:
-    """Export a Llama directory to sparse ONNX, and publish it where it agrees with torch.
+    """Export a model directory to sparse ONNX, and publish it where it agrees with torch.
 
     The artifact has two graphs over one file of weights: one of stock ops for any ONNX Runtime, and one for the op
     library of this installation. Both must pass the parity gate. Without the library there is only the first, since
@@ -126,7 +126,7 @@ def export_packed(
             runners = {graph.file: partial(graph.open, built, kv_cache) for graph in published}
             quality = measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
             report = replace(report, quality=quality)
-        write_reports(staging, report, packed.masks)
+        write_reports(staging, report, packed.projection_masks())
         publish_tokenizer(source.path, staging)
         publication.finish(_manifest(packed, weights, kv_cache))
     return report
@@ -143,7 +143,7 @@ class _Built:
     def cells(self) -> dict[str, int]:
         """The possible links of each projection that is not dense."""
         choices = self.weights.choices.items()
-        return {name: self.packed.masks[name].size for name, choice in choices if choice.layout is not None}
+        return {name: self.packed.mask(name).size for name, choice in choices if choice.layout is not None}
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _build(
     progress("packing the layers")
     with WeightFile(directory / DATA_FILE, values) as weights:
         for graph in graphs:
-            save_graph(build_llama(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
+            save_graph(build_decoder(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
     return weights
 
 
@@ -245,7 +245,7 @@ def _worst(figures: Sequence[ParityFigures]) -> ParityFigures:
 
 
 def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, staging: Path) -> ExportReport:
-    layers = [layer_report(name, source.masks[name], choice) for name, choice in weights.choices.items()]
+    layers = [layer_report(name, source.mask(name), choice) for name, choice in weights.choices.items()]
     file_bytes = sum(path.stat().st_size for path in staging.iterdir())
     return ExportReport(
         source=source.path.name,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ..artifacts import CheckError
 from ..artifacts.tokenizer_files import read_tokenizer
@@ -89,7 +89,7 @@ def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int)
 
 
 def measure_quality(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     runners: Mapping[str, Callable[[], AnyRunner]],
     windows_WS: Sequence[list[int]],
     rounding: Rounding,

@@ -38,6 +38,7 @@ def copy_unpublished(source, directory):
 def test_artifact_is_complete_and_says_what_it_holds(tiny_artifact, tiny_model_directory):
     manifest = read_manifest(tiny_artifact)
     expected = {"model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"}
+    expected |= {"tokenizer_config.json", "generation_config.json"}
     assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == expected
     assert len(manifest.layers) == PROJECTIONS
     assert {layer.layout for layer in manifest.layers} == {"bitmask"}
@@ -175,7 +176,7 @@ def test_one_wrong_weight_fails_the_gate_and_publishes_nothing(tiny_model_direct
 @pytest.mark.parametrize("form", [StockAttention, VarlenAttention])
 def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
     """The weights are right, and one of the graphs over them is not."""
-    build = exporter.build_llama
+    build = exporter.build_decoder
 
     def build_wrong(source, weights, attention, lm_head):
         model = build(source, weights, attention, lm_head)
@@ -185,7 +186,7 @@ def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
             norm.attribute[0].f = 0.1
         return model
 
-    monkeypatch.setattr(exporter, "build_llama", build_wrong)
+    monkeypatch.setattr(exporter, "build_decoder", build_wrong)
     with pytest.raises(CheckError, match="parity"):
         export_model(tiny_model_directory, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
@@ -250,16 +251,16 @@ BAD_DIRECTORIES = {
         f"'{LAYER}' has .* off its mask",
     ),
     "architecture": (
-        lambda d: edit_config(d, architectures=["GPT2LMHeadModel"], model_type="gpt2"),
+        lambda d: edit_config(d, architectures=["GPTJForCausalLM"], model_type="gptj"),
         UnsupportedModelError,
-        "GPT2LMHeadModel is not supported",
+        "GPTJForCausalLM is not supported.*hebbline pack",
     ),
     "unknown type": (lambda d: edit_config(d, model_type="nonesuch"), UnsupportedModelError, r"config\.json"),
-    "activation": (lambda d: edit_config(d, hidden_act="gelu"), UnsupportedModelError, "hidden_act 'gelu'"),
+    "activation": (lambda d: edit_config(d, hidden_act="mish"), UnsupportedModelError, "hidden_act 'mish'"),
     "rotary": (
-        lambda d: edit_config(d, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        lambda d: edit_config(d, rope_parameters={"rope_type": "proportional", "rope_theta": 1e4, "factor": 2.0}),
         UnsupportedModelError,
-        "rope_type 'dynamic'",
+        "rope_type 'proportional'",
     ),
     "masks": (lambda d: (d / "masks.safetensors").write_bytes(b"x"), DamagedArtifactError, "masks.safetensors"),
 }
