@@ -21,6 +21,18 @@ from hebbline.serve.engine.portable import PortableRunner
 PROJECTIONS = 14
 
 
+FILES = {
+    "model.onnx",
+    "model.hebbline.onnx",
+    "model.onnx.data",
+    "report.html",
+    "report.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+}
+
+
 def save_plain(directory, model, tokenizer):
     """What any Hugging Face user has: no masks, no manifest."""
     model.save_pretrained(directory)
@@ -37,9 +49,7 @@ def copy_unpublished(source, directory):
 
 def test_artifact_is_complete_and_says_what_it_holds(tiny_artifact, tiny_model_directory):
     manifest = read_manifest(tiny_artifact)
-    expected = {"model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"}
-    expected |= {"tokenizer_config.json", "generation_config.json"}
-    assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == expected
+    assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == FILES
     assert len(manifest.layers) == PROJECTIONS
     assert {layer.layout for layer in manifest.layers} == {"bitmask"}
     assert [layer.links for layer in manifest.layers] == [
@@ -243,7 +253,7 @@ LAYER = "model.layers.1.mlp.gate_proj"
 BAD_DIRECTORIES = {
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), InputError, "has no tokenizer.json"),
     "no config": (lambda d: (d / "config.json").unlink(), InputError, "has no config.json"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), InputError, "cannot read the weights"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), InputError, "has no weights"),
     "NaN": (lambda d: replace_weight(d, f"{LAYER}.weight", put_nan), InputError, f"'{LAYER}.weight' has 1 weights"),
     "off mask": (
         lambda d: replace_weight(d, f"{LAYER}.weight", put_off_mask),
@@ -306,9 +316,7 @@ def test_an_int8_head_is_quick_and_greedy_is_exact(tokenizer, tmp_path, tied):
     source = save_plain(tmp_path / "model", model, tokenizer)
     export_model(source, tmp_path / "artifact", lm_head="int8")
     files = set(read_manifest(tmp_path / "artifact").files)
-    assert files == {
-        "model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"
-    }  # fmt: skip
+    assert files == FILES
     prompt = list(range(3, 20))
     expected, _ = torch_greedy(model, prompt, 20)
     with torch.no_grad():
