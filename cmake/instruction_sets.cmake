@@ -18,6 +18,9 @@ hebbline_instruction_set(avx512f x86_64 ${avx2} -mavx512f)
 hebbline_instruction_set(avx512 x86_64 ${avx512})
 hebbline_instruction_set(avx512bf16 x86_64 ${avx512} -mavx512bf16)
 hebbline_instruction_set(amx x86_64 ${avx512} -mavx512bf16 -mamx-tile -mamx-int8 -mamx-bf16)
+# Every processor has NEON, but a file must ask for the vectors by which it is more than plain code.
+hebbline_instruction_set(neon aarch64 -DHEBBLINE_NEON)
+hebbline_instruction_set(neondot aarch64 -DHEBBLINE_NEON -march=armv8.2-a+dotprod)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(HEBBLINE_ARCHITECTURE x86_64)

@@ -29,17 +29,20 @@ def native_scores(
             "pairs" goes over all pairs of nodes, which takes AVX-512F; "cheaper" chooses by the density.
 
     Returns:
-        float32 [N, K]; None where only pairs would be fast, and this processor lacks them.
+        float32 [N, K]; None where only pairs would be fast, and this processor lacks them or HEBBLINE_ISA names less.
 
     Raises:
         InputError: the native library is missing.
-        MemoryError: memory or threads ran out.
+        MemoryError: memory or threads ran out, or HEBBLINE_ISA names what this processor lacks.
     """
     mask_NK = np.ascontiguousarray(mask_NK, dtype=np.bool_)
     scores_NK = np.empty(mask_NK.shape, np.float32)
     done = _function()(mask_NK.ctypes.data, *mask_NK.shape, ch3, _WAYS.index(way), threads, scores_NK.ctypes.data)
     if done < 0:
-        raise MemoryError(f"scores of a {mask_NK.shape[0]} x {mask_NK.shape[1]} mask: memory or threads ran out")
+        raise MemoryError(
+            f"scores of a {mask_NK.shape[0]} x {mask_NK.shape[1]} mask: memory or threads ran out, "
+            "or HEBBLINE_ISA names what is not there"
+        )
     return scores_NK if done else None
 
 

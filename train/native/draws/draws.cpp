@@ -16,14 +16,7 @@ constexpr int64_t kTask = 1 << 14;  // entries
 constexpr int64_t kSampled = 64;    // of so many keys one is looked at first
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-const DrawKernels& draw_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return avx512::kDrawKernels;
-  if (isa == Isa::kAvx2) return avx2::kDrawKernels;
-#endif
-  static_cast<void>(isa);
-  return scalar::kDrawKernels;
-}
+const DrawKernels& draw_kernels(Isa isa) { return HEBBLINE_CHOOSE(isa, kDrawKernels); }
 
 int64_t tasks(int64_t count) { return (count + kTask - 1) / kTask; }
 

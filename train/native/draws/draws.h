@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "platform/cpu.h"
+#include "platform/variants.h"
 
 namespace hebbline {
 
@@ -31,16 +31,6 @@ struct DrawKernels {
   int64_t (*mark)(const float* keys, int64_t count, float last, uint8_t* taken);
 };
 
-namespace scalar {
-extern const DrawKernels kDrawKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const DrawKernels kDrawKernels;
-}
-namespace avx512 {
-extern const DrawKernels kDrawKernels;
-}
-#endif
+HEBBLINE_DECLARE(DrawKernels, kDrawKernels)
 
 }  // namespace hebbline

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "platform/cpu.h"
 #include "scores/scores.h"
 #include "scores/subset_sums.h"
 
@@ -16,7 +17,10 @@ static_assert(padded(1) == avx512f::kBlockColumns);
 
 }  // namespace
 
-bool PairedScores::available() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx2"); }
+bool PairedScores::available() {
+  const std::optional<Isa> named = named_isa();
+  return cpu_features().avx512f && (!named || uses_avx512(*named));
+}
 
 PairedScores::PairedScores(const Side& side, const Side& other, LinkScore kind)
     : side_(side),

@@ -11,6 +11,8 @@
 #include <span>
 #include <vector>
 
+#include "platform/arithmetic.h"
+
 namespace hebbline {
 
 enum class LinkScore { kCh2, kCh3 };
@@ -56,7 +58,7 @@ inline float similarity(LinkScore kind, int64_t common, float degree) {
 }
 
 // What a row of sums takes: its columns and room for whole blocks.
-constexpr int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
+constexpr int64_t padded(int64_t columns) { return round_up(columns, 64); }
 
 // S(A) A of rows [first, last) of a side, added to sums [last - first, padded(C)], whose rows are four at a time. One
 // is made for each side and used by several threads.
@@ -89,7 +91,7 @@ class PairedScores final : public SideScores {
   PairedScores(const Side& side, const Side& other, LinkScore kind);
   void rows(int64_t first, int64_t last, float* sums) const override;
 
-  // Whether this processor can.
+  // Whether this processor can, and HEBBLINE_ISA does not name an instruction set without AVX-512.
   static bool available();
 
  private:

@@ -5,7 +5,8 @@
 #include "scores/scores.h"
 
 // Scores of a mask, see `link_scores`; `way` is a `hebbline::Way`. Returns 1; 0 where this processor lacks the way, and
-// -1 where memory or threads ran out.
+// -1 where memory or threads ran out
+// or HEBBLINE_ISA names what is not there.
 extern "C" __attribute__((visibility("default"))) int hebbline_link_scores(const uint8_t* mask_NK, int64_t outputs,
                                                                            int64_t inputs, int ch3, int way,
                                                                            int threads, float* scores_NK) {
