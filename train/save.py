@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
@@ -83,6 +84,8 @@ def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mappi
             raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
         weight_NK = layer.weight if weights is None else weights[f"{name}.weight"]
         assert isinstance(weight_NK, Tensor)
+        if isinstance(layer, Conv1D):  # holds its weight as [K, N]
+            weight_NK = weight_NK.T
         off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
         if off:
             raise CheckError(
