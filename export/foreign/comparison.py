@@ -105,6 +105,7 @@ def compare_models(
     if library is not None:
         models.append((packed, True, library))
     answer = run_models(source, models, attempts, scratch)
+    _forget_paths(answer, {original: source, packed: source})
     first = answer["models"][0]
     if first["load_error"] and not any(text in first["error"] for text in _UNKNOWN_OP):
         raise InputError(f"{source}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_line(first['error'])}")
@@ -278,6 +279,14 @@ def _share_off(actual: list[NDArray], expected: list[NDArray], allowed: float) -
 
 def _not_compared(reason: str) -> EndToEnd:
     return EndToEnd(None, None, None, None, None, 0, f"{reason}; every layer was verified alone")
+
+
+def _forget_paths(answer: dict[str, Any], shown: dict[Path, Path]) -> None:
+    """Put the user's file where messages name a temporary one."""
+    for path, instead in shown.items():
+        answer["errors"] = [error.replace(str(path), str(instead)) for error in answer["errors"]]
+        for result in answer["models"]:
+            result["error"] = result["error"] and result["error"].replace(str(path), str(instead))
 
 
 def _line(text: str | None) -> str:

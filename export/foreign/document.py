@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from ...artifacts import InputError
 from .bodies import Body, FunctionKey, all_bodies, function_key, node_title, subgraphs
 from .files import DataDirectory, quoted, read_model_bytes
+from .sparse_tensors import check_sparse, sparse_tensors_of_nodes
 from .tensors import check_tensor, tensors_of_nodes
 
 OLDEST_OPSET = 13
@@ -102,19 +103,18 @@ def _check_header(path: Path, proto: ModelProto) -> None:
 def _check_tensors(path: Path, body: Body, files: DataDirectory) -> None:
     for tensor in tensors_of_nodes(body.nodes):
         check_tensor(tensor, path, files)
+    for title, sparse in sparse_tensors_of_nodes(body.nodes):
+        check_sparse(sparse, title, path, files)
     if not isinstance(body.proto, GraphProto):
         return
     names = [tensor.name for tensor in body.proto.initializer]
+    names += [sparse.values.name for sparse in body.proto.sparse_initializer]
     if "" in names or len(set(names)) != len(names):
         raise InputError(f"{path}: two initializers of {quoted(body.proto.name)} have the same name, or one has none")
     for tensor in body.proto.initializer:
         check_tensor(tensor, path, files)
     for sparse in body.proto.sparse_initializer:
-        check_tensor(sparse.values, path, files)
-        check_tensor(sparse.indices, path, files)
-        if any(size < 0 for size in sparse.dims):
-            title = quoted(sparse.values.name)
-            raise InputError(f"{path}: tensor {title}: its dimensions {list(sparse.dims)} include a negative one")
+        check_sparse(sparse, sparse.values.name, path, files)
 
 
 def _check_calls(path: Path, proto: ModelProto, bodies: Iterable[Body]) -> None:

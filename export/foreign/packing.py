@@ -283,5 +283,5 @@ def _onnx_fault(path: Path) -> str | None:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        return " ".join(str(error).split())[:300]
+        return " ".join(str(error).replace(f"{path.parent}/", "").split())[:300]
     return None

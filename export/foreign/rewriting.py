@@ -224,6 +224,9 @@ def _remove(body: Body, name: str, readers: Readers) -> bool:
     if name in body.initializers and isinstance(body.proto, GraphProto):
         del body.proto.initializer[[tensor.name for tensor in body.proto.initializer].index(name)]
         return True
+    if name in body.sparse_initializers and isinstance(body.proto, GraphProto):
+        del body.proto.sparse_initializer[[item.values.name for item in body.proto.sparse_initializer].index(name)]
+        return True
     if any(readers.of(body, output) for output in body.nodes[body.producers[name]].output if output):
         return False
     place = next((i for i, node in enumerate(body.proto.node) if name in node.output), None)
@@ -245,5 +248,5 @@ def _forget_removed_values(body: Body) -> None:
 
 
 def _names(body: Body) -> set[str]:
-    names = {*body.inputs, *body.outputs, *body.initializers, *body.producers, *body.sparse_names}
+    names = {*body.inputs, *body.outputs, *body.initializers, *body.producers, *body.sparse_initializers}
     return names | {node.name for node in body.nodes}

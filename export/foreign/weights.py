@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, SparseTensorProto, TensorProto, helper
 
 from .bodies import Body, function_key, node_title
 from .document import Document
 from .files import quoted
+from .sparse_tensors import load_sparse, sparse_bytes
 from .tensors import byte_count, float32_values, load_tensor
 
 MAX_CHAIN = 32
@@ -22,11 +23,22 @@ MAX_CHAIN = 32
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in the file: `owner` defines it under `name`."""
+    """A tensor in the file, dense or in ONNX's own sparse form: `owner` defines it under `name`."""
 
     owner: Body
     name: str
-    tensor: TensorProto
+    tensor: TensorProto | SparseTensorProto
+
+    @property
+    def bytes(self) -> int:
+        """What the file holds for it."""
+        return byte_count(self.tensor) if isinstance(self.tensor, TensorProto) else sparse_bytes(self.tensor)
+
+    def load(self, document: Document) -> NDArray:
+        """Its values, dense."""
+        if isinstance(self.tensor, TensorProto):
+            return load_tensor(self.tensor, document.files)
+        return load_sparse(self.tensor, document.files)
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,8 @@ def trace(body: Body, name: str, depth: int = 0) -> Constant | NotConstant:
         return NotConstant("the weight is also an input of the graph, so that a caller may replace it", overridable)
     if name in owner.initializers:
         return Stored(owner, name, owner.initializers[name])
-    if name in owner.sparse_names:
-        return NotConstant("the weight is stored in ONNX's own sparse form", True)
+    if name in owner.sparse_initializers:
+        return Stored(owner, name, owner.sparse_initializers[name])
     place = owner.producers[name]
     node = owner.nodes[place]
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
@@ -89,10 +101,12 @@ def has_references(node: NodeProto) -> bool:
 
 
 def _constant_node(owner: Body, name: str, node: NodeProto) -> Constant | NotConstant:
-    tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-    if tensor is None or has_references(node):
-        return NotConstant("the weight is a Constant without a dense tensor", False)
-    return Stored(owner, name, tensor)
+    for attribute in () if has_references(node) else node.attribute:
+        if attribute.name == "value":
+            return Stored(owner, name, attribute.t)
+        if attribute.name == "sparse_value":
+            return Stored(owner, name, attribute.sparse_tensor)
+    return NotConstant("the weight is a Constant without a tensor", False)
 
 
 def source_of(constant: Constant) -> Stored:
@@ -126,7 +140,7 @@ def parts_of(constant: Constant) -> list[Constant]:
 def stored_bytes(constant: Constant) -> int:
     """Bytes that the file holds for a constant: its source and, for quantised ones, scales and zero points."""
     stored = {(id(part.owner), part.name): part for part in parts_of(constant) if isinstance(part, Stored)}
-    return sum(byte_count(part.tensor) for part in stored.values())
+    return sum(part.bytes for part in stored.values())
 
 
 def chain_words(constant: Constant) -> str:
@@ -147,7 +161,7 @@ def load(constant: Constant, document: Document) -> NDArray:
         ValueError: a chain node's shapes or attributes do not fit together; the message names the node.
     """
     if isinstance(constant, Stored):
-        return load_tensor(constant.tensor, document.files)
+        return constant.load(document)
     inputs = [None if part is None else load(part, document) for part in constant.inputs]
     try:
         return _STEPS[function_key(constant.node)](constant.node, inputs)
