@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     from ..export.foreign.options import OBJECTIVES, VALUES
 
     parser = Parser(prog="hebbline pack", description="Pack the zeros in the linear layers of any ONNX file.")
-    parser.add_argument("model", type=Path, help="an ONNX file, opset 13 or newer; it is never changed")
+    parser.add_argument("model", type=Path, help="an ONNX file, opset 7 or newer; it is never changed")
     parser.add_argument("--out", type=Path, required=True, help="where to publish the packed model and its report")
     parser.add_argument(
         "--values",

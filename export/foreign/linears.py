@@ -12,6 +12,7 @@ from onnx import NodeProto, helper
 
 from .bodies import Body, Readers, ValueTypes, node_title
 from .document import Document
+from .tensors import float32_values
 from .weights import Constant, NotConstant, Stored, has_references, load, parts_of, source_of, trace
 
 SWAP = (1, 0)
@@ -181,7 +182,7 @@ class _Finder:
         return replace(layer, places=(*layer.places, place), output=node.output[0], bias=bias[0], bias_N=bias[1])
 
     def _bias(self, layer: Linear, name: str, rank: int) -> tuple[Constant, NDArray[np.float32]] | None:
-        """A constant that adds one float32 number to each output feature and no dimension, spread to [N]."""
+        """A constant that adds one number to each output feature and no dimension, spread to [N]."""
         constant = trace(layer.body, name)
         if isinstance(constant, NotConstant) or rank_of(constant) > rank:
             return None
@@ -193,9 +194,9 @@ class _Finder:
             values = load(constant, self._document)
         except ValueError:
             return None  # not a bias that can be folded; the runtime computes it as before
-        if values.dtype != np.float32:
+        if values.dtype not in (np.float32, np.float16):
             return None
-        return constant, np.ascontiguousarray(np.broadcast_to(values.reshape(-1), out_features))
+        return constant, np.ascontiguousarray(np.broadcast_to(float32_values(values).reshape(-1), out_features))
 
     def _other(self, body: Body, place: int) -> Left | None:
         """A line in the report for a big constant of an operator without packed form."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, GraphProto, NodeProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from .bodies import Body, Readers, all_bodies
@@ -23,7 +23,8 @@ from .writing import ModelWriter
 class PackedWeight:
     """One weight in its packed form: the op, its function, and what makes its tensors, in the op's order.
 
-    `key` tells weights apart; names of the tensors are built on `name`.
+    `key` tells weights apart; names of the tensors are built on `name`. `element_type` is that of the product's input
+    and output in the file: where it is not float32, they are cast around the op.
     """
 
     key: str
@@ -32,6 +33,7 @@ class PackedWeight:
     in_features: int
     function: FunctionProto
     encode: Callable[[], dict[str, NDArray]]
+    element_type: int = TensorProto.FLOAT
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,17 @@ class Rewriter:
         steps: list[tuple[str, list[str], dict[str, object]]] = []
         if layer.x_perm is not None:
             steps.append(("Transpose", [], {"perm": layer.x_perm}))
+        if packed.element_type != TensorProto.FLOAT:
+            steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
         product = len(steps)
         steps.append((packed.op_type, [*tensors, bias], {"domain": DOMAIN, "in_features": packed.in_features}))
         if layer.alpha != 1:
             steps.append(("Mul", [self._scalar(layer, "alpha", layer.alpha)], {}))
+        if packed.element_type != TensorProto.FLOAT:
+            steps.append(("Cast", [], {"to": packed.element_type}))
         if layer.y_perm is not None:
             steps.append(("Transpose", [], {"perm": layer.y_perm}))
-        before, addend = self._addend(layer)
+        before, addend = self._addend(layer, packed.element_type)
         if addend is not None:
             steps.append(("Add", [addend], {}))
         nodes, value = before, layer.x
@@ -138,27 +144,29 @@ class Rewriter:
                 nodes[-1].metadata_props.extend(layer.node.metadata_props)
         return nodes
 
-    def _addend(self, layer: Linear) -> tuple[list[NodeProto], str | None]:
+    def _addend(self, layer: Linear, element_type: int) -> tuple[list[NodeProto], str | None]:
         """Gemm's C times beta: nodes that make it, and its name."""
         if layer.addend is None:
             return [], None
         if layer.addend.scale == 1:
             return [], layer.addend.name
         scaled = self._fresh(f"{layer.output}.addend")
-        scale = self._scalar(layer, "beta", layer.addend.scale)
+        scale = self._scalar(layer, "beta", layer.addend.scale, element_type)
         return [helper.make_node("Mul", [layer.addend.name, scale], [scaled])], scaled
 
     def _bias(self, layer: Linear, scope: Body, name: str) -> str:
         """The bias's own tensor where it is one row of N as it stands, else a new one; "" without bias."""
         if layer.bias_N is None:
             return ""
-        if isinstance(layer.bias, Stored) and layer.bias.tensor.dims == list(layer.bias_N.shape) and not layer.scaled:
+        if isinstance(layer.bias, Stored) and not layer.scaled and _is_row(layer.bias.tensor, layer.bias_N):
             return layer.bias.name
         return self._constant(scope, f"{name}.bias", layer.bias_N)
 
-    def _scalar(self, layer: Linear, name: str, value: float) -> str:
+    def _scalar(self, layer: Linear, name: str, value: float, element_type: int = TensorProto.FLOAT) -> str:
         scope = self._main if not layer.body.root.is_function else layer.body.root
-        return self._constant(scope, f"{layer.output}.{name}", np.array(value, np.float32))
+        return self._constant(
+            scope, f"{layer.output}.{name}", np.array(value, helper.tensor_dtype_to_np_dtype(element_type))
+        )
 
     def _constant(self, scope: Body, wanted: str, array: NDArray) -> str:
         """A new initializer of the main graph or, in a function, a new Constant node."""
@@ -217,6 +225,12 @@ class Rewriter:
             removed = any(outcomes)
         for body in all_bodies(self._document.proto):
             _forget_removed_values(body)
+
+
+def _is_row(tensor: TensorProto | SparseTensorProto, bias_N: NDArray[np.float32]) -> bool:
+    """Whether a stored tensor can be the bias as it is."""
+    dense = isinstance(tensor, TensorProto) and tensor.data_type == TensorProto.FLOAT
+    return dense and list(tensor.dims) == list(bias_N.shape)
 
 
 def _remove(body: Body, name: str, readers: Readers) -> bool:

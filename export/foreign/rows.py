@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from .choosing import Decision, digest
 from .files import quoted
@@ -22,7 +23,7 @@ class Weight:
     """A weight that was read, as its first layer uses it.
 
     `values_NK` has +0 for every zero; `minus_zeros` counts those that were -0. `stays` says what else reads the dense
-    weight, None where nothing does.
+    weight, None where nothing does. `element_type` is that of the weight in the file.
     """
 
     layer: Linear
@@ -30,14 +31,15 @@ class Weight:
     mask_NK: NDArray[np.bool_]
     minus_zeros: int
     stays: str | None
+    element_type: int = TensorProto.FLOAT
 
     @cached_property
     def key(self) -> str:
         """What tells weights apart. Function bodies cannot see the main graph's tensors: each has its own copy."""
-        return f"{digest(self.values_NK)} {self.layer.body.root.title}"
+        return f"{digest(self.values_NK)} {self.element_type} {self.layer.body.root.title}"
 
 
-def weight_row(weight: Weight, decision: Decision, error: LayerError | None, values: str) -> PackedLayer:
+def weight_row(weight: Weight, decision: Decision, error: LayerError | None) -> PackedLayer:
     """The line of the first layer that uses a weight."""
     layer, times, packed = weight.layer, decision.times, decision.layout is not None
     return PackedLayer(
@@ -48,7 +50,7 @@ def weight_row(weight: Weight, decision: Decision, error: LayerError | None, val
         in_features=weight.mask_NK.shape[1],
         links=int(np.count_nonzero(weight.mask_NK)),
         layout="dense" if decision.layout is None else decision.layout.name,
-        values=values if packed else "as stored",
+        values="as stored" if decision.layout is None else decision.layout.values.name,
         bytes=decision.packed_bytes,
         stored_bytes=stored_bytes(layer.weight),
         reason="; ".join([decision.reason, *_remarks(weight, packed)]),

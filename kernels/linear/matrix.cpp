@@ -50,6 +50,7 @@ int64_t checked_extent(const LinearTensors& t, const char* what, int64_t extent)
 ValueType value_type(const LinearTensors& t) {
   switch (t.values.type) {
     case ElementType::kFloat:
+    case ElementType::kFloat16:
       return ValueType::kFloat32;
     case ElementType::kBfloat16:
       return ValueType::kBfloat16;
@@ -58,11 +59,22 @@ ValueType value_type(const LinearTensors& t) {
     case ElementType::kUint8:
       return ValueType::kInt4;
     default:
-      refuse(t, "values are " + name(t.values.type) + ", not float32, bfloat16, int8 or uint8 (two 4-bit values)");
+      refuse(t, "values are " + name(t.values.type) +
+                    ", not float32, float16, bfloat16, int8 or uint8 (two 4-bit values)");
   }
 }
 
 float widen(uint16_t bfloat16) { return std::bit_cast<float>(static_cast<uint32_t>(bfloat16) << 16); }
+
+// A float16 as float32, which holds every one of them. Without instructions for it, since it happens once a weight.
+float widen_half(uint16_t half) {
+  constexpr uint32_t kSmallestNormal = 0x400, kInfinite = 0x7C00, kBias = (127 - 15) << 23;
+  const uint32_t magnitude = half & 0x7FFFU, sign = (half & 0x8000U) << 16;
+  uint32_t bits = (magnitude << 13) + kBias;
+  if (magnitude < kSmallestNormal) bits = std::bit_cast<uint32_t>(static_cast<float>(magnitude) * 0x1p-24F);
+  if (magnitude >= kInfinite) bits += kBias;  // the largest exponent of one type is that of the other
+  return std::bit_cast<float>(sign | bits);
+}
 
 // The signed value of a nibble in two's complement.
 float nibble(const uint8_t* bytes, int64_t place) {
@@ -75,6 +87,8 @@ float value_at(const LinearTensors& t, int64_t place) {
   switch (t.values.type) {
     case ElementType::kFloat:
       return static_cast<const float*>(t.values.data)[place];
+    case ElementType::kFloat16:
+      return widen_half(static_cast<const uint16_t*>(t.values.data)[place]);
     case ElementType::kBfloat16:
       return widen(static_cast<const uint16_t*>(t.values.data)[place]);
     case ElementType::kInt8:

@@ -202,7 +202,7 @@ def test_a_double_weight_is_left_with_its_reason(tmp_path):
         {"W": sparse(K, N).astype(np.float64)},
     )
     report, packed = check_packed(model, tmp_path, {"X": dense(3, K).astype(np.float64)})
-    assert op_types(packed) == ["MatMul"] and "multiplies in float64" in report.layers[0].reason
+    assert op_types(packed) == ["MatMul"] and "convert the model to float32" in report.layers[0].reason
 
 
 def test_tied_weights_share_one_packed_copy(tmp_path):
