@@ -61,7 +61,7 @@ def _show(report: "PackReport", out: Path) -> None:
 
     table = Table("layer", "shape", "density", "layout", "reason")
     for layer in report.layers:
-        shape = "" if layer.out_features is None else f"{layer.out_features}x{layer.in_features}"
+        shape = "x".join(map(str, layer.shape))
         density = "" if layer.density is None else f"{layer.density:.4f}"
         # Names come from the file, and could hold the markup of the terminal library.
         table.add_row(escape(layer.name), shape, density, layer.layout, escape(layer.explained))

@@ -7,6 +7,7 @@ bodies see their own inputs only.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
@@ -21,7 +22,8 @@ class Body:
 
     `title` is where it is, in words ("" for the main graph); `nodes` are its nodes when it was read, and their places
     in this list are their identity; `producers` maps a value to the place of the node that writes it;
-    `sparse_initializers` are those in ONNX's own sparse form.
+    `sparse_initializers` are those in ONNX's own sparse form; `folded` are weights that constant nodes compute, from
+    `folding`.
     """
 
     proto: GraphProto | FunctionProto
@@ -33,6 +35,7 @@ class Body:
     outputs: frozenset[str] = field(init=False)
     producers: dict[str, int] = field(init=False)
     sparse_initializers: dict[str, SparseTensorProto] = field(init=False)
+    folded: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         proto = self.proto

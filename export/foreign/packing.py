@@ -26,8 +26,10 @@ from .comparison import EndToEnd, compare_models
 from .conversion import OLDEST_OPSET, modernised
 from .document import Document
 from .files import quoted
+from .folding import fold_weights
 from .inlining import inline_weight_functions
 from .layer_check import LayerError, check_layer
+from .left_weights import left_facts
 from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OLDEST_CAST_LIKE, OpsetError
 from .options import PackOptions
@@ -131,6 +133,7 @@ class Packing:
     def _rewrite(self, path: Path) -> list[PackedLayer]:
         bodies = all_bodies(self._document.proto)
         readers, types = Readers(bodies), ValueTypes(self._document.proto, bodies)
+        self._notes += fold_weights(self._document, bodies, self._scratch)
         layers = find_linears(self._document, bodies, readers, types)
         if self._feeds is not None:
             self._progress("calibrating")
@@ -150,7 +153,7 @@ class Packing:
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for index, layer in enumerate(layers):
             if isinstance(layer, Left):
-                rows[index] = left_row(layer, f"left: {layer.reason}")
+                rows[index] = left_row(layer, f"left: {layer.reason}", left_facts(layer, self._document))
             else:
                 key = (id(layer.weight.owner), layer.weight.name, layer.transposed)
                 groups.setdefault(key, []).append(index)
@@ -279,18 +282,22 @@ def _other_reader(layer: Linear, linears: Sequence[Linear], readers: Readers) ->
     places = {(id(other.body), place) for other in linears for place in other.places}
     source = source_of(layer.weight)
     chain = {(id(part.owner), part.name) for other in linears for part in parts_of(other.weight)}
-    pending: list[tuple[Body, str]] = [(source.owner, source.name)]
+    pending: list[tuple[Body, str]] = [(part.owner, part.name) for part in parts_of(source)]
+    seen = set()
     while pending:
         owner, name = pending.pop()
+        if (id(owner), name) in seen:
+            continue
+        seen.add((id(owner), name))
         for body, place in readers.of(owner, name):
             if place is None:
                 return f"the dense weight is an output of the graph ({quoted(name)})"
             if (id(body), place) in places:
                 continue
             node = body.nodes[place]
-            if (id(body), node.output[0]) not in chain:
+            if not any((id(body), output) in chain for output in node.output):
                 return f"{quoted(node_title(node))} ({node.op_type}) also reads the dense weight"
-            pending.append((body, node.output[0]))
+            pending += [(body, output) for output in node.output if output]
     return None
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto
 from .choosing import Decision, digest
 from .files import quoted
 from .layer_check import LayerError
+from .left_weights import Facts
 from .linears import Left, Linear, layer_title, weight_title
 from .report import PackedLayer
 from .weights import chain_words, stored_bytes
@@ -90,8 +91,8 @@ def shared_row(row: PackedLayer, layer: Linear) -> PackedLayer:
     )
 
 
-def left_row(layer: Left | Linear, reason: str) -> PackedLayer:
-    """The line of a layer whose weight was not read."""
+def left_row(layer: Left | Linear, reason: str, facts: Facts | None = None) -> PackedLayer:
+    """The line of a layer that has no packed form, with what is known of its weight."""
     size = 0 if layer.weight is None else stored_bytes(layer.weight)
     return PackedLayer(
         name=layer_title(layer),
@@ -99,10 +100,11 @@ def left_row(layer: Left | Linear, reason: str) -> PackedLayer:
         op_type=layer.node.op_type,
         out_features=None,
         in_features=None,
-        links=None,
+        links=None if facts is None else facts[1],
         layout="dense",
         values="as stored",
         bytes=size,
         stored_bytes=size,
         reason=reason,
+        weight_shape=None if facts is None else facts[0],
     )
