@@ -139,8 +139,8 @@ def _check(decision: Decision, stored_bytes: int, stays: str | None, options: Pa
     if size >= stored_bytes:
         kept = f"left: packed it would take {size:,} bytes, the file holds it in {stored_bytes:,}"
         return Decision(None, stored_bytes, kept, times)
-    if options.objective == "size" and stays is not None:
-        return Decision(None, stored_bytes, f"left: {stays}, so that packing adds {size:,} bytes", times)
+    if stays is not None:
+        return Decision(None, stored_bytes, f"left: {stays}, so that packing would add {size:,} bytes", times)
     if times is not None and times.speedup < options.min_speedup:
         kept = f"left: its speed-up {times.speedup:.2f} is below {options.min_speedup:g} ({decision.reason})"
         return Decision(None, stored_bytes, kept, times)

@@ -34,6 +34,7 @@ from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OLDEST_CAST_LIKE, OpsetError
 from .options import PackOptions
 from .report import PackedLayer, PackReport
+from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .rows import Weight, left_row, shared_row, weight_row
 from .tensors import byte_count, float32_values
@@ -198,7 +199,8 @@ class Packing:
         """Choose for a weight that is new, and verify its packed form alone."""
         stored = stored_bytes(weight.layer.weight)
         values = HALF if self._keeps_half(weight) else self._options.values
-        decision = decide(weight.values_NK, weight.mask_NK, stored, weight.stays, self._options, self._measure, values)
+        stays = None if restorable(weight.layer, values) else weight.stays
+        decision = decide(weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure, values)
         error = None
         if (layout := decision.layout) is not None:
             try:
@@ -224,7 +226,8 @@ class Packing:
         key = _packed_key(weight, scale)
         packed = pack_weight(key, name, layout, weight.values_NK, weight.mask_NK, self._target, scale)
         self._check_conflict(packed.function)
-        return replace(packed, element_type=weight.element_type)
+        target = restorable(weight.layer, layout.values.name)
+        return replace(packed, element_type=weight.element_type, restorable=target)
 
     def _check_conflict(self, function: FunctionProto) -> None:
         for existing in self._document.proto.functions:

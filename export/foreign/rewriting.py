@@ -15,6 +15,7 @@ from .bodies import Body, Readers, all_bodies
 from .document import Document
 from .linears import Linear, constants_of
 from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, shielded, tensor_type
+from .restoring import Restorable, restoring_nodes, weight_function
 from .weights import Stored
 from .writing import ModelWriter
 
@@ -24,7 +25,8 @@ class PackedWeight:
     """One weight in its packed form: the op, its function, and what makes its tensors, in the op's order.
 
     `key` tells weights apart; names of the tensors are built on `name`. `element_type` is that of the product's input
-    and output in the file: where it is not float32, they are cast around the op.
+    and output in the file: where it is not float32, they are cast around the op. `restorable`
+    is the dense tensor that can be decoded from it, should something else read that.
     """
 
     key: str
@@ -34,6 +36,7 @@ class PackedWeight:
     function: FunctionProto
     encode: Callable[[], dict[str, NDArray]]
     element_type: int = TensorProto.FLOAT
+    restorable: Restorable | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Rewriter:
         self._tensor_names: dict[tuple[int, str], list[str]] = {}
         self._functions: dict[str, FunctionProto] = {}
         self._layers: list[Linear] = []
+        self._restorable: dict[str, tuple[PackedWeight, list[str]]] = {}
 
     def replace(self, layer: Linear, packed: PackedWeight) -> None:
         """Note that a packed op stands for the layer. The same `packed.key` again shares the tensors."""
@@ -103,6 +107,8 @@ class Rewriter:
         self._replaced[id(layer.body), place] = nodes
         self._dropped.update((id(layer.body), other) for other in layer.places if other != place)
         self._functions[packed.op_type] = packed.function
+        if packed.restorable is not None:
+            self._restorable[packed.restorable.name] = packed, self._tensor_names[key]
         self._layers.append(layer)
 
     def apply(self) -> None:
@@ -112,7 +118,27 @@ class Rewriter:
         for body in self._bodies:  # inner bodies first: rebuilding a list of nodes copies the graphs in them
             self._rebuild(body)
         self._prune()  # before functions are added, while bodies still have their places
+        self._restore()
         self._import_domain()
+
+    def _restore(self) -> None:
+        """Dense weights that are read still are decoded from the packed ones, so that the file holds them once."""
+        graph = self._main.proto
+        assert isinstance(graph, GraphProto), "the main body is a graph"
+        kept, nodes = [], []
+        for tensor in graph.initializer:
+            packed, tensors = self._restorable.get(tensor.name, (None, []))
+            if packed is None or packed.restorable is None:
+                kept.append(tensor)
+                continue
+            function = weight_function(packed.function)
+            self._functions[function.name] = function
+            nodes += restoring_nodes(packed.restorable, function, tensors, packed.in_features)
+        if nodes:
+            nodes += list(graph.node)
+            for field, items in ((graph.initializer, kept), (graph.node, nodes)):
+                del field[:]
+                field.extend(items)  # type: ignore[arg-type]
 
     def _nodes(self, layer: Linear, packed: PackedWeight, tensors: list[str], bias: str) -> list[NodeProto]:
         """The packed op with what surrounds it; each step writes a new value, the last one the layer's output."""

@@ -70,7 +70,7 @@ def _remarks(weight: Weight, packed: bool) -> list[str]:
     if packed and weight.minus_zeros:
         remarks.append(f"{weight.minus_zeros:,} weights of -0 are stored as no links, and count as +0")
     if packed and weight.stays:
-        remarks.append(f"{weight.stays}, so it stays in the file too")
+        remarks.append(f"{weight.stays}, for which it is decoded when the file is loaded")
     return remarks
 
 
