@@ -17,6 +17,19 @@ static inline float bfloat16_to_float(uint16_t bits) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
 
+// A float16 as a float, which holds every one of them. Without instructions for it: it happens once a weight.
+static inline float float16_to_float(uint16_t bits) {
+  constexpr uint32_t kSmallestNormal = 0x400, kInfinite = 0x7C00, kBias = (127 - 15) << 23;
+  const uint32_t magnitude = bits & 0x7FFFU, sign = (bits & 0x8000U) << 16;
+  uint32_t wide = (magnitude << 13) + kBias;
+  if (magnitude < kSmallestNormal) {
+    wide = __builtin_bit_cast(uint32_t, static_cast<float>(magnitude) * 0x1p-24F);
+  } else if (magnitude >= kInfinite) {
+    wide += kBias;  // the largest exponent of one type is that of the other
+  }
+  return __builtin_bit_cast(float, sign | wide);
+}
+
 // To nearest even; NaN stays NaN.
 static inline uint16_t float_to_bfloat16(float value) {
   const auto bits = __builtin_bit_cast(uint32_t, value);
