@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layouts import LAYOUTS, BitmaskLayout, BlockLayout, CsrLayout, Layout, choose_layout, dense_microseconds
+from ...kernels.cost import BASELINE, predict
+from ..layouts import LAYOUTS, Aim, BitmaskLayout, BlockLayout, Choice, CsrLayout, Layout, choose_layout
 from ..layouts.block import whole_blocks
-from ..layouts.cost import LATENCY_TOKENS, THROUGHPUT_TOKENS
+from ..layouts.choose import HERE, LATENCY_TOKENS, THROUGHPUT_TOKENS, predictable_isa
 from .options import PackOptions
 
 TOKENS = {"latency": LATENCY_TOKENS, "throughput": THROUGHPUT_TOKENS, "size": LATENCY_TOKENS}
@@ -23,7 +24,7 @@ TOKENS = {"latency": LATENCY_TOKENS, "throughput": THROUGHPUT_TOKENS, "size": LA
 class Times:
     """Time of a layer dense and packed, for one token or for many by the objective.
 
-    `unit` says how they were come by: "us measured" here, or "us predicted" by the cost model.
+    `unit` says how they were come by: "us measured" here, or "us predicted for avx2" by the cost model.
     """
 
     dense: float
@@ -57,6 +58,7 @@ def decide(
     stays: str | None,
     options: PackOptions,
     measure: Measure | None,
+    aim: Aim = HERE,
 ) -> Decision:
     """Choose for one weight.
 
@@ -66,6 +68,7 @@ def decide(
         stays: what else reads the dense weight, so that it stays in the file; None where nothing does.
         options: of the whole run.
         measure: times candidates; None asks the cost model.
+        aim: what the cost model predicts for.
     """
     if weight_NK.size == 0:
         return Decision(None, stored_bytes, "left: one of its dimensions is 0")
@@ -74,7 +77,7 @@ def decide(
         return Decision(None, stored_bytes, "left: none of its weights is zero")
     if options.values != "float32" and not np.isfinite(weight_NK).all():
         return Decision(None, stored_bytes, f"left: it has infinite or NaN weights, which {options.values} cannot hold")
-    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure)
+    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure, aim)
     if layout is None:
         return Decision(None, stored_bytes, reason, times)
     return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
@@ -100,6 +103,7 @@ def _candidate(
     links: int,
     options: PackOptions,
     measure: Measure | None,
+    aim: Aim,
 ) -> tuple[Layout | None, int, Times | None, str]:
     """The best layout by measurement or by the cost model, with bytes, times and reason."""
     out_features, in_features = weight_NK.shape
@@ -115,9 +119,18 @@ def _candidate(
         values=options.values,
         objective=options.objective,
         whole_blocks=any(isinstance(layout, BlockLayout) for layout in layouts),
+        aim=aim,
     )
-    dense = dense_microseconds(out_features, in_features, TOKENS[options.objective])
-    return choice.layout, choice.packed_bytes, Times(dense, dense / choice.speedup, "us predicted"), choice.reason
+    return choice.layout, choice.packed_bytes, _predicted_times(choice, options, aim), choice.reason
+
+
+def _predicted_times(choice: Choice, options: PackOptions, aim: Aim) -> Times | None:
+    """By the cost model; None where nothing can be predicted."""
+    isa = aim.isa or predictable_isa()
+    if isa is None or choice.work is None or choice.speedup is None:
+        return None
+    dense = predict(choice.work, TOKENS[options.objective], isa, BASELINE).microseconds
+    return Times(dense, dense / choice.speedup, f"us predicted for {isa}")
 
 
 def _check(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:

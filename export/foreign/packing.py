@@ -15,7 +15,7 @@ from onnx import FunctionProto, ModelProto
 
 from ...artifacts import CheckError, InputError
 from ...kernels import library_path, register
-from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
+from ..layouts import DOMAIN, DOMAIN_VERSION, Aim, Layout
 from ..layouts.values import INT8_LARGEST
 from ..page import local_density
 from .autotune import Autotuner
@@ -64,6 +64,7 @@ class Packing:
         self._notes: list[str] = []
         self._target = Target(document.opset)
         self._measure = self._autotuner().fastest if options.autotune else None
+        self._aim = Aim(options.for_isa, self._weight_bytes())
         self._feeds: dict[str, NDArray] | None = None
         self._scales: dict[str, float] = {}
         self._decided: dict[str, tuple[Decision, PackedLayer]] = {}
@@ -95,8 +96,11 @@ class Packing:
         )
 
     def _autotuner(self) -> Autotuner:
+        return Autotuner(self._options.objective, self._document.opset, self._weight_bytes())
+
+    def _weight_bytes(self) -> int:
         tensors = (tensor for body in all_bodies(self._document.proto) for tensor in body.initializers.values())
-        return Autotuner(self._options.objective, self._document.opset, sum(map(byte_count, tensors)))
+        return sum(map(byte_count, tensors))
 
     def _copy_original(self) -> Path:
         """The original with all it refers to, as it was read and checked: what is compared with is what was packed."""
@@ -186,7 +190,8 @@ class Packing:
     def _decide(self, weight: Weight, scale: float) -> tuple[Decision, PackedLayer]:
         """Choose for a weight that is new, and verify its packed form alone."""
         stored = stored_bytes(weight.layer.weight)
-        decision = decide(weight.values_NK, weight.mask_NK, stored, weight.stays, self._options, self._measure)
+        asked = (weight.values_NK, weight.mask_NK, stored, weight.stays, self._options, self._measure)
+        decision = decide(*asked, self._aim)
         error = None
         if (layout := decision.layout) is not None:
             try:

@@ -51,6 +51,11 @@ class SourceModel:
         """Key/value heads; as many as query heads where the configuration names none."""
         return self.config.num_key_value_heads or self.config.num_attention_heads
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all projections in float32, links or not."""
+        return sum(mask.size for mask in self.masks.values()) * np.dtype(np.float32).itemsize
+
     def layer_facts(self, name: str, layout: str | None) -> LayerFacts:
         """The manifest's line on one projection."""
         return LayerFacts.of_mask(name, self.masks[name], layout)

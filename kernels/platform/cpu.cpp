@@ -108,17 +108,23 @@ const CpuFeatures& cpu_features() {
 Isa select_isa() {
   const char* wanted = std::getenv("HEBBLINE_ISA");
   if (wanted == nullptr || *wanted == '\0') return best(cpu_features());
-  for (const auto& [isa, known] : kNames) {
-    if (known != wanted) continue;
-    if (!has(cpu_features(), isa)) {
-      throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + ": this processor lacks it; unset the variable");
-    }
-    return isa;
+  const auto isa = isa_named(wanted);
+  if (!isa) throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + " is not one of " + isa_names());
+  if (!has(cpu_features(), *isa)) {
+    throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + ": this processor lacks it; unset the variable");
   }
-  throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) +
-                           " is not one of scalar, avx2, avx512, amx, amx-emulated");
+  return *isa;
 }
 
 std::string name(Isa isa) { return std::string(kNames[static_cast<size_t>(isa)].second); }
+
+std::optional<Isa> isa_named(std::string_view wanted) {
+  for (const auto& [isa, known] : kNames) {
+    if (known == wanted) return isa;
+  }
+  return std::nullopt;
+}
+
+const char* isa_names() { return "scalar, avx2, avx512, amx, amx-emulated"; }
 
 }  // namespace hebbline

@@ -1,7 +1,9 @@
 // What the processor can do, and which instruction set the kernels use.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 
 namespace hebbline {
 
@@ -24,7 +26,9 @@ const CpuFeatures& cpu_features();
 // (scalar, avx2, avx512, amx, amx-emulated). Throws std::runtime_error where it names what this processor lacks.
 Isa select_isa();
 
-// The name that HEBBLINE_ISA knows it by.
+// The name that HEBBLINE_ISA knows it by; none: there is no such instruction set; and all the names, for messages.
 std::string name(Isa isa);
+std::optional<Isa> isa_named(std::string_view name);
+const char* isa_names();
 
 }  // namespace hebbline
