@@ -168,10 +168,11 @@ def _times(report: PackReport) -> str:
     units = {layer.time_unit or "" for layer in timed}
     rows = [(layer.name, layer.dense_time or 0.0, layer.packed_time or 0.0) for layer in timed]
     dense, packed = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    how = ", ".join(sorted(units))
+    unit = ", ".join(sorted(units))
+    how = "measured on this machine" if report.options.autotune else unit.removeprefix("us ")
     return (
         f"<p>Of each packed layer, dense above and packed below, {escape(how)}: {dense / packed:.2f} times as fast in "
-        f"sum.</p>{time_bars(rows, how)}"
+        f"sum.</p>{time_bars(rows, unit)}"
     )
 
 

@@ -23,6 +23,8 @@ FLOAT32_BYTES = 4
 CACHE_BYTES = 32 << 20
 """Dense weights of a whole model up to this size may stay in a processor's cache, and are then read faster."""
 
+SMALL_BYTES = 64 << 10
+"""Of a dense weight so small, a call takes a few microseconds whatever it computes: it is packed by bytes."""
 LATENCY_TOKENS = 1
 THROUGHPUT_TOKENS = 64
 Objective = Literal["latency", "throughput", "size"]
@@ -78,6 +80,8 @@ def choose_layout(
     weights from there too. Without the op library, which alone makes a packed layer fast and knows how fast, the
     smallest layout is taken where it is smaller than dense.
 
+    A layer whose dense weight is smaller than `SMALL_BYTES` is packed where that is smaller.
+
     Bitmask and CSR hold the same links and run at the same speed, since the kernels repack at load: of the two, the
     one with fewer bytes is taken. Blocks are faster still and smaller, where there are any.
 
@@ -111,11 +115,13 @@ def choose_layout(
     tokens = _TOKENS.get(objective, LATENCY_TOKENS)
     speedup, cached = _speedups(work, tokens, chosen, dense if aim.model_bytes is None else aim.model_bytes)
     at = f"at {tokens} token{'s' * (tokens > 1)}, predicted for {chosen}"
-    if objective != "size" and min(speedup, cached) <= 1:
+    if objective != "size" and dense > SMALL_BYTES and min(speedup, cached) <= 1:
         where = " with weights in the cache" if cached < speedup else ""
         reason = f"left dense: {best} would be {min(speedup, cached):.2f} times as fast{where} {at}"
         return Choice(None, dense, dense, f"{reason} (bytes over dense: {figures})", 1.0, work)
     reason = f"{best} has the fewest bytes (over dense: {figures}); {speedup:.1f} times as fast {at}"
+    if speedup <= 1 and dense <= SMALL_BYTES:
+        reason += ", which matters little in a layer so small"
     return Choice(LAYOUTS[best], sizes[best], dense, reason, speedup, work)
 
 
