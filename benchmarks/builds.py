@@ -30,6 +30,7 @@ from ..export.graph import (
     load_source,
     save_graph,
 )
+from ..export.layouts import Aim
 from ..train.topology import initial_mask
 from .peers import nbits_model
 from .variants import MODEL_FILE, Variant
@@ -159,6 +160,6 @@ def _with_head_as_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _build_sparse(source: SourceModel, variant: Variant, folder: Path) -> None:
-    with WeightFile(folder / "weights", values=variant.values) as weights:
+    with WeightFile(folder / "weights", variant.values, Aim(model_bytes=source.dense_bytes)) as weights:
         head: HeadForm = "int8" if variant.int8_head else "packed"
         save_graph(build_decoder(source, weights, VarlenAttention(), head), folder / MODEL_FILE)

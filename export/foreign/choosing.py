@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..layouts import LAYOUTS, BitmaskLayout, BlockLayout, CsrLayout, Layout, choose_layout, dense_microseconds
+from ...kernels.cost import BASELINE, predict
+from ..layouts import LAYOUTS, Aim, BitmaskLayout, BlockLayout, Choice, CsrLayout, Layout, choose_layout
 from ..layouts.block import whole_blocks
-from ..layouts.cost import LATENCY_TOKENS, THROUGHPUT_TOKENS
+from ..layouts.choose import HERE, LATENCY_TOKENS, THROUGHPUT_TOKENS, predictable_isa
 from ..layouts.values import Float16Values
 from .options import PackOptions
 
@@ -24,7 +25,7 @@ TOKENS = {"latency": LATENCY_TOKENS, "throughput": THROUGHPUT_TOKENS, "size": LA
 class Times:
     """Time of a layer dense and packed, for one token or for many by the objective.
 
-    `unit` says how they were come by: "us measured" here, or "us predicted" by the cost model.
+    `unit` says how they were come by: "us measured" here, or "us predicted for avx2" by the cost model.
     """
 
     dense: float
@@ -59,6 +60,7 @@ def decide(
     options: PackOptions,
     measure: Measure | None,
     values: str = "",
+    aim: Aim = HERE,
 ) -> Decision:
     """Choose for one weight.
 
@@ -69,6 +71,7 @@ def decide(
         options: of the whole run.
         measure: times candidates; None asks the cost model.
         values: how weights are stored, where it is not what the options say: `HALF`.
+        aim: what the cost model predicts for.
     """
     values = values or options.values
     if weight_NK.size == 0:
@@ -78,7 +81,7 @@ def decide(
         return Decision(None, stored_bytes, "left: none of its weights is zero")
     if values not in ("float32", HALF) and not np.isfinite(weight_NK).all():
         return Decision(None, stored_bytes, f"left: it has infinite or NaN weights, which {values} cannot hold")
-    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure, values)
+    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure, values, aim)
     if layout is None:
         return Decision(None, stored_bytes, reason, times)
     return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
@@ -109,6 +112,7 @@ def _candidate(
     options: PackOptions,
     measure: Measure | None,
     values: str,
+    aim: Aim,
 ) -> tuple[Layout | None, int, Times | None, str]:
     """The best layout by measurement or by the cost model, with bytes, times and reason."""
     out_features, in_features = weight_NK.shape
@@ -124,13 +128,22 @@ def _candidate(
         values="float32" if values == HALF else values,
         objective=options.objective,
         whole_blocks=any(isinstance(layout, BlockLayout) for layout in layouts),
+        aim=aim,
     )
-    dense = dense_microseconds(out_features, in_features, TOKENS[options.objective])
-    times = Times(dense, dense / choice.speedup, "us predicted")
+    times = _predicted_times(choice, options, aim)
     if choice.layout is None or values != HALF:
         return choice.layout, choice.packed_bytes, times, choice.reason
     smallest = min(layouts, key=lambda layout: sizes[layout.name])
     return smallest, sizes[smallest.name], times, f"{smallest.name}: {choice.reason}"
+
+
+def _predicted_times(choice: Choice, options: PackOptions, aim: Aim) -> Times | None:
+    """By the cost model; None where nothing can be predicted."""
+    isa = aim.isa or predictable_isa()
+    if isa is None or choice.work is None or choice.speedup is None:
+        return None
+    dense = predict(choice.work, TOKENS[options.objective], isa, BASELINE).microseconds
+    return Times(dense, dense / choice.speedup, f"us predicted for {isa}")
 
 
 def _check(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:

@@ -15,7 +15,7 @@ from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ...artifacts import CheckError, InputError
 from ...kernels import library_path, register
-from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
+from ..layouts import DOMAIN, DOMAIN_VERSION, Aim, Layout
 from ..layouts.values import INT8_LARGEST
 from ..page import local_density
 from .autotune import Autotuner
@@ -68,6 +68,7 @@ class Packing:
         self._notes: list[str] = []
         self._target = Target(document.opset)
         self._measure = self._autotuner().fastest if options.autotune else None
+        self._aim = Aim(options.for_isa, self._weight_bytes())
         self._feeds: dict[str, NDArray] | None = None
         self._scales: dict[str, float] = {}
         self._decided: dict[str, tuple[Decision, PackedLayer]] = {}
@@ -100,9 +101,12 @@ class Packing:
         )
 
     def _autotuner(self) -> Autotuner:
-        tensors = (tensor for body in all_bodies(self._document.proto) for tensor in body.initializers.values())
         opset = max(self._document.opset, OLDEST_OPSET)
-        return Autotuner(self._options.objective, opset, sum(map(byte_count, tensors)))
+        return Autotuner(self._options.objective, opset, self._weight_bytes())
+
+    def _weight_bytes(self) -> int:
+        tensors = (tensor for body in all_bodies(self._document.proto) for tensor in body.initializers.values())
+        return sum(map(byte_count, tensors))
 
     def _copy_original(self) -> Path:
         """The original with all it refers to, as it was read and checked: what is compared with is what was packed."""
@@ -200,7 +204,8 @@ class Packing:
         stored = stored_bytes(weight.layer.weight)
         values = HALF if self._keeps_half(weight) else self._options.values
         stays = None if restorable(weight.layer, values) else weight.stays
-        decision = decide(weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure, values)
+        asked = (weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure)
+        decision = decide(*asked, values, self._aim)
         error = None
         if (layout := decision.layout) is not None:
             try:

@@ -129,6 +129,23 @@ def summary(report: PackReport) -> str:
     )
 
 
+def speed(report: PackReport) -> str | None:
+    """What is gained in time, in a sentence that says where sparse does not pay; None where no time is known."""
+    timed = [layer for layer in report.layers if layer.dense_time and layer.packed_time]
+    if not timed:
+        return None
+    how = " and ".join(sorted({(layer.time_unit or "").removeprefix("us ") for layer in timed}))
+    left = sum(not layer.packed for layer in timed)
+    if left == len(timed):
+        return f"{how}: sparse does not pay, and all {left} layers with zeros are left dense"
+    dense = sum(layer.dense_time or 0.0 for layer in timed)
+    stored = sum((layer.packed_time if layer.packed else layer.dense_time) or 0.0 for layer in timed)
+    words = f"{how}: the {len(timed)} layers with zeros run {dense / stored:.2f} times as fast as dense float32 in sum"
+    if left:
+        words += f"; {left} of them are left dense, where sparse does not pay or takes more bytes"
+    return words if dense >= stored else f"{words}; sparse does not pay for this model"
+
+
 def _html(report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> str:
     rows = "\n".join(_row(layer, pictures) for layer in report.layers)
     notes = "".join(f"<p>{escape(note)}.</p>" for note in report.notes)
@@ -160,10 +177,11 @@ def _times(report: PackReport) -> str:
     units = {layer.time_unit or "" for layer in timed}
     rows = [(layer.name, layer.dense_time or 0.0, layer.packed_time or 0.0) for layer in timed]
     dense, packed = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    how = "measured on this machine" if report.options.autotune else "predicted by the cost model"
+    unit = ", ".join(sorted(units))
+    how = "measured on this machine" if report.options.autotune else unit.removeprefix("us ")
     return (
-        f"<p>Of each packed layer, dense above and packed below, {how}: {dense / packed:.2f} times as fast in sum."
-        f"</p>{time_bars(rows, ', '.join(sorted(units)))}"
+        f"<p>Of each packed layer, dense above and packed below, {escape(how)}: {dense / packed:.2f} times as fast in "
+        f"sum.</p>{time_bars(rows, unit)}"
     )
 
 

@@ -61,6 +61,11 @@ class SourceModel:
             f"{decoder.embedding}.weight"
         )
 
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all projections in float32, links or not."""
+        return sum(mask.size for mask in self.masks.values()) * np.dtype(np.float32).itemsize
+
     def layer_facts(self, name: str, layout: str | None) -> LayerFacts:
         """The manifest's line on one projection."""
         return LayerFacts.of_mask(name, self.mask(name), layout)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
 from ...artifacts.publish import check_target
+from ...kernels.cost import check_isa
 from ...serve.engine.engines import EngineFacts, Gpu, write_engines
 from ...serve.engine.gpu import find_gpu
 from ...serve.engine.static_cache import StepLimits
@@ -64,21 +65,26 @@ def export_engines(
     values: str = "float32",
     lm_head: Literal["float32", "int8"] = "float32",
     passes: PassOptions = NO_PASSES,
+    for_isa: str | None = None,
 ) -> tuple[ExportReport, EngineReport]:
     """Export a model directory to sparse ONNX and an engine, and publish both where they agree with torch.
 
     Args:
         model_directory, out, progress: as `export_model`. options: of the engine. values, lm_head: of the ONNX; the
-        engine's numbers are of its own precision. passes: what is done to the model first, for both.
+        engine's numbers are of its own precision. passes: what is done to the model first, for both. for_isa: as
+        `export_model`, of the ONNX.
 
     Raises:
-        InputError: the runtime is not installed, the model is unfit, or `out` is taken; UnsupportedModelError: NVIDIA's
-            parser refuses the graph; CheckError: parity or the build failed. Nothing is published then.
+        InputError: the runtime is not installed, the model is unfit, `out` is taken, or there is no such instruction
+            set; UnsupportedModelError: NVIDIA's parser refuses the graph; CheckError: parity or the build failed.
+            Nothing is published then.
     """
     runtime = RUNTIMES[options.runtime]
     check_runtime(runtime, plugins=options.plugins)
     gpu = None if runtime.builds_without_gpu else find_gpu()
     check_target(out)
+    if for_isa is not None:
+        check_isa(for_isa)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.engines.", dir=out.absolute().parent) as directory:
         work = Path(directory)
@@ -87,7 +93,14 @@ def export_engines(
         original = load_source(model_directory)
         source, pass_reports = run_passes(original, passes, progress)
         onnx_report = export_packed(
-            original, source, portable, progress, values=values, lm_head=lm_head, pass_reports=pass_reports
+            original,
+            source,
+            portable,
+            progress,
+            values=values,
+            lm_head=lm_head,
+            pass_reports=pass_reports,
+            for_isa=for_isa,
         )
         # Before the build, which takes long.
         earlier = None if options.engines_from is None else read_earlier(options.engines_from, portable)
