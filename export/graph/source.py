@@ -19,9 +19,8 @@ from ...architectures import (
     Part,
     check_fits,
     describe,
-    pin_frequencies,
     rotary_tables,
-    use_linear_layers,
+    settle,
 )
 from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, UnsupportedModelError
 from ...artifacts.checkpoints import check_weights_fit
@@ -173,10 +172,8 @@ def load_source(path: Path) -> SourceModel:
     """
     directory = open_model_directory(path)
     decoder = describe(_read_config(path))
-    model = _read_model(path)
-    use_linear_layers(model)
+    model = _read_model(path, decoder)
     check_fits(decoder, model)
-    pin_frequencies(model, decoder)
     _check_finite(model)
     projections = {
         name: module.weight.detach().numpy()
@@ -206,7 +203,7 @@ def _read_config(path: Path) -> PretrainedConfig:
         raise UnsupportedModelError(f"{path}/config.json: {_first_line(error)}") from error
 
 
-def _read_model(path: Path) -> PreTrainedModel:
+def _read_model(path: Path, decoder: Decoder) -> PreTrainedModel:
     logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -215,7 +212,7 @@ def _read_model(path: Path) -> PreTrainedModel:
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"{path}: cannot read the weights: {_first_line(error)}") from error
     model, info = loaded
-    check_weights_fit(str(path), info)
+    check_weights_fit(str(path), settle(model, decoder, info))
     return model.eval()
 
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "attention/attention.h"
@@ -44,11 +45,17 @@ void fail(const std::string& what) {
 // A cache of three slots, full of NaN where nothing was written.
 class Sequences {
  public:
-  Sequences(CacheFormat format, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t context)
-      : heads_(heads), shape_{format, 3, kv_heads, (context + 15) / 16, head_dim} {
+  // `window`, `softcap`, `rotary_dim`: as in AttentionStep.
+  Sequences(CacheFormat format, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t context, int64_t window,
+            float softcap, int64_t rotary_dim)
+      : heads_(heads),
+        window_(window),
+        rotary_dim_(rotary_dim),
+        softcap_(softcap),
+        shape_{format, 3, kv_heads, (context + 15) / 16, head_dim} {
     cache_.assign(shape_.head_offset(shape_.slots, 0), '\xFF');
-    cos_ = reals(context * head_dim / 2);
-    sin_ = reals(context * head_dim / 2);
+    cos_ = reals(context * rotary_dim / 2);
+    sin_ = reals(context * rotary_dim / 2);
   }
 
   // Appends `lengths[s]` random tokens to each slot; returns what was attended to.
@@ -64,8 +71,11 @@ class Sequences {
     const auto queries = reals(tokens * heads_ * shape_.head_dim), keys = reals(tokens * width);
     const auto values = reals(tokens * width);
     std::vector<float> attended(queries.size(), NAN);
-    AttentionStep step{shape_, heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width, cu,
-                       slots,  past,   cos_.data(),    sin_.data(), cache_.data(), attended.data()};
+    const float scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim));
+    AttentionStep step{
+        shape_,   heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width,       cu,
+        slots,    past,   cos_.data(),    sin_.data(), cache_.data(), attended.data(),          rotary_dim_, window_,
+        softcap_, scale};
     hebbline::attend(step, hebbline::attention_kernels(), serial);
     for (const float each : attended) {
       // A weighted mean of values, none of which is far from 0.
@@ -74,7 +84,8 @@ class Sequences {
   }
 
  private:
-  int64_t heads_;
+  int64_t heads_, window_, rotary_dim_;
+  float softcap_;
   CacheShape shape_;
   std::vector<char> cache_;
   std::vector<float> cos_, sin_;
@@ -84,11 +95,14 @@ class Sequences {
 void check_attention(CacheFormat format) {
   for (const auto& [heads, kv_heads, head_dim] :
        {std::array<int64_t, 3>{3, 1, 16}, {8, 2, 48}, {9, 3, 64}, {7, 1, 80}}) {
-    Sequences sequences(format, heads, kv_heads, head_dim, 300);
-    sequences.append({270, 0, 33});
-    sequences.append({1, 1, 1});
-    sequences.append({29, 140, 2});  // the first is full
-    sequences.append({0, 1, 130});
+    for (const auto& [window, softcap, rotary_dim] :
+         {std::tuple<int64_t, float, int64_t>{0, 0.0F, head_dim}, {1, 2.0F, 0}, {40, 0.0F, 6}, {290, 30.0F, 16}}) {
+      Sequences sequences(format, heads, kv_heads, head_dim, 300, window, softcap, rotary_dim);
+      sequences.append({270, 0, 33});
+      sequences.append({1, 1, 1});
+      sequences.append({29, 140, 2});  // the first is full
+      sequences.append({0, 1, 130});
+    }
   }
 }
 
