@@ -58,6 +58,8 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from ..architectures import decoder_of, settle
+
     open_model_directory(path)
     logging.disable_progress_bar()
     if threads:
@@ -69,7 +71,8 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"{path}: the model cannot be loaded: {' '.join(str(error).split())}") from error
     model, found = loaded
-    check_weights_fit(str(path), found)
+    decoder = decoder_of(model)
+    check_weights_fit(str(path), found if decoder is None else settle(model, decoder, found))
     model.eval()
 
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
