@@ -195,11 +195,14 @@ int check_gated(Isa isa, ValueType values) {
     for (const int64_t tokens : {1, 9, 70}) {
       std::vector<float> x(static_cast<size_t>(tokens * 130)), y(static_cast<size_t>(tokens * 33), NAN);
       for (float& each : x) each = real();
-      hebbline::multiply_gated(stack, hebbline::gate_kernels(isa), x.data(), tokens, y.data(),
-                               [](size_t count, const auto& task) {
-                                 for (size_t i = count; i-- > 0;) task(i);
-                               });
-      for (const float each : y) wrong += std::isfinite(each) ? 0 : 1;
+      for (const auto activation : {hebbline::Activation::kSilu, hebbline::Activation::kGelu,
+                                    hebbline::Activation::kGeluTanh, hebbline::Activation::kRelu}) {
+        hebbline::multiply_gated(stack, hebbline::gate_kernels(isa), activation, x.data(), tokens, y.data(),
+                                 [](size_t count, const auto& task) {
+                                   for (size_t i = count; i-- > 0;) task(i);
+                                 });
+        for (const float each : y) wrong += std::isfinite(each) ? 0 : 1;
+      }
     }
   }
   std::printf("%s gated, values %d\n", name(isa).c_str(), static_cast<int>(values));

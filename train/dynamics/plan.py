@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from ...architectures import decoder_of
 from ...artifacts import InputError
 from ..topology import initial_mask
 from ..topology.initial import link_count
@@ -120,6 +122,11 @@ def sparse_layers(model: nn.Module, config: SparsityConfig) -> Iterator[tuple[st
         return
     found = False
     for name, module in model.named_modules():
+        if isinstance(module, Conv1D) and _matches(name, config.include) and not _matches(name, config.exclude):
+            raise InputError(
+                f"layer '{name}' has its weight transposed (Conv1D): call hebbline.architectures.use_linear_layers"
+                "(model) before anything else is made of the model"
+            )
         if isinstance(module, nn.Linear) and _matches(name, config.include) and not _matches(name, config.exclude):
             found = True
             yield name, module
@@ -130,6 +137,10 @@ def sparse_layers(model: nn.Module, config: SparsityConfig) -> Iterator[tuple[st
 def head_counts(model: nn.Module) -> dict[str, int]:
     """The number of heads of each query, key and value projection, by layer name."""
     counts = {}
+    if (decoder := decoder_of(model)) is not None:
+        size = decoder.attention.head_size
+        names = [f"{layer}.{path}" for layer in decoder.layer_paths() for path in decoder.attention.inputs]
+        return {name: _shape(cast(nn.Linear, model.get_submodule(name)))[0] // size for name in names}
     for name, module in model.named_modules():
         if isinstance(getattr(module, "head_dim", None), int):
             for part in ("q_proj", "k_proj", "v_proj"):
