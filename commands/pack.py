@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
         type=Path,
         help="an .npz file of the model's inputs: int8 and int4 then round the activations of a layer by one scale",
     )
+    parser.add_argument("--no-measure", action="store_true", help="do not time the whole model before and after")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
 
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> int:
             autotune=given.autotune,
             objective=given.objective,
             calibration=given.calibration,
+            measure=not given.no_measure,
             progress=lambda stage: status.update(stage),
         )
     _show(report, given.out)
@@ -71,6 +73,13 @@ def _show(report: "PackReport", out: Path) -> None:
     result = report.end_to_end
     if result.difference is not None:
         allowed = "" if result.allowed is None else f" (allowed {result.allowed:.1e})"
-        console.print(f"packed against original in ONNX Runtime: within {result.difference:.1e}{allowed}")
+        with_library = (
+            "" if result.library_difference is None else f", with the library {result.library_difference:.1e}"
+        )
+        console.print(
+            f"packed against original in ONNX Runtime: within {result.difference:.1e}{allowed}{with_library}, over "
+            f"{result.outputs:,} numbers"
+        )
     console.print(summary(report))
+    console.print(f"[bold]{escape(report.speed.words)}[/bold]")
     console.print(f"the model is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")

@@ -21,6 +21,7 @@ class PackOptions:
         objective: what a layout is chosen for: few tokens at a time, many, or the fewest bytes.
         calibration: an .npz file of the model's inputs, for values that round activations too: they are then rounded by
             one scale a layer, for the largest magnitude on these inputs, and not each token by its own.
+        measure: time the whole model before and after.
 
     Raises:
         InputError: a value outside its choices.
@@ -31,6 +32,7 @@ class PackOptions:
     autotune: bool = False
     objective: Objective = "latency"
     calibration: str | None = None
+    measure: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("values", VALUES), ("objective", OBJECTIVES)):
