@@ -37,11 +37,14 @@ from .report import PackedLayer, PackReport
 from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .rows import Weight, left_row, shared_row, weight_row
+from .speed import ModelSpeed, timing_feeds
 from .tensors import byte_count, float32_values
 from .weights import parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
 MODEL_FILE = "model.onnx"
+_SLOWER = 0.97
+"""A measured speed-up below this is no scatter."""
 
 
 class Packing:
@@ -88,13 +91,19 @@ class Packing:
         rows = self._rewrite(packed)
         self._check_valid(original, packed)
         self._progress("comparing with the original")
-        result = self._compare(original, packed, operators)
+        result, speed = self._compare(original, packed, operators)
+        if speed.speedup is not None and speed.speedup < _SLOWER and not self._options.autotune:
+            self._notes.append(
+                "the packed model is slower here than the original: --autotune chooses by times measured here, "
+                "and --objective throughput for many tokens at a time"
+            )
         return PackReport(
             source=self._document.path.name,
             opset=self._document.opset,
             options=self._options,
             layers=rows,
             end_to_end=result,
+            speed=speed,
             file_bytes=_model_bytes(packed),
             original_bytes=_model_bytes(original),
             notes=self._notes,
@@ -250,7 +259,8 @@ class Packing:
                 raise CheckError(f"{self._document.path}: the packed model is not valid ONNX: {fault}")
             self._notes.append(f"the ONNX checker refuses the original, and so the packed model: {fault}")
 
-    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> EndToEnd:
+    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> tuple[EndToEnd, ModelSpeed]:
+        timing = timing_feeds(self._document.proto, self._options.objective) if self._options.measure else None
         return compare_models(
             self._document.path,
             original,
@@ -261,6 +271,7 @@ class Packing:
             operators=operators,
             library=self._library(),
             feeds=self._feeds,
+            timing=timing,
         )
 
     def _library(self) -> str | None:
