@@ -42,7 +42,7 @@ void write(std::string_view text, char* out, size_t capacity) {
   out[length] = '\0';
 }
 
-[[noreturn]] void refuse(const char* what, std::string_view given, const char* known) {
+[[noreturn]] void refuse(const char* what, std::string_view given, const std::string& known) {
   throw std::runtime_error(std::string(what) + " '" + std::string(given) + "' is not one of " + known);
 }
 
@@ -71,7 +71,7 @@ void answer_baseline(const Workload& work, Isa isa, const Question& question, An
 Family wanted_family(const Question& question, const Workload& work, Isa isa) {
   if (question.family == nullptr) return choose_plan(work, isa).family(question.tokens);
   const auto family = family_named(question.family);
-  if (!family) refuse("family", question.family, "csr, sell, tile, panel, pick, onnxruntime");
+  if (!family) refuse("family", question.family, family_names() + ", " + std::string(kBaseline));
   if (!can_hold(*family, work.values, work.columns, isa)) {
     throw std::runtime_error(std::string("family '") + question.family + "' has no kernels for " + name(isa));
   }

@@ -42,6 +42,12 @@ std::optional<Family> family_named(std::string_view wanted) {
   return std::nullopt;
 }
 
+std::string family_names() {
+  std::string names;
+  for (const Family family : kFamilies) names += (names.empty() ? "" : ", ") + std::string(name(family));
+  return names;
+}
+
 std::optional<ValueType> values_named(std::string_view wanted) {
   for (const auto& [known, values] : kValues) {
     if (known == wanted) return values;

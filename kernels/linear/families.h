@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "linear/packing.h"
@@ -15,6 +16,9 @@ std::span<const Family> all_families();
 // The name that HEBBLINE_FAMILY, benchmarks and reports know a family by; none: there is no such family.
 std::string_view name(Family family);
 std::optional<Family> family_named(std::string_view name);
+
+// All those names, for messages.
+std::string family_names();
 
 // The name that exports know a value type by ("float32", "bfloat16", "int8", "int4"); none: there is no such type.
 std::optional<ValueType> values_named(std::string_view name);

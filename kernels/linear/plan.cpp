@@ -21,7 +21,7 @@ bool fits(Family family, const SparseMatrix& matrix, Isa isa) {
 Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
   const auto family = family_named(wanted);
   if (!family) {
-    throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of csr, sell, tile, panel, pick");
+    throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of " + family_names());
   }
   if (fits(*family, matrix, isa)) return {*family, *family, kAlways};
   throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
