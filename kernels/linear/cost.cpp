@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "linear/cost_narrow.h"
+
 namespace hebbline {
 namespace {
 
@@ -43,8 +45,9 @@ double tile(const Workload& work, Isa isa, double tokens) {
 }
 
 // Links by rows; from 17 tokens on, pairs of bfloat16 halve the work, and tiles of X^T are read from further away.
-double links(const Workload& work, double tokens) {
-  const bool halves = work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
+double links(const Workload& work, Isa isa, double tokens) {
+  const bool halves =
+      isa != Isa::kAvx2 && work.values != ValueType::kFloat32 && work.values != ValueType::kInt4 && tokens > 16;
   const double padded = tokens <= 1 ? 0 : std::max(8.0, tokens);
   const double per_token = halves ? 0.016 : padded <= 16 ? 0.019 : 0.025;
   return work.links * (0.33 + per_token * padded) + transposing(work, tokens) + rounding(work, tokens);
@@ -75,9 +78,11 @@ double cost_microseconds(Family family, const Workload& work, Isa isa, double to
     case Family::kSell:
       return sell(work, isa, tokens) / 1e3;
     case Family::kCsr:
-      return links(work, tokens) / 1e3;
+      return links(work, isa, tokens) / 1e3;
     case Family::kPick:
-      return pick(work, tokens) / 1e3;
+      return (isa == Isa::kAvx2 ? narrow_pick_nanoseconds(work, tokens) : pick(work, tokens)) / 1e3;
+    case Family::kQuad:
+      return quad_nanoseconds(work, tokens) / 1e3;
     case Family::kPanel:
       break;
   }

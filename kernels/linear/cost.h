@@ -10,6 +10,7 @@ struct Workload {
   ValueType values;
   double rows, columns, links;
   double vectors;  // kPanel: vectors of 16 rows with a link
+  double groups;   // of columns that share a scale
 };
 
 // Microseconds that one core takes to multiply `tokens` tokens, from memory.

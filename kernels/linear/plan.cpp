@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "linear/cost.h"
+#include "linear/quad.h"
 
 namespace hebbline {
 namespace {
@@ -19,11 +20,12 @@ constexpr double kCopyPenalty = 0.15;   // a second copy of the weight must save
 constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-constexpr std::array<std::pair<Family, std::string_view>, 5> kNames{{{Family::kCsr, "csr"},
+constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kCsr, "csr"},
                                                                      {Family::kSell, "sell"},
                                                                      {Family::kTile, "tile"},
                                                                      {Family::kPanel, "panel"},
-                                                                     {Family::kPick, "pick"}}};
+                                                                     {Family::kPick, "pick"},
+                                                                     {Family::kQuad, "quad"}}};
 
 bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
 
@@ -40,7 +42,10 @@ bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
     case Family::kPanel:
       return has_avx512(isa);
     case Family::kPick:
+      if (isa == Isa::kAvx2) return matrix.quantised() && matrix.columns <= kUint16Columns;
       return has_avx512(isa) && matrix.columns <= kPickColumns;
+    case Family::kQuad:
+      return isa == Isa::kAvx2 && matrix.quantised() && (matrix.groups == 1 || matrix.group_width <= kWidestQuadBlock);
   }
   return false;
 }
@@ -51,7 +56,8 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
     if (can_hold(family, matrix, isa)) return {family, family, kAlways};
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
   }
-  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of csr, sell, tile, panel, pick");
+  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) +
+                           " is not one of csr, sell, tile, panel, pick, quad");
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -60,7 +66,9 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
     case Family::kSell:
       return pack_sell(matrix);
     case Family::kPick:
-      return pack_pick(matrix);
+      return isa == Isa::kAvx2 ? pack_narrow_pick(matrix) : pack_pick(matrix);
+    case Family::kQuad:
+      return pack_quad(matrix);
 #endif
     case Family::kTile:
       return pack_tile(matrix, isa);
@@ -88,8 +96,12 @@ double count_vectors(const SparseMatrix& matrix) {
 }
 
 Workload workload(const SparseMatrix& matrix, bool blocks) {
-  return {matrix.values, static_cast<double>(matrix.rows), static_cast<double>(matrix.columns),
-          static_cast<double>(matrix.links()), blocks ? count_vectors(matrix) : 0};
+  return {matrix.values,
+          static_cast<double>(matrix.rows),
+          static_cast<double>(matrix.columns),
+          static_cast<double>(matrix.links()),
+          blocks ? count_vectors(matrix) : 0,
+          static_cast<double>(matrix.groups)};
 }
 
 std::vector<Family> candidates(const SparseMatrix& matrix, Isa isa, bool blocks) {
