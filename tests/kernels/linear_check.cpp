@@ -220,7 +220,9 @@ int main() {
   int wrong = 0;
   const hebbline::CpuFeatures& features = hebbline::cpu_features();
   wrong += check_family("csr", Isa::kScalar);
-  if (features.avx2) wrong += check_family("csr", Isa::kAvx2);
+  for (const char* family : {"csr", "pick", "quad"}) {
+    if (features.avx2) wrong += check_family(family, Isa::kAvx2);
+  }
   for (const char* family : {"csr", "sell", "tile", "panel", "pick"}) {
     if (features.avx512) wrong += check_family(family, Isa::kAvx512);
     if (features.amx) wrong += check_family(family, Isa::kAmx);

@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build/release"
 SOURCES = ("linear/csr", "linear/gated", "attention/attention", "head/head", "norm/norm")
 FILES = [f"{source}_{isa}" for isa in ("avx2", "avx512") for source in SOURCES] + ["linear/sell_avx512"]
+INTEGER_FILES = ["linear/pick_narrow_avx2", "linear/quad_avx2"]
 
 INSTRUCTION = re.compile(r"\s*([0-9a-f]+):\s+(\S+)\s*(.*)")
 PRODUCT = re.compile(r"vfmadd")
+INTEGER_PRODUCT = re.compile(r"vpmaddubsw|vpdpbusd")
+VECTOR_TO_MEMORY = re.compile(r"%[xyz]mm\d+,(-?0x[0-9a-f]+)?\(")
 VECTOR_TO_STACK = re.compile(r"%[xyz]mm\d+,(-?0x[0-9a-f]+)?\(%rsp")
 
 pytestmark = pytest.mark.skipif(
@@ -31,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 def objects():
     """The object files of the kernels, built as they are for users."""
     subprocess.run(["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja"], check=True, stdout=subprocess.DEVNULL)
-    paths = {file: f"CMakeFiles/hebbline_kernels.dir/kernels/{file}.cpp.o" for file in FILES}
+    paths = {file: f"CMakeFiles/hebbline_kernels.dir/kernels/{file}.cpp.o" for file in FILES + INTEGER_FILES}
     subprocess.run(["ninja", "-C", BUILD, *paths.values()], check=True, stdout=subprocess.DEVNULL)
     return {file: BUILD / path for file, path in paths.items()}
 
@@ -71,4 +74,19 @@ def test_loops_over_float_products_write_no_vector_to_the_stack(objects, file):
             products += 1
             spilled = [f"{operation} {operands}" for _, operation, operands in loop if VECTOR_TO_STACK.search(operands)]
             assert not spilled, f"{function}: {spilled}"
+    assert products > 0
+
+
+@pytest.mark.parametrize("file", INTEGER_FILES)
+def test_loops_over_integer_products_write_no_vector_at_all(objects, file):
+    products = 0
+    for function, instructions in read_functions(objects[file]).items():
+        for loop in innermost_loops(instructions):
+            if not any(INTEGER_PRODUCT.match(operation) for _, operation, _ in loop):
+                continue
+            products += 1
+            written = [
+                f"{operation} {operands}" for _, operation, operands in loop if VECTOR_TO_MEMORY.search(operands)
+            ]
+            assert not written, f"{function}: {written}"
     assert products > 0
