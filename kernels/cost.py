@@ -11,6 +11,7 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 
+from ..artifacts.scales import group_count
 from . import library_path
 
 TERMS = (
@@ -23,6 +24,7 @@ TERMS = (
     "wide",
     "halves",
     "far",
+    "pieces",
     "bytes",
     "cached bytes",
     "activations",
@@ -32,7 +34,7 @@ TERMS = (
 """What a call is made of; `Term` in kernels/linear/cost.h says what each is."""
 BASELINE = "onnxruntime"
 """The family that stands for ONNX Runtime's dense float32 MatMul."""
-FAMILIES = ("csr", "sell", "tile", "panel", "pick")
+FAMILIES = ("csr", "sell", "tile", "panel", "pick", "quad")
 """The families of packings, as HEBBLINE_FAMILY names them."""
 _UNIT_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 4}
 
@@ -59,6 +61,11 @@ class Work:
             return 0
         return self.density * self.out_features / 16 * self.in_features / _UNIT_COLUMNS.get(self.values, 1)
 
+    @property
+    def groups(self) -> int:
+        """Groups of columns that share a scale."""
+        return group_count((self.out_features, self.in_features), self.links) if self.values == "int4" else 1
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -82,7 +89,7 @@ class Prediction:
 class _Question(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_char_p) for name in ("isa", "family", "values")),
-        *((name, ctypes.c_double) for name in ("rows", "columns", "links", "vectors", "tokens")),
+        *((name, ctypes.c_double) for name in ("rows", "columns", "links", "vectors", "pieces", "tokens")),
         ("is_cached", ctypes.c_int32),
     )
 
@@ -123,6 +130,7 @@ def predict(work: Work, tokens: int, isa: str, family: str | None = None, *, cac
         work.in_features,
         work.links,
         work.vectors,
+        work.groups,
         tokens,
         cached,
     )

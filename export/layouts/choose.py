@@ -23,7 +23,7 @@ FLOAT32_BYTES = 4
 CACHE_BYTES = 32 << 20
 """Dense weights of a whole model up to this size may stay in a processor's cache, and are then read faster."""
 
-SMALL_BYTES = 64 << 10
+SMALL_BYTES = 128 << 10
 """Of a dense weight so small, a call takes a few microseconds whatever it computes: it is packed by bytes."""
 LATENCY_TOKENS = 1
 THROUGHPUT_TOKENS = 64

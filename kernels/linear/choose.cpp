@@ -19,7 +19,7 @@ constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 std::vector<Family> candidates(const Workload& work, Isa isa) {
   std::vector<Family> families;
   for (const Family family : all_families()) {
-    if (can_hold(family, work.values, work.columns, isa) && (family != Family::kPanel || work.vectors > 0)) {
+    if (can_hold(family, work, isa) && (family != Family::kPanel || work.vectors > 0)) {
       families.push_back(family);
     }
   }

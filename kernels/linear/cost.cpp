@@ -145,13 +145,16 @@ void walk_csr(Walk& walk, Isa isa) {
   const bool has_halves = isa == Isa::kAvx512 || isa == Isa::kAmx;
   const bool halves = has_halves && (work.values == ValueType::kBfloat16 || work.values == ValueType::kInt8);
   const double widest = isa == Isa::kScalar || isa == Isa::kAmxEmulated ? 32 : 64;
-  walk.read(packed_bytes(Family::kCsr, work), widest);
+  walk.read(packed_bytes(Family::kCsr, work, Isa::kAvx512), widest);
+  const double pieces = work.rows * std::ceil(work.columns / std::max(1.0, csr_block_width(work)));
   if (walk.tokens() <= 1) {
     walk.pass_through(1, Term::kNarrow);
+    walk.add(Term::kPieces, pieces);
     return walk.add(Term::kOne, work.links);
   }
   for (double left = walk.tokens(); left > 0; left -= widest) {
     const double count = std::min(left, widest);
+    walk.add(Term::kPieces, pieces);
     const double width = count <= 4 ? 4 : count <= 8 ? 8 : std::ceil(count / 16) * 16;
     walk.pass_through(width, count <= 8 ? Term::kNarrow : Term::kActivations);
     if (csr_block_width(work) * width * sizeof(float) > kFirstCache) walk.add(Term::kFar, work.links * width / 16);
@@ -174,7 +177,7 @@ void walk_tile(Walk& walk, Isa isa) {
   const Workload& work = walk.work();
   const double vectors = tile_vectors(work), tokens = walk.tokens();
   walk.pass_through(tokens);
-  walk.read(packed_bytes(Family::kTile, work), kStripTokens);
+  walk.read(packed_bytes(Family::kTile, work, Isa::kAvx512), kStripTokens);
   if (isa == Isa::kAmx && work.values != ValueType::kFloat32 && tokens >= kLeastTileTokens) {
     walk.add(Term::kPasses, vectors * std::ceil(tokens / kStripTokens));
     return walk.add(Term::kHalves, vectors * std::ceil(tokens / kTileTokens));
@@ -186,20 +189,57 @@ void walk_tile(Walk& walk, Isa isa) {
 
 void walk_panel(Walk& walk) {
   walk.pass_through(walk.tokens());
-  walk.read(packed_bytes(Family::kPanel, walk.work()), 64);
+  walk.read(packed_bytes(Family::kPanel, walk.work(), Isa::kAvx512), 64);
   for (double left = walk.tokens(); left > 0; left -= 8) walk.take_up_to_8(walk.work().vectors, left);
 }
 
 void walk_pick(Walk& walk) {
   walk.pass_through(walk.tokens());
-  walk.read(packed_bytes(Family::kPick, walk.work()), 64);
+  walk.read(packed_bytes(Family::kPick, walk.work(), Isa::kAvx512), 64);
   walk.take_by_powers(pick_steps(walk.work()));
+}
+
+// Links taken in steps of 8 rows x 4: see pick_narrow.cpp. A step of a broad window counts for more than one.
+struct NarrowSteps {
+  double steps, weight, place_bytes;
+};
+
+// What rows that wait for one another leave empty falls with density; counted on random masks of 1% to 50%.
+NarrowSteps narrow_steps(const Workload& work) {
+  constexpr double kBroadStep = 1.2;
+  const double cells = std::max(1.0, work.rows * work.columns), density = work.links / cells;
+  const double narrow = work.links / 32 + 0.006 * cells * std::exp(-density / 0.4);
+  const double broad = work.links / 32 + 0.0026 * cells * std::exp(-density / 0.35);
+  if (kBroadStep * broad < narrow) return {broad, kBroadStep, 32};
+  return {narrow, 1, 16};
+}
+
+void walk_narrow_pick(Walk& walk) {
+  const Workload& work = walk.work();
+  const NarrowSteps steps = narrow_steps(work);
+  walk.pass_through(walk.tokens());
+  walk.read(packed_bytes(Family::kPick, work, Isa::kAvx2), 64);
+  walk.take_by_powers(steps.steps * steps.weight);
+  if (work.groups > 1) walk.add(Term::kPieces, work.rows / 8 * work.groups * std::ceil(walk.tokens() / 8));
+}
+
+// Four links at a time: tiles of 8, 16 or 32 tokens.
+void walk_quad(Walk& walk) {
+  constexpr double kWidest = 32;
+  const Workload& work = walk.work();
+  walk.read(packed_bytes(Family::kQuad, work, Isa::kAvx2), kWidest);
+  for (double left = walk.tokens(); left > 0; left -= kWidest) {
+    const double width = left <= 8 ? 8 : left <= 16 ? 16 : kWidest;
+    walk.pass_through(width, width <= 8 ? Term::kNarrow : Term::kActivations);
+    walk.add(width <= 8 ? Term::kEight : width <= 16 ? Term::kPasses : Term::kWide, work.links / 4);
+    if (work.groups > 1) walk.add(Term::kPieces, work.rows * work.groups);
+  }
 }
 
 // X gathered by links, for up to 4 tokens at a time.
 void walk_sell(Walk& walk) {
   walk.pass_through(walk.tokens());
-  walk.read(packed_bytes(Family::kSell, walk.work()), 4);
+  walk.read(packed_bytes(Family::kSell, walk.work(), Isa::kAvx512), 4);
   for (double left = walk.tokens(); left > 0; left -= 4) walk.take_up_to_8(walk.work().links, std::min(left, 4.0));
 }
 
@@ -230,7 +270,10 @@ Amounts amounts(Family family, const Workload& work, Isa isa, double tokens, Fou
       walk_panel(walk);
       break;
     case Family::kPick:
-      walk_pick(walk);
+      isa == Isa::kAvx2 ? walk_narrow_pick(walk) : walk_pick(walk);
+      break;
+    case Family::kQuad:
+      walk_quad(walk);
       break;
   }
   return walk.amounts();
@@ -247,7 +290,7 @@ Amounts baseline_amounts(const Workload& work, double tokens, Found found) {
   return walk.amounts();
 }
 
-double packed_bytes(Family family, const Workload& work) {
+double packed_bytes(Family family, const Workload& work, Isa isa) {
   const double width = columns_per_unit(work.values);
   switch (family) {
     case Family::kCsr:
@@ -257,8 +300,13 @@ double packed_bytes(Family family, const Workload& work) {
       return tile_vectors(work) * 2 * width + work.links * value_bytes(work.values);
     case Family::kPanel:
       return work.vectors * 64;
-    case Family::kPick:
-      return pick_steps(work) * (66 + 16 * width);
+    case Family::kPick: {
+      if (isa != Isa::kAvx2) return pick_steps(work) * (66 + 16 * width);
+      const NarrowSteps steps = narrow_steps(work);
+      return steps.steps * (2 + steps.place_bytes + 32 * value_bytes(work.values));
+    }
+    case Family::kQuad:
+      return work.links * 3;
   }
   return 0;
 }

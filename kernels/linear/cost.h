@@ -10,19 +10,12 @@
 #include <cstddef>
 #include <string_view>
 
-#include "linear/packing.h"
+#include "linear/families.h"
 
 namespace hebbline {
 
-// What the model knows of a weight.
-struct Workload {
-  ValueType values;
-  double rows, columns, links;
-  double vectors;  // kPanel: vectors of 16 rows with a link; 0: its links are not whole blocks
-};
-
 // What a call is made of. An item is what a family's innermost loop takes at a time: a link (csr, sell), a vector of 16
-// rows (tile, panel), a step (pick), a cell (dense).
+// rows (tile, panel), a step (pick), four links (quad), a cell (dense).
 enum class Term {
   kCall,         // 1
   kOne,          // items x passes of one token
@@ -33,13 +26,14 @@ enum class Term {
   kWide,         // items x vectors of tokens in wider passes
   kHalves,       // as kWide, where those vectors hold twice as many bfloat16, or are AMX tiles
   kFar,          // items x vectors of tokens of X that the first cache does not hold
+  kPieces,       // pieces of rows that are summed apart, by blocks of columns or by scales, x passes
   kBytes,        // of the weight, read from memory
   kCachedBytes,  // of the weight, read from a cache
   kActivations,  // cells of X
   kNarrow,       // cells of X, of families that take up to 8 tokens in another way
   kOutputs,      // cells of Y
 };
-inline constexpr size_t kTerms = 14;
+inline constexpr size_t kTerms = 15;
 
 using Amounts = std::array<double, kTerms>;  // by Term
 
@@ -53,7 +47,7 @@ Amounts amounts(Family family, const Workload& work, Isa isa, double tokens, Fou
 Amounts baseline_amounts(const Workload& work, double tokens, Found found);
 
 // Bytes of the packing that a call reads.
-double packed_bytes(Family family, const Workload& work);
+double packed_bytes(Family family, const Workload& work, Isa isa);
 
 // Microseconds that one core takes.
 double cost_microseconds(Family family, const Workload& work, Isa isa, double tokens, Found found = Found::kMemory);

@@ -22,7 +22,7 @@ struct Question {
   const char* isa;
   const char* family;  // null: what the plan takes; "onnxruntime": its dense float32 MatMul
   const char* values;
-  double rows, columns, links, vectors;
+  double rows, columns, links, vectors, groups;
   double tokens;
   int32_t is_cached;
 };
@@ -42,20 +42,20 @@ void write(std::string_view text, char* out, size_t capacity) {
   out[length] = '\0';
 }
 
-[[noreturn]] void refuse(const char* what, std::string_view given, const char* known) {
+[[noreturn]] void refuse(const char* what, std::string_view given, const std::string& known) {
   throw std::runtime_error(std::string(what) + " '" + std::string(given) + "' is not one of " + known);
 }
 
 Workload workload(const Question& question) {
   const auto values = values_named(question.values);
   if (!values) refuse("values", question.values, "float32, bfloat16, int8, int4");
-  return {*values, question.rows, question.columns, question.links, question.vectors};
+  return {*values, question.rows, question.columns, question.links, question.vectors, question.groups};
 }
 
 void answer_family(Family family, const Workload& work, Isa isa, const Question& question, Answer& answer) {
   const Found found = question.is_cached != 0 ? Found::kCache : Found::kMemory;
   answer.microseconds = cost_microseconds(family, work, isa, question.tokens, found);
-  answer.bytes = packed_bytes(family, work);
+  answer.bytes = packed_bytes(family, work, isa);
   std::ranges::copy(amounts(family, work, isa, question.tokens, found), answer.amounts);
   write(name(family), answer.family, kNameBytes);
 }
@@ -71,8 +71,8 @@ void answer_baseline(const Workload& work, Isa isa, const Question& question, An
 Family wanted_family(const Question& question, const Workload& work, Isa isa) {
   if (question.family == nullptr) return choose_plan(work, isa).family(question.tokens);
   const auto family = family_named(question.family);
-  if (!family) refuse("family", question.family, "csr, sell, tile, panel, pick, onnxruntime");
-  if (!can_hold(*family, work.values, work.columns, isa)) {
+  if (!family) refuse("family", question.family, family_names() + ", " + std::string(kBaseline));
+  if (!can_hold(*family, work, isa)) {
     throw std::runtime_error(std::string("family '") + question.family + "' has no kernels for " + name(isa));
   }
   return *family;

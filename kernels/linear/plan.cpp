@@ -14,16 +14,12 @@ namespace {
 
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-bool fits(Family family, const SparseMatrix& matrix, Isa isa) {
-  return can_hold(family, matrix.values, static_cast<double>(matrix.columns), isa);
-}
-
-Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
+Plan forced_plan(std::string_view wanted, const Workload& work, Isa isa) {
   const auto family = family_named(wanted);
   if (!family) {
-    throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of csr, sell, tile, panel, pick");
+    throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of " + family_names());
   }
-  if (fits(*family, matrix, isa)) return {*family, *family, kAlways};
+  if (can_hold(*family, work, isa)) return {*family, *family, kAlways};
   throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
 }
 
@@ -33,7 +29,9 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
     case Family::kSell:
       return pack_sell(matrix);
     case Family::kPick:
-      return pack_pick(matrix);
+      return isa == Isa::kAvx2 ? pack_narrow_pick(matrix) : pack_pick(matrix);
+    case Family::kQuad:
+      return pack_quad(matrix);
 #endif
     case Family::kTile:
       return pack_tile(matrix, isa);
@@ -61,8 +59,12 @@ double count_vectors(const SparseMatrix& matrix) {
 }
 
 Workload workload(const SparseMatrix& matrix, bool blocks) {
-  return {matrix.values, static_cast<double>(matrix.rows), static_cast<double>(matrix.columns),
-          static_cast<double>(matrix.links()), blocks ? count_vectors(matrix) : 0};
+  return {matrix.values,
+          static_cast<double>(matrix.rows),
+          static_cast<double>(matrix.columns),
+          static_cast<double>(matrix.links()),
+          blocks ? count_vectors(matrix) : 0,
+          static_cast<double>(matrix.groups)};
 }
 
 // Two packings of a weight, each for the number of tokens that it is best at.
@@ -85,11 +87,12 @@ class PackedPair : public Packing {
 }  // namespace
 
 Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks) {
+  const Workload work = workload(matrix, blocks);
   if (const char* wanted = std::getenv("HEBBLINE_FAMILY"); wanted != nullptr && *wanted != '\0') {
-    return forced_plan(wanted, matrix, isa);
+    return forced_plan(wanted, work, isa);
   }
-  if (isa == Isa::kAmxEmulated && fits(Family::kTile, matrix, isa)) return {Family::kTile, Family::kTile, kAlways};
-  return choose_plan(workload(matrix, blocks), isa);
+  if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, work, isa)) return {Family::kTile, Family::kTile, kAlways};
+  return choose_plan(work, isa);
 }
 
 std::unique_ptr<Packing> pack(const SparseMatrix& matrix, Isa isa, bool blocks) {

@@ -13,7 +13,8 @@ from hebbline.export.layouts import (
     whole_blocks,
 )
 from hebbline.export.layouts.layout import check_countable
-from hebbline.export.layouts.values import group_count, group_width, pack_nibbles, unpack_nibbles
+from hebbline.export.layouts.values import pack_nibbles, unpack_nibbles
+from hebbline.kernels.groups import group_count, group_width
 
 EXACT = [layout for layout in LAYOUTS.values() if layout.values.name == "float32"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))

@@ -97,8 +97,9 @@ int check_product(const SparseMatrix& matrix, Isa isa, int64_t tokens, const heb
   return 1;
 }
 
-int check_family(const char* family, Isa isa) {
-  setenv("HEBBLINE_FAMILY", family, 1);
+int check_family(Family family, Isa isa) {
+  const std::string named(hebbline::name(family));
+  setenv("HEBBLINE_FAMILY", named.c_str(), 1);
   int wrong = 0, ran = 0;
   const int64_t shapes[][2] = {{1, 1}, {33, 7}, {70, 129}, {16, 64}, {130, 520}, {3, 33000}};
   for (const auto& shape : shapes) {
@@ -118,7 +119,7 @@ int check_family(const char* family, Isa isa) {
       }
     }
   }
-  if (ran > 0) std::printf("%s %s: %d products, %d wrong\n", name(isa).c_str(), family, ran, wrong);
+  if (ran > 0) std::printf("%s %s: %d products, %d wrong\n", name(isa).c_str(), named.c_str(), ran, wrong);
   return wrong;
 }
 
@@ -222,10 +223,10 @@ int check_gates(Isa isa) {
 int main() {
   int wrong = 0;
   for (const Isa isa : hebbline::available_isas()) {
-    for (const char* family : {"csr", "sell", "tile", "panel", "pick"}) wrong += check_family(family, isa);
+    for (const Family family : hebbline::all_families()) wrong += check_family(family, isa);
     wrong += check_gates(isa);
   }
-  wrong += check_family("tile", Isa::kAmxEmulated);
+  wrong += check_family(Family::kTile, Isa::kAmxEmulated);
   for (int round = 0; round < 3000; ++round) wrong += damage_csr(round) + damage_bitmask(round);
   std::printf("6000 damaged tensors decoded or refused\n");
   return wrong == 0 ? 0 : 1;
