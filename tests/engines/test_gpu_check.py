@@ -116,7 +116,7 @@ def test_a_runtime_that_fails_is_a_mismatch_and_the_others_go_on():
 
 def test_the_kernel_comparison_runs_and_sees_a_wrong_kernel(monkeypatch):
     found = list(check_kernels("cpu", shapes=[(1, 1, 1), (2, 9, 33)]))
-    assert len(found) == 2 * 2 * 4 and all(entry.passed for entry in found)
+    assert len(found) == 2 * 2 * 5 and all(entry.passed for entry in found)
     from hebbline.kernels.gpu import ops
 
     right = ops.linear
@@ -129,7 +129,7 @@ def test_the_kernel_comparison_runs_and_sees_a_wrong_kernel(monkeypatch):
 @pytest.mark.parametrize("density", [0.1, 0.5])
 def test_masks_suit_the_form_that_is_timed(density):
     shape = (256, 512)
-    for form in ("bitmask", "csr", "block", "nm24"):
+    for form in ("gap", "bitmask", "csr", "block", "nm24"):
         mask = timed_mask(form, density, shape)
         assert mask.shape == shape and mask.mean() == pytest.approx(density, abs=0.06)
     assert illegal_groups(timed_mask("nm24", density, shape))[1] == 0
@@ -192,7 +192,7 @@ def test_the_engine_of_plugins_is_compared_with_torch(monkeypatch, tiny_model_di
         run.check_plugins(runtime, gpu, HostDevice(), tiny_model_directory, quiet)
 
 
-@pytest.mark.parametrize("form", ["dense", "bitmask", "csr", "block", "nm24"])
+@pytest.mark.parametrize("form", ["dense", "gap", "bitmask", "csr", "block", "nm24"])
 def test_the_timed_graphs_compute_the_layer(form, tmp_path):
     mask = timed_mask("nm24", 0.3, (64, 96))
     weight = random_weight(np.random.default_rng(0), mask, "float16")
@@ -223,7 +223,7 @@ def test_the_whole_check_collects_what_fails_and_writes_the_page(monkeypatch, tm
     monkeypatch.setattr(layers, "time_plugins", lambda *arguments: a_check().kernels[1:])
     monkeypatch.setattr(run, "_versions", lambda runtimes: {"TensorRT": "11.4.0"})
     check, page = run.run_gpu_check(None, tmp_path / "docs")
-    assert check.mismatches == ["TensorRT: logits differ by 3"] and len(check.parity) == 8
+    assert check.mismatches == ["TensorRT: logits differ by 3"] and len(check.parity) == 10
     assert [row.what for row in check.kernels] == ["csr", "csr plugin"] and len(check.engines) == 1
     text = page.read_text()
     assert page.name == "l4.md" and "- TensorRT: logits differ by 3" in text and text == render_page(check)

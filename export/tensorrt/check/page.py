@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ....kernels.gpu.roofline import GPUS, GpuModel, Layer, predict
+from ....kernels.gpu.roofline import GPUS, GpuModel, predict, random_layer
 from .cases import TIMED_SHAPE, KernelParity
 from .layers import LayerTime, TensorRtLayer
 
@@ -121,7 +121,7 @@ def _model_of(gpu: str) -> GpuModel | None:
 
 def _predicted(row: LayerTime, model: GpuModel) -> float:
     # The masks that are timed suit their form: blocks are whole, and 2:4 has no residual.
-    layer = Layer(*TIMED_SHAPE, row.density, row.density, 0.0)
+    layer = replace(random_layer(*TIMED_SHAPE, row.density), residual_share=0.0)
     return (
         predict("dense", layer, row.tokens, model).seconds
         / predict(row.what.split()[0], layer, row.tokens, model).seconds
