@@ -16,18 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .launch import PHASES, launch_plan
+from .packing import TENSOR_TYPES
 
 ARCHITECTURES = (80, 90, 120)
 VALUE_TYPES = {"float16": "fp16", "bfloat16": "bf16"}
-TENSOR_TYPES = {
-    "bitmask": ("value", "u8", "i32"),
-    "csr": ("value", "u16", "i32"),
-    "block": ("value", "i32", "i32"),
-    "nm24": ("value", "u8", "value", "u16", "i32"),
-    "gap": ("value", "i32", "i32", "u8", "i32"),
-    "gap8": ("i8", "i32", "i32", "u8", "i32", "fp32"),
-}
-"""Element types of the tensors of each form, in the order of `packing`; "value" is that of X."""
 _ALIGNMENT = 16
 _FIRST_BLACKWELL = 100
 _USAGE = re.compile(r"Used (\d+) registers")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .launch import launch
-from .packing import GpuWeight
+from .packing import TENSOR_TYPES, GpuWeight
 
 NAMESPACE = "hebbline"
 _TYPES = (torch.float16, torch.bfloat16)
@@ -101,9 +101,20 @@ def linear(x: Tensor, weight: GpuWeight, tensors: tuple[Tensor, ...]) -> Tensor:
     return OPS[weight.form](x, *tensors, weight.out_features)
 
 
-def to_torch(weight: GpuWeight, device: str | torch.device = "cuda") -> tuple[Tensor, ...]:
-    """The tensors of a packed weight, in the order of the operator's arguments."""
-    return tuple(to_tensor(array).to(device) for array in weight.tensors.values())
+def to_torch(
+    weight: GpuWeight, device: str | torch.device = "cuda", values: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """The tensors of a packed weight, in the order of the operator's arguments.
+
+    Args:
+        weight: the weight. device: where they go. values: what float32 values are rounded to, as kernels take none.
+    """
+    kinds = TENSOR_TYPES[weight.form]
+    tensors = [to_tensor(array) for array in weight.tensors.values()]
+    return tuple(
+        tensor.to(device=device, dtype=values if kind == "value" else None)
+        for kind, tensor in zip(kinds, tensors, strict=True)
+    )
 
 
 def _linear(form: str, x: Tensor, tensors: tuple[Tensor, ...], out_features: int) -> Tensor:

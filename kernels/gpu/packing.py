@@ -205,6 +205,15 @@ PACKERS: dict[str, Callable[[NDArray, NDArray[np.bool_]], GpuWeight]] = {
 """Of the forms that hold a weight exactly."""
 ROUNDING_PACKERS: dict[str, Callable[[NDArray, NDArray[np.bool_]], GpuWeight]] = {"gap8": pack_gap8}
 FORMS = (*PACKERS, *ROUNDING_PACKERS)
+TENSOR_TYPES = {
+    "bitmask": ("value", "u8", "i32"),
+    "csr": ("value", "u16", "i32"),
+    "block": ("value", "i32", "i32"),
+    "nm24": ("value", "u8", "value", "u16", "i32"),
+    "gap": ("value", "i32", "i32", "u8", "i32"),
+    "gap8": ("i8", "i32", "i32", "u8", "i32", "fp32"),
+}
+"""Element types of the tensors of each form, in the order of the kernels' arguments; "value" is that of X."""
 
 
 def _two_largest(weight_NG4: NDArray, mask_NG4: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .compile import TENSOR_TYPES, compile_kernel
+from .compile import compile_kernel
 from .launch import PHASES, LaunchPlan, launch_plan
-from .packing import GpuWeight
+from .packing import TENSOR_TYPES, GpuWeight
 
 NAMESPACE = "hebbline"
 PTX_ARCHITECTURE = 80

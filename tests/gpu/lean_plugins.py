@@ -28,7 +28,7 @@ import tensorrt_lean_bindings.plugin as trtp
 from tensorrt_lean_bindings.plugin._lib import QDP_REGISTRY
 from tensorrt_lean_bindings.plugin._tensor import ShapeExprs, SymIntExpr
 
-from hebbline.kernels.gpu.compile import TENSOR_TYPES
+from hebbline.kernels.gpu.packing import TENSOR_TYPES
 from hebbline.kernels.gpu.plugins import register_plugins
 
 TOKENS, IN_FEATURES, OUT_FEATURES, BLOCK = (2, 35), 70, 130, 32
