@@ -98,7 +98,7 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         blocks_BS = pack_tokens(tokenizer, documents.train, recipe.data.sequence_length)
         set_seed(recipe.optimization.seed)
     else:
-        tokenizer, blocks_BS = _tokenize(tuple(documents.train), recipe.model.vocab_size, recipe.data.sequence_length)
+        tokenizer, blocks_BS = _tokenize(tuple(documents.train), recipe.model, recipe.data.sequence_length)
         set_seed(recipe.optimization.seed)
         model = build_model(recipe.model, len(tokenizer), tokenizer.eos_token_id)
     optimization = recipe.optimization
@@ -137,10 +137,28 @@ def _warn_of_random_graphs(recipe: LanguageModelRecipe) -> None:
 
 
 @lru_cache(maxsize=1)
-def _tokenize(texts: tuple[str, ...], vocab_size: int, length: int) -> tuple[PreTrainedTokenizerFast, Tensor]:
-    """A tokenizer trained on texts, and their blocks [B, S]: kept for the next run on the same texts."""
-    tokenizer = train_tokenizer(texts, vocab_size)
+def _tokenize(texts: tuple[str, ...], config: ModelConfig, length: int) -> tuple[PreTrainedTokenizerFast, Tensor]:
+    """A tokenizer, trained on texts or loaded, and their blocks [B, S]: kept for the next run on the same texts."""
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else train_tokenizer(texts, config.vocab_size)
     return tokenizer, pack_tokens(tokenizer, texts, length)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of one's own, from a directory or the hub.
+
+    Raises:
+        InputError: there is none, it is no fast one (tokenizer.json), or it has no token to end texts with.
+    """
+    where = f"model.tokenizer '{source}'"
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise InputError(f"{where} cannot be loaded: {' '.join(str(error).split())}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{where} has no tokenizer.json, which all later stages read: save it as a fast tokenizer")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{where} has no eos_token, which texts end with: set it in tokenizer_config.json")
+    return tokenizer
 
 
 def load_pretrained(source: str, sequence_length: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -26,6 +26,8 @@ class ModelConfig:
             fields above only `vocab_size` then counts.
         pretrained: a directory or hub name of a dense model of such a family to start from, with its tokenizer; the
             fields above then do not count. Initial graphs of kind "magnitude" keep its largest weights.
+        tokenizer: a directory or hub name of a tokenizer to take in place of one that is trained on the data;
+            `vocab_size` then does not count.
     """
 
     hidden_size: int = 256
@@ -38,8 +40,11 @@ class ModelConfig:
     tie_embeddings: bool = True
     config: str = ""
     pretrained: str = ""
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
+        if self.pretrained and self.tokenizer:
+            raise InputError("model.tokenizer: model.pretrained comes with its own; leave one of the two out")
         for name in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "context_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} must be at least 1")
