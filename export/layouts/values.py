@@ -27,6 +27,8 @@ Tensors = Mapping[str, NDArray]
 
 SCALE_NAMES = ("scales", "activation_scale")
 INT8_LARGEST = 127
+INT8_LEAST = -128
+"""Of X, where one scale for all tokens is so small that some number lies there."""
 INT4_LARGEST = 7
 _GROUP_STEP = 64
 _LINKS_PER_GROUP = 32

@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t kTokensPerTask = 8;
 constexpr float kLargestQuant = 127;
+constexpr float kLeastQuant = -128;  // of one scale for all tokens; with a scale of its own a token has none below -127
 
 // Rounds to bfloat16, to nearest even; NaN stays NaN.
 float round_to_bfloat16(float value) {
@@ -31,7 +32,7 @@ void quantise_token(const float* x_K, int64_t columns, float inverse, float* out
   // Adding and taking away 1.5 x 2^23 rounds to whole numbers, to nearest even, in a form that compilers vectorise.
   constexpr float kRounding = 12582912;
   for (int64_t k = 0; k < columns; ++k) {
-    const float step = std::min(std::max(x_K[k] * inverse, -kLargestQuant), kLargestQuant);
+    const float step = std::min(std::max(x_K[k] * inverse, kLeastQuant), kLargestQuant);
     out_K[k] = (step + kRounding) - kRounding;
   }
 }

@@ -117,7 +117,7 @@ float pack_token(Kind kind, const float* x_K, int64_t columns, int64_t units, fl
       token_scale(x_K, columns, fixed_scale > 0 ? std::optional<float>(fixed_scale) : std::nullopt);
   auto* bytes = reinterpret_cast<uint8_t*>(words_U);
   for (int64_t k = 0; k < columns; ++k) {
-    const float quant = std::fmin(std::fmax(std::nearbyint(x_K[k] * scale.inverse), -127.0F), 127.0F);
+    const float quant = std::fmin(std::fmax(std::nearbyint(x_K[k] * scale.inverse), -128.0F), 127.0F);
     bytes[k] = static_cast<uint8_t>(static_cast<int>(quant) + 128);
   }
   return scale.scale;
