@@ -21,7 +21,7 @@ from ..page import local_density
 from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .calibration import activation_scales, in_main_graph, load_feeds
-from .choosing import HALF, Decision, decide, split_zeros
+from .choosing import HALF, Decision, candidates, decide, split_zeros
 from .comparison import EndToEnd, compare_models
 from .conversion import OLDEST_OPSET, modernised
 from .document import Document
@@ -29,10 +29,12 @@ from .files import quoted
 from .folding import fold_weights
 from .inlining import inline_weight_functions
 from .layer_check import LayerError, check_layer
-from .left_weights import left_facts
+from .left_weights import Facts, left_facts
 from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OLDEST_CAST_LIKE, OpsetError
 from .options import PackOptions
+from .quantised import centred, dequantisation, kept_values, quantised_input
+from .quantised_choice import decide_quantised
 from .report import PackedLayer, PackReport
 from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
@@ -75,6 +77,7 @@ class Packing:
         self._feeds: dict[str, NDArray] | None = None
         self._scales: dict[str, float] = {}
         self._decided: dict[str, tuple[Decision, PackedLayer]] = {}
+        self._has_library = _library_fault() is None
         self.pictures: dict[str, NDArray[np.float64]] = {}
 
     def run(self) -> PackReport:
@@ -191,6 +194,8 @@ class Packing:
         weight = Weight(group[0], *split_zeros(float32_values(matrix_NK)), stays, kind)
         if matrix_NK.size:
             self.pictures[weight_title(group[0])] = local_density(weight.mask_NK)
+        if kind == TensorProto.FLOAT and dequantisation(group[0]) is not None and matrix_NK.size and self._has_library:
+            return self._quantised(group, weight, rewriter)
         scale = self._activation_scale(group)
         key = _packed_key(weight, scale)
         if key not in self._decided:
@@ -201,6 +206,42 @@ class Packing:
             for layer in group:
                 rewriter.replace(layer, packed)
             row = replace(row, largest_activation=INT8_LARGEST * scale or None)
+        return [shared_row(row, layer) for layer in group]
+
+    def _quantised(self, group: list[Linear], weight: Weight, rewriter: Rewriter) -> list[PackedLayer]:
+        """The layers of one weight that is stored in integers."""
+        inputs = [quantised_input(layer, self._document) for layer in group]
+        given, values = inputs[0], self._options.values
+        layouts, scale = candidates(weight.mask_NK, values), 0.0
+        if given is not None:
+            kept = kept_values(group[0], weight.values_NK, self._document)
+            if len({(item.scale, item.kind) if item else None for item in inputs}) > 1:
+                kept = "its layers have inputs of several scales"
+            elif any(layer.alpha != 1 for layer in group):
+                kept = "the product is multiplied by a number"
+            if isinstance(kept, str):
+                reason = f"left: ONNX Runtime multiplies it in integers, and {kept}"
+                return [left_row(layer, reason, _facts(weight)) for layer in group]
+            layouts = [type(layout)(kept) for layout in candidates(weight.mask_NK, "int8")]  # type: ignore[call-arg]
+            scale = given.scale
+        elif any(item is not None for item in inputs):
+            reason = "left: some of its layers have quantised inputs, and others have not"
+            return [left_row(layer, reason, _facts(weight)) for layer in group]
+
+        def packed_of(layout: Layout) -> PackedWeight:
+            return self._packed_weight(weight, weight_title(group[0]), layout, scale)
+
+        stored = stored_bytes(group[0].weight)
+        try:
+            decision = decide_quantised(weight, given, layouts, packed_of, self._document, stored, self._options)
+        except OpsetError as fault:
+            decision = Decision(None, stored, f"left: {fault}")
+        if (layout := decision.layout) is None:
+            return [shared_row(weight_row(weight, decision, None), layer) for layer in group]
+        packed = packed_of(layout)
+        row = weight_row(weight, decision, self._check_layer(weight, packed, layout))
+        for layer, item in zip(group, inputs, strict=True):
+            rewriter.replace(layer if item is None else centred(layer, item, weight.values_NK), packed)
         return [shared_row(row, layer) for layer in group]
 
     def _activation_scale(self, group: Sequence[Linear]) -> float:
@@ -237,7 +278,7 @@ class Packing:
         return check_layer(title, packed, tensors, decoded_NK, weight.values_NK, values, self._document.opset)
 
     def _packed_weight(self, weight: Weight, name: str, layout: Layout, scale: float) -> PackedWeight:
-        key = _packed_key(weight, scale)
+        key = f"{_packed_key(weight, scale)} {layout.name}"
         packed = pack_weight(key, name, layout, weight.values_NK, weight.mask_NK, self._target, scale)
         self._check_conflict(packed.function)
         target = restorable(weight.layer, layout.values.name)
@@ -276,12 +317,24 @@ class Packing:
 
     def _library(self) -> str | None:
         """The op library, where it is installed and loads: the packed model is run with it as well."""
-        try:
-            register(onnxruntime.SessionOptions())
+        fault = _library_fault()
+        if fault is None:
             return str(library_path())
-        except InputError as error:
-            self._notes.append(f"only the portable form was verified, since the op library is not there: {error}")
-            return None
+        self._notes.append(f"only the portable form was verified, since the op library is not there: {fault}")
+        return None
+
+
+def _library_fault() -> InputError | None:
+    """Why the op library is not installed or does not load."""
+    try:
+        register(onnxruntime.SessionOptions())
+    except InputError as error:
+        return error
+    return None
+
+
+def _facts(weight: Weight) -> Facts:
+    return weight.mask_NK.shape, int(np.count_nonzero(weight.mask_NK))
 
 
 def _other_type(matrix_NK: NDArray) -> str:

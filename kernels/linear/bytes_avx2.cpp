@@ -17,7 +17,7 @@ inline __m256 load_columns(const float* x_K, int64_t k, int64_t columns) {
 
 // 8 columns as whole numbers, to nearest even. NaN counts as the least: the scale carries it to the result.
 inline __m256i quants(__m256 x, __m256 inverse) {
-  const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-127);
+  const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-128);
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), least), most));
 }
 
