@@ -133,7 +133,7 @@ def bytes_to_load(model, tmp_path):
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-BYTES_PER_CELL = 24
+BYTES_PER_CELL = 26
 """Of a layer of so many bytes a weight, linked or not, where a dense one takes 4 to 8: a round of folding has two
 tensors as large as a float32 weight and makes one, and the allocator of the C library finds room for some of them only
 at its end. All of the decoding in one round would take 31 for a bitmask, and 48 for one of 4-bit values."""
