@@ -10,15 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ...artifacts.masks import pack_mask, unpack_mask
-from .functions import (
-    constant,
-    float_values,
-    in_features_constant,
-    linear_tail,
-    make_function,
-    numbers,
-    small_constant,
-)
+from .byte_places import all_bytes, bytes_of, linear_by_bytes
+from .functions import constant, in_features_constant, make_function
 from .layout import check_countable, check_mask_covers, layout_name
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
@@ -53,34 +46,34 @@ class BitmaskLayout:
         return mask_bytes + self.values.packed_bytes(links, (out_features, in_features), links)
 
     def function(self) -> onnx.FunctionProto:
-        """Spread the bits over the columns; a running count of them is each link's place in `values`."""
+        """A running count of the bits of bytes is the number of values before each."""
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *float_values(self.values),
-            *small_constant("two", 2),
-            constant("byte_bits", 8, np.int64),
-            constant("end", [np.iinfo(np.int64).max], np.int64),
-            constant("zero", [0], np.float32),
-            numbers("columns", "K0"),
-            node("Div", ["columns", "byte_bits"], ["byte_of_column"]),
-            node("Mod", ["columns", "byte_bits"], ["bit_of_column"]),
-            node("Cast", ["bit_of_column"], ["bit_places"], to=TensorProto.UINT8),
-            node("Gather", ["mask", "byte_of_column"], ["bytes_NK"], axis=1),
-            node("BitShift", ["bytes_NK", "bit_places"], ["shifted_NK"], direction="RIGHT"),
-            node("Mod", ["shifted_NK", "two"], ["bits_NK"]),
-            node("Cast", ["bits_NK"], ["counts_NK"], to=TensorProto.INT32),
-            node("CumSum", ["counts_NK", "one0"], ["links_in_row"]),
-            node("Slice", ["links_in_row", "last", "end", "second"], ["links_of_row"]),
-            node("CumSum", ["links_of_row", "zero0"], ["links_before_row"], exclusive=1),
-            node("Add", ["links_in_row", "links_before_row"], ["links_so_far"]),
-            # Links count from 1: place 0 is that of absent ones, where one zero is put before the values.
-            node("Mul", ["links_so_far", "counts_NK"], ["places_NK"]),
-            node("Concat", ["zero", "values_float"], ["values_behind_zero"], axis=0),
-            node("Gather", ["values_behind_zero", "places_NK"], ["weight_unscaled"]),
-            *linear_tail(self.values),
+            *bytes_of("mask"),
+            *_bit_table(),
+            constant("last_column", [7], np.int64),
+            node("Gather", ["bits_so_far", "last_column"], ["bit_counts"], axis=1),
+            node("Gather", ["bit_counts", "bytes_B"], ["counts_B1"]),
+            node("CumSum", ["counts_B1", "zero0"], ["before_B1"], exclusive=1),
+            *linear_by_bytes(self.values, is_vector=True),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
+
+
+def _bit_table() -> list[onnx.NodeProto]:
+    """Nodes that give `bits_so_far` and `table` of `linear_by_bytes`, int32 [256, 8]: a link counts itself."""
+    node = helper.make_node
+    return [
+        *all_bytes(),
+        constant("bit_weights", [1, 2, 4, 8, 16, 32, 64, 128], np.int32),
+        constant("two", 2, np.int32),
+        node("Div", ["all_bytes", "bit_weights"], ["shifted"]),
+        node("Mod", ["shifted", "two"], ["bits"]),
+        node("CumSum", ["bits", "one0"], ["bits_so_far"]),
+        node("Cast", ["bits"], ["is_link"], to=TensorProto.BOOL),
+        node("Where", ["is_link", "bits_so_far", "absent"], ["table"]),
+    ]
 
 
 def _places(mask_NK: NDArray[np.bool_]) -> Places:

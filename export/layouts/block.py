@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from .csr import column_type, entry_rows, row_offsets, rows_and_columns
-from .functions import constant, float_values, in_features_constant, linear_tail, make_function, numbers
+from .functions import constant, in_features_constant, linear_tail, make_function, numbers
 from .layout import check_mask_covers, layout_name
+from .rounds import rounds
+from .stored import as_stored, cut, group_scaled, row_scaled, stored_values
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 LARGEST_BLOCK = 256
@@ -79,9 +81,9 @@ class BlockLayout:
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *float_values(self.values),
+            *rounds(3 if self.values.per_element > 1 else 2),
+            *stored_values(self.values),
             *entry_rows("columns"),
-            constant("zero", [0], np.float32),
             node("Shape", ["values"], ["b"], start=1, end=2),
             node("Cast", ["b"], ["b_int32"], to=TensorProto.INT32),
             node("Add", ["K", "b"], ["K_beyond_blocks"]),
@@ -97,20 +99,37 @@ class BlockLayout:
             node("Cast", ["row_in_block"], ["row_in_block_int32"], to=TensorProto.INT32),
             node("Unsqueeze", ["row_in_block_int32", "second"], ["row_in_block_N1"]),
             node("Add", ["block_starts", "row_in_block_N1"], ["pieces"]),
-            # Block 0 is that of absent ones: a block of zeros is put before the others.
-            node("Concat", ["last", "b"], ["block_rows_shape"], axis=0),
-            node("Reshape", ["values_float", "block_rows_shape"], ["block_rows"]),
-            node("Concat", ["b", "b"], ["block_shape"], axis=0),
-            node("Expand", ["zero", "block_shape"], ["zero_block"]),
-            node("Concat", ["zero_block", "block_rows"], ["rows_behind_zero"], axis=0),
+            *self._block_rows(),
             node("Gather", ["rows_behind_zero", "pieces"], ["weight_in_pieces"], axis=0),
-            node("Mul", ["block_columns", "b"], ["K_padded"]),
-            node("Concat", ["out_features", "K_padded"], ["padded_shape"], axis=0),
-            node("Reshape", ["weight_in_pieces", "padded_shape"], ["weight_padded"]),
-            node("Slice", ["weight_padded", "first", "K", "second"], ["weight_unscaled"]),
+            node("Mul", ["block_columns", "b"], ["padded_K"]),
+            node("Concat", ["out_features", "padded_K"], ["padded_shape"], axis=0),
+            node("Mul", ["padded_shape", "round2"], ["padded_shape_in_time"]),
+            node("Reshape", ["weight_in_pieces", "padded_shape_in_time"], ["weight_padded"]),
+            *cut("weight_padded", "stored_NK"),
+            *self._scaled(),
             *linear_tail(self.values),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
+
+    def _block_rows(self) -> list[onnx.NodeProto]:
+        """Nodes that give `rows_behind_zero`: the rows of all blocks, [b (Q + 1), b]. Block 0 is that of absent ones: a
+        block of zeros is put before the others."""
+        node = helper.make_node
+        return [
+            constant("zero", 0, np.int32),
+            node("Concat", ["last", "b"], ["block_rows_shape"], axis=0),
+            node("Reshape", ["stored", "block_rows_shape"], ["block_rows"]),
+            node("Concat", ["b", "b"], ["block_shape"], axis=0),
+            node("Expand", ["zero", "block_shape"], ["zero_block_int32"]),
+            as_stored(self.values, "zero_block_int32", "zero_block"),
+            node("Concat", ["zero_block", "block_rows"], ["rows_behind_zero"], axis=0),
+        ]
+
+    def _scaled(self) -> list[onnx.NodeProto]:
+        """Nodes from `stored_NK` to `weight_NK`."""
+        if self.values.per_element > 1:
+            return group_scaled("stored_NK", "round3")
+        return row_scaled(self.values, "stored_NK")
 
 
 def _grid_nodes() -> list[onnx.NodeProto]:

@@ -9,8 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .functions import constant, float_values, in_features_constant, linear_tail, make_function
+from .functions import constant, in_features_constant, linear_tail, make_function
 from .layout import check_countable, check_mask_covers, layout_name
+from .rounds import rounds
+from .stored import flat_values, group_width
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 _UINT16_COLUMNS = 1 << 16
@@ -58,23 +60,48 @@ class CsrLayout:
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *float_values(self.values),
+            *rounds(2),
+            *flat_values(self.values),
             *entry_rows("columns"),
-            constant("zero", [0], np.float32),
-            node("Slice", ["values_float", "first", "Z"], ["values_Z"])
-            if self.values.per_element > 1
-            else node("Identity", ["values_float"], ["values_Z"]),
+            node("Cast", ["columns"], ["columns_int32"], to=TensorProto.INT32),
+            *self._float_links(),
             node("Unsqueeze", ["rows", "second"], ["rows_Z1"]),
-            node("Unsqueeze", ["columns", "second"], ["columns_Z1"]),
-            node("Cast", ["columns_Z1"], ["columns_int32"], to=TensorProto.INT32),
-            node("Concat", ["rows_Z1", "columns_int32"], ["places_int32"], axis=1),
+            node("Unsqueeze", ["columns_int32", "second"], ["columns_Z1"]),
+            node("Concat", ["rows_Z1", "columns_Z1"], ["places_int32"], axis=1),
             node("Cast", ["places_int32"], ["places_Z2"], to=TensorProto.INT64),
-            node("Concat", ["N_rows", "K"], ["weight_shape"], axis=0),
+            constant("zero", 0, np.float32),
+            node("Mul", ["K", "round2"], ["K_in_time"]),
+            node("Concat", ["N_rows", "K_in_time"], ["weight_shape"], axis=0),
             node("Expand", ["zero", "weight_shape"], ["zeros_NK"]),
-            node("ScatterND", ["zeros_NK", "places_Z2", "values_Z"], ["weight_unscaled"]),
+            node("ScatterND", ["zeros_NK", "places_Z2", "links_Z"], ["weight_NK"]),
             *linear_tail(self.values),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
+
+    def _float_links(self) -> list[onnx.NodeProto]:
+        """Nodes from `values_flat` to `links_Z`: the values are scaled while they are few."""
+        node = helper.make_node
+        if not self.values.scaled:
+            return [node("Cast", ["values_flat"], ["links_Z"], to=TensorProto.FLOAT)]
+        if self.values.per_element == 1:
+            scale = [node("Gather", ["scales", "rows"], ["scales_Z"])]
+        else:
+            scale = [
+                *group_width(),
+                node("Cast", ["columns_int32"], ["columns_int64"], to=TensorProto.INT64),
+                node("Div", ["columns_int64", "group_width"], ["groups_Z"]),
+                node("Cast", ["rows"], ["rows_int64"], to=TensorProto.INT64),
+                node("Mul", ["rows_int64", "G"], ["groups_before"]),
+                node("Add", ["groups_before", "groups_Z"], ["scale_places"]),
+                node("Reshape", ["scales", "last"], ["scales_flat"]),
+                node("Gather", ["scales_flat", "scale_places"], ["scales_Z"]),
+            ]
+        return [
+            *scale,
+            node("Slice", ["values_flat", "first", "Z"], ["stored_Z"]),
+            node("Cast", ["stored_Z"], ["unscaled_Z"], to=TensorProto.FLOAT),
+            node("Mul", ["unscaled_Z", "scales_Z"], ["links_Z"]),
+        ]
 
 
 def column_type(columns: int) -> type[np.uint16] | type[np.int32]:

@@ -13,15 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .functions import (
-    constant,
-    float_values,
-    in_features_constant,
-    linear_tail,
-    make_function,
-    numbers,
-    small_constant,
-)
+from .byte_places import all_bytes, bytes_of, linear_by_bytes
+from .functions import constant, in_features_constant, make_function, numbers
 from .layout import check_countable, check_mask_covers, layout_name
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
@@ -86,38 +79,13 @@ class Nm24Layout:
         return out_features * -(-groups // 2) + values
 
     def function(self) -> onnx.FunctionProto:
-        """Each place of a group takes the first slot that names it, or 0.
-
-        The slots are chosen among by their numbers, not by their values: ONNX Runtime's Where makes -0 to +0.
-        """
-        node = helper.make_node
+        """Bytes have four slots each, but for the last of a row of an odd number of groups."""
         nodes = [
             *in_features_constant(),
-            *float_values(self.values),
-            *_metadata_nodes(),
-            constant("no_slot", 0, np.int32),
-            constant("one_slot", 1, np.int32),
-            constant("zero", [0], np.float32),
-            node("Concat", ["rows", "Q", "second"], ["groups_shape"], axis=0),
-            node("Mul", ["rows", "Q"], ["group_count"]),
-            node("Squeeze", ["group_count"], ["group_count0"]),
-            numbers("groups", "group_count0"),
-            node("Add", ["groups", "groups"], ["slots_before_int64"]),
-            node("Cast", ["slots_before_int64"], ["slots_before"], to=TensorProto.INT32),
-            node("Reshape", ["slots_before", "groups_shape"], ["slots_before_NQ1"], allowzero=1),
-            node("Add", ["slots_before_NQ1", "one_slot"], ["first_slot"]),
-            node("Add", ["first_slot", "one_slot"], ["second_slot"]),
-            node("Where", ["is_second", "second_slot", "no_slot"], ["second_or_none"]),
-            # The first slot goes before the second: a group of one link names its place twice.
-            node("Where", ["is_first", "first_slot", "second_or_none"], ["slots_NQ4"]),
-            node("Concat", ["rows", "padded_K"], ["padded_shape"], axis=0),
-            node("Reshape", ["slots_NQ4", "padded_shape"], ["slots_padded"], allowzero=1),
-            node("Slice", ["slots_padded", "first", "K", "second"], ["slots_NK"]),
-            # Slots count from 1: 0 is none, where one zero is put before the values.
-            node("Reshape", ["values_float", "last"], ["values_flat"]),
-            node("Concat", ["zero", "values_flat"], ["values_behind_zero"], axis=0),
-            node("Gather", ["values_behind_zero", "slots_NK"], ["weight_unscaled"]),
-            *linear_tail(self.values),
+            *bytes_of("metadata"),
+            *_slot_table(),
+            *_slots_before(),
+            *linear_by_bytes(self.values, is_vector=False),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
 
@@ -203,34 +171,54 @@ def _unpack_metadata(metadata: NDArray[np.uint8], in_features: int) -> tuple[NDA
     return places_NQS, linked_NQS
 
 
-def _metadata_nodes() -> list[onnx.NodeProto]:
-    """Nodes from `metadata` to `is_first` and `is_second`, bool [N, Q, 4]: which place a slot names; with `rows`, `Q`
-    and `padded_K` = 4 Q, int64 [1]."""
+def _slot_table() -> list[onnx.NodeProto]:
+    """Nodes that give `table` of `linear_by_bytes`: the slot, from 1 to 4, of each column of a byte.
+
+    The first slot goes before the second: a group of one link names its place twice.
+    """
     node = helper.make_node
     return [
-        *small_constant("low_bits", 15),
-        *small_constant("byte_half", 4),
-        constant("three", [GROUP - 1], np.int64),
-        constant("four", [GROUP], np.int64),
-        constant("last_axis", [2], np.int64),
-        constant("group_places", GROUP, np.int64),
-        numbers("places", "group_places"),
-        node("Shape", ["metadata"], ["rows"], start=0, end=1),
-        node("Add", ["K", "three"], ["K_rounding_groups"]),
-        node("Div", ["K_rounding_groups", "four"], ["Q"]),
-        node("Mul", ["Q", "four"], ["padded_K"]),
-        node("Unsqueeze", ["metadata", "last"], ["metadata_NB1"]),
-        node("BitwiseAnd", ["metadata_NB1", "low_bits"], ["even_codes"]),
-        node("BitShift", ["metadata_NB1", "byte_half"], ["odd_codes"], direction="RIGHT"),
-        node("Concat", ["even_codes", "odd_codes"], ["codes_NB2"], axis=-1),
-        node("Cast", ["codes_NB2"], ["codes_int64"], to=TensorProto.INT64),
-        node("Shape", ["metadata"], ["metadata_bytes"], start=1, end=2),
-        node("Add", ["metadata_bytes", "metadata_bytes"], ["halves_in_row"]),
-        node("Concat", ["rows", "halves_in_row", "second"], ["codes_shape"], axis=0),
-        node("Reshape", ["codes_int64", "codes_shape"], ["codes_padded"], allowzero=1),
-        node("Slice", ["codes_padded", "first", "Q", "second"], ["codes_NQ1"]),
-        node("Mod", ["codes_NQ1", "four"], ["first_places"]),
-        node("Div", ["codes_NQ1", "four"], ["second_places"]),
-        node("Equal", ["first_places", "places"], ["is_first"]),
-        node("Equal", ["second_places", "places"], ["is_second"]),
+        *all_bytes(),
+        constant("half_weights_of_columns", [1, 1, 1, 1, 16, 16, 16, 16], np.int32),
+        constant("places_of_columns", [0, 1, 2, 3, 0, 1, 2, 3], np.int32),
+        constant("first_slots", [1, 1, 1, 1, 3, 3, 3, 3], np.int32),
+        constant("second_slots", [2, 2, 2, 2, 4, 4, 4, 4], np.int32),
+        constant("code_count", GROUP * GROUP, np.int32),
+        constant("place_count", GROUP, np.int32),
+        node("Div", ["all_bytes", "half_weights_of_columns"], ["codes_above"]),
+        node("Mod", ["codes_above", "code_count"], ["codes"]),
+        node("Mod", ["codes", "place_count"], ["first_places"]),
+        node("Div", ["codes", "place_count"], ["second_places"]),
+        node("Equal", ["first_places", "places_of_columns"], ["is_first"]),
+        node("Equal", ["second_places", "places_of_columns"], ["is_second"]),
+        node("Where", ["is_second", "second_slots", "absent"], ["second_or_none"]),
+        node("Where", ["is_first", "first_slots", "second_or_none"], ["table"]),
+    ]
+
+
+def _slots_before() -> list[onnx.NodeProto]:
+    """Nodes that give `before_B1` of `linear_by_bytes`: a byte has four slots, but for the last of a row, which has two
+    where a row has an odd number of groups."""
+    node = helper.make_node
+    return [
+        constant("slots_of_byte", 2 * SLOTS, np.int64),
+        constant("column_shape", [-1, 1], np.int64),
+        constant("rounding", GROUP - 1, np.int64),
+        constant("group_columns", GROUP, np.int64),
+        constant("group_slots", SLOTS, np.int64),
+        node("Add", ["K0", "rounding"], ["K_rounding_groups"]),
+        node("Div", ["K_rounding_groups", "group_columns"], ["Q"]),
+        node("Mul", ["Q", "group_slots"], ["slots_of_row"]),
+        node("Shape", ["metadata"], ["N"], start=0, end=1),
+        node("Squeeze", ["N"], ["N0"]),
+        numbers("row_numbers", "N0"),
+        node("Mul", ["row_numbers", "slots_of_row"], ["slots_before_rows"]),
+        node("Unsqueeze", ["slots_before_rows", "second"], ["slots_before_N1"]),
+        node("Cast", ["slots_before_N1"], ["slots_before_N1_int32"], to=TensorProto.INT32),
+        node("Squeeze", ["P"], ["P0"]),
+        numbers("bytes_of_row", "P0"),
+        node("Mul", ["bytes_of_row", "slots_of_byte"], ["slots_before_in_row"]),
+        node("Cast", ["slots_before_in_row"], ["slots_before_in_row_int32"], to=TensorProto.INT32),
+        node("Add", ["slots_before_N1_int32", "slots_before_in_row_int32"], ["slots_before_NP"]),
+        node("Reshape", ["slots_before_NP", "column_shape"], ["before_B1"]),
     ]

@@ -37,7 +37,7 @@ def load_lean_session(path: Path, content: bytes | None = None, *, folded: bool)
         path: an ONNX file.
         content: a model to load in place of the file's, such as a part of it; its tensors are in files beside `path`.
         folded: compute what does not depend on the inputs once, at loading: the dense weights of packed layers. That
-            takes some 60 bytes a weight while it lasts. Otherwise it is computed in every step.
+            takes some 20 bytes a weight while it lasts. Otherwise it is computed in every step.
 
     Raises:
         InputError: ONNX Runtime cannot load the model.

@@ -133,23 +133,25 @@ def bytes_to_load(model, tmp_path):
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-BYTES_PER_CELL = {"bitmask": 38, "csr": 15, "block": 28, "bitmask-int8": 50, "bitmask-int4": 56}
-"""Of a layer of so many bytes a weight, linked or not, where a dense one takes 4: measured, and a third more. Running
-counts in 64 bits, or copies of the whole matrix in another shape, would take half as much again."""
+BYTES_PER_CELL = 26
+"""Of a layer of so many bytes a weight, linked or not, where a dense one takes 4 to 8: a round of folding has two
+tensors as large as a float32 weight and makes one, and the allocator of the C library finds room for some of them only
+at its end. All of the decoding in one round would take 31 for a bitmask, and 48 for one of 4-bit values."""
+LAYOUTS_OF_FILES = ("bitmask", "csr", "block", "bitmask-bfloat16", "bitmask-int8", "bitmask-int4", "block-int4")
 DENSITIES = {"csr": 0.05, "block": 0.2}
 
 
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the most memory that a process had is read from /proc"
 )
-@pytest.mark.parametrize("name", BYTES_PER_CELL)
+@pytest.mark.parametrize("name", LAYOUTS_OF_FILES)
 def test_loading_takes_little_memory(name, tmp_path):
     size, layers = 1024, 6
     density = DENSITIES.get(name, 0.3)
     weights = [make_layer(ALL[name], size, size, density, seed) for seed in range(layers)]
     nothing = bytes_to_load(chain(ALL[name], [make_layer(ALL[name], 8, 8, density)]), tmp_path)
     taken = bytes_to_load(chain(ALL[name], weights), tmp_path) - nothing
-    assert taken <= BYTES_PER_CELL[name] * layers * size**2
+    assert taken <= BYTES_PER_CELL * layers * size**2
 
 
 @pytest.mark.skipif(
