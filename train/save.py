@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ..architectures import StoredTransposed
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
 from ..artifacts.masks import MASKS_FILE
 from .dynamics.promise import shortfall
@@ -44,7 +45,7 @@ def save_model_directory(
         recipe: the whole recipe as YAML.
         log: one record a line of the training log.
         extra: further text files by name.
-        weights: whole weights by name, where those of the model are split over processes.
+        weights: whole weights by name, as `state_dict` has them, where those of the model are split over processes.
         unfinished: publish a model too whose density has not yet fallen to what was asked for.
 
     Raises:
@@ -83,6 +84,8 @@ def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mappi
             raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
         weight_NK = layer.weight if weights is None else weights[f"{name}.weight"]
         assert isinstance(weight_NK, Tensor)
+        if weights is not None and isinstance(layer, StoredTransposed):
+            weight_NK = weight_NK.T
         off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
         if off:
             raise CheckError(
