@@ -48,8 +48,9 @@ def attention(config: PretrainedConfig, **parts: Any) -> Attention:
 
 
 def mlp(config: PretrainedConfig, field: str = "hidden_act", **parts: Any) -> Mlp:
-    """An MLP with the width `intermediate_size` and the activation that `field` names, and of `parts`."""
-    return Mlp(**({"width": config.intermediate_size, "activation": activation(config, field)} | parts))
+    """An MLP with the width `intermediate_size`, where `parts` have no other, and the activation that `field` names."""
+    width = parts.pop("width", None) or config.intermediate_size
+    return Mlp(**({"width": width, "activation": activation(config, field)} | parts))
 
 
 def activation(config: PretrainedConfig, field: str = "hidden_act") -> Activation:

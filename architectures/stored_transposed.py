@@ -9,7 +9,6 @@ transformers as it is.
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -48,9 +47,3 @@ def use_linear_layers(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):
                 setattr(module, name, StoredTransposed.of(child))
-
-
-def transpose_saved(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights [N, K] by name as the model's checkpoint has them."""
-    turned = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, StoredTransposed)}
-    return {name: value.T.contiguous() if name in turned else value for name, value in weights.items()}

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Export a model directory to a sparse ONNX artifact."""
     parser = Parser(prog="hebbline export", description="Turn a model directory into a sparse ONNX artifact.")
-    parser.add_argument("model", type=Path, help="a Hugging Face Llama directory, with or without masks")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="a Hugging Face directory of a known family of models, with or without masks",
+    )
     parser.add_argument("--out", type=Path, required=True, help="where to publish the artifact")
     parser.add_argument(
         "--target",

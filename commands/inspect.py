@@ -1,5 +1,6 @@
 """`hebbline inspect PATH`."""
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -26,9 +27,22 @@ def main(arguments: list[str]) -> int:
     if values.json:
         print_json(asdict(manifest))
         return 0
+    if manifest.kind == "model" and (family := _family(values.path)):
+        console.print(f"family {family}")
     _show(manifest)
     console.print(f"every file is as it was published ({len(manifest.files)} files, SHA-256)")
     return 0
+
+
+def _family(path: Path) -> str:
+    """The family of a language model's directory; "" for other models."""
+    from transformers import AutoConfig
+
+    from ..architectures import FAMILIES
+
+    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
+    family = FAMILIES.get(config.get("model_type", ""))
+    return family.describe(AutoConfig.from_pretrained(path, local_files_only=True)).family if family else ""
 
 
 def _show(manifest: Manifest) -> None:

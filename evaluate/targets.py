@@ -107,4 +107,5 @@ def _eos_token_id(path: Path) -> int | None:
 def _context_length(path: Path) -> int:
     if (path / MANIFEST_FILE).is_file() and (facts := read_manifest(path).language_model) is not None:
         return facts.context_length
-    return int(json.loads((path / "config.json").read_text())["max_position_embeddings"])
+    config = json.loads((path / "config.json").read_text())
+    return int(config.get("max_position_embeddings") or config["n_positions"])  # GPT-2 has a name of its own

@@ -123,7 +123,9 @@ FAMILIES = {
 def make_config(variant, vocab_size=64, **changes):
     """The configuration of a variant, but for `changes`."""
     model_type, differences = FAMILIES[variant]
-    return AutoConfig.for_model(model_type, **(SIZES | {"vocab_size": vocab_size} | differences | changes))
+    own = AutoConfig.for_model(model_type)
+    sizes = {name: value for name, value in SIZES.items() if hasattr(own, name)}
+    return AutoConfig.for_model(model_type, **(sizes | {"vocab_size": vocab_size} | differences | changes))
 
 
 def make_model(variant, vocab_size=64, density=0.4, seed=0, **changes):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ..architectures import StoredTransposed
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
 from ..artifacts.masks import MASKS_FILE
 from .dynamics.places import find_places
@@ -45,7 +46,7 @@ def save_model_directory(
         recipe: the whole recipe as YAML.
         log: one record a line of the training log.
         extra: further text files by name.
-        weights: whole weights by name, where those of the model are split over processes.
+        weights: whole weights by name, as `state_dict` has them, where those of the model are split over processes.
         unfinished: publish a model too whose density has not yet fallen to what was asked for.
 
     Raises:
@@ -78,13 +79,15 @@ def save_model_directory(
 @torch.no_grad()
 def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> None:
     """Refuse to publish masks that are not those of the weights."""
-    places = find_places(model)
+    places, modules = find_places(model), dict(model.named_modules())
     for name, mask_NK in masks.items():
         if name not in places and isinstance(model.get_submodule(name), SparseLinear):
             raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
         place = places[name]
         weight = model.get_parameter(place.parameter) if weights is None else weights[place.parameter]
         weight_NK = place.matrix(weight)
+        if weights is not None and isinstance(modules.get(name), StoredTransposed):
+            weight_NK = weight_NK.T
         off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
         if off:
             raise CheckError(

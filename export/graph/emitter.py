@@ -193,9 +193,9 @@ class DecoderEmitter(ABC):
             name = f"{self.decoder.head}.bias"
             steps.append(("Add", self.constant(name, self.source.parameter(name))))
         if self.decoder.logit_divisor != 1:
-            steps.append(("Div", self._scalar("logit_divisor", self.decoder.logit_divisor)))
+            steps.append(("Div", self.scalar("logit_divisor", self.decoder.logit_divisor)))
         if self.decoder.logit_softcap:
-            cap = self._scalar("logit_softcap", self.decoder.logit_softcap)
+            cap = self.scalar("logit_softcap", self.decoder.logit_softcap)
             steps += [("Div", cap), ("Tanh", None), ("Mul", cap)]
         values = [*(f"logits.{place}" for place in range(len(steps))), "logits"]
         make(values[0])
@@ -248,7 +248,8 @@ class DecoderEmitter(ABC):
     def _scaled(self, x: str, scale: float, name: str) -> str:
         return x if scale == 1 else self.node("Mul", [x, self._typed_scalar(name, scale)], f"{x}.scaled")
 
-    def _scalar(self, name: str, value: float) -> str:
+    def scalar(self, name: str, value: float) -> str:
+        """A constant float32 number."""
         return self.constant(name, np.array(value, np.float32))
 
     def _typed_scalar(self, name: str, value: float) -> str:

@@ -148,11 +148,11 @@ class _StaticEmitter(DecoderEmitter):
         ]
         parts = (("key", turned[1]), ("value", self._heads(values, attention.kv_heads)))
         caches = [self._update_cache(layer, part, new) for part, new in parts]
-        softcap = {"softcap": attention.softcap} if attention.softcap else {}
-        visible = f"visible_{kind.window}" if kind.window else "visible"
-        attended = self.node(
-            "Attention", [turned[0], *caches, visible], f"{path}.attended", scale=self.decoder.scale(layer), **softcap
-        )
+        visible, scale = f"visible_{kind.window}" if kind.window else "visible", self.decoder.scale(layer)
+        if attention.softcap:
+            attended = self._capped(path, turned[0], caches, visible, scale)
+        else:
+            attended = self.node("Attention", [turned[0], *caches, visible], f"{path}.attended", scale=scale)
         by_token = self.node("Transpose", [attended], f"{path}.by_token", perm=[0, 2, 1, 3])
         return self.node("Reshape", [by_token, self.integers("merge_heads", 0, 0, -1)], f"{path}.merged")
 
@@ -174,6 +174,28 @@ class _StaticEmitter(DecoderEmitter):
         self.finish_logits(
             lambda output: self.node("Cast", [scores], output, to=TensorProto.FLOAT), bias=has_bias(self.source)
         )
+
+    def _capped(self, path: str, queries: str, caches: Sequence[str], visible: str, scale: float) -> str:
+        """Attention whose scores have a soft cap, which the parser's Attention does not have; scores in float32."""
+        attention, size = self.decoder.attention, self.source.head_dim
+        single = self.integers("readers_axis", 2)
+        shape = self.integers("by_group", 0, attention.kv_heads, attention.readers, -1, size)
+        grouped = self.node("Reshape", [queries, shape], f"{path}.grouped")
+        keys, values = (self.node("Unsqueeze", [cache, single], f"{cache}.shared") for cache in caches)
+        turned = self.node("Transpose", [keys], f"{path}.keys", perm=[0, 1, 2, 4, 3])
+        product = self.node("MatMul", [grouped, turned], f"{path}.product_of_keys")
+        scores = self.node("Cast", [product], f"{path}.scores", to=TensorProto.FLOAT)
+        inverse = self.constant(f"scale_over_cap.{scale}", np.array(scale / attention.softcap, np.float32))
+        small = self.node("Tanh", [self.node("Mul", [scores, inverse], f"{path}.small")], f"{path}.tanh")
+        capped = self.node("Mul", [small, self.scalar("softcap", attention.softcap)], f"{path}.capped")
+        seen = self.node("Unsqueeze", [visible, self.integers("groups_axis", 1)], f"{path}.seen")
+        hidden = self.scalar("hidden_score", float(np.finfo(np.float32).min))
+        masked = self.node("Where", [seen, capped, hidden], f"{path}.masked")
+        weights = self.node("Softmax", [masked], f"{path}.softmax", axis=-1)
+        typed = self.node("CastLike", [weights, queries], f"{path}.weights")
+        mixed = self.node("MatMul", [typed, values], f"{path}.mixed")
+        heads = self.integers("by_head", 0, attention.heads, -1, size)
+        return self.node("Reshape", [mixed, heads], f"{path}.attended")
 
     def _heads(self, x: str, heads: int) -> str:
         """[B, S, heads * D] as [B, heads, S, D]."""

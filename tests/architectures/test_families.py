@@ -40,6 +40,16 @@ def test_graph_of_the_op_library(case, tmp_path):
     assert_close(steps(runner, ids), expected)
 
 
+def test_the_parser_of_tensorrt_takes_the_graph(case, tmp_path):
+    trt = pytest.importorskip("tensorrt_rtx")
+    save_typed_model(build_static_decoder(case[0]), tmp_path / "graph.onnx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(logger).create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(tmp_path / "graph.onnx")), parser.get_error(0).desc()
+    assert network.num_layers > 50
+
+
 def test_graph_for_tensorrt(case, tmp_path):
     source, ids, expected = case
     save_typed_model(build_static_decoder(source, PRECISIONS["float32"]), tmp_path / "graph.onnx")

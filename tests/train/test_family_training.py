@@ -75,6 +75,14 @@ def test_gpt2_is_trained_from_its_weights(tokenizer, text_file, tmp_path):
     before = dict(model.named_parameters())["transformer.h.0.mlp.c_fc.weight"].T
     mask = result.masks["transformer.h.0.mlp.c_fc"]
     assert mask.shape == before.shape
+    save_model_directory(
+        tmp_path / "model",
+        result.model,
+        result.tokenizer,
+        result.masks,
+        method="static",
+        weights=result.model.state_dict(),
+    )
     assert before[mask].abs().mean() > 1.5 * before[~mask].abs().mean(), "the largest weights stay"
 
 
