@@ -53,7 +53,7 @@ def _parser() -> Parser:
     add("--spread", type=float, default=0.08, help="the most that an allocated density lies from --density")
     add("--values", choices=get_args(Values), default="float32", help="round to what `export --values` stores")
     add("--passes", type=int, default=2, help="of reconstruction over the text, attention and MLP each; 0 for none")
-    add("--learning-rate", type=float, default=2e-4, help="of reconstruction, at first")
+    add("--learning-rate", type=float, default=5e-4, help="of reconstruction, at first")
     add("--damping", type=float, default=0.01, help="share of the mean diagonal added to Gram matrices")
     add("--include", nargs="+", default=["*"], help="globs of the names of layers to prune")
     add("--exclude", nargs="+", default=[], help="globs of the names of layers to leave dense")

@@ -197,3 +197,38 @@ def test_averages_hold_old_links_until_they_are_masked():
     assert not averaged.module[0].weight[off].any() and torch.equal(averaged.module[0].weight[~off], kept)
     with pytest.raises(InputError, match=r"no layer '0' of shape \(24, 24\)"):
         sparsifier.mask(nn.Sequential(nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize("method", ["static", "chts", "set"])
+def test_the_links_that_are_there_stay_in_their_numbers(method):
+    model = make_llama(VOCABULARY)
+    name = "model.layers.0.mlp.up_proj"
+    with torch.no_grad():
+        for index, layer in enumerate(module for module in model.modules() if isinstance(module, nn.Linear)):
+            if layer is not model.lm_head:
+                layer.weight.mul_(torch.rand(layer.weight.shape) < 0.2 + 0.05 * (index % 5))
+    links = {name: model.get_parameter(f"{name}.weight").detach() != 0 for name in (name, "model.layers.1.mlp.up_proj")}
+    config = SparsityConfig(method=method, topology={"kind": "nonzero"}, update={"every": 1, "stop": 2})
+    sparsifier = Sparsifier(model, config)
+    assert all(torch.equal(sparsifier.masks[name], mask) for name, mask in links.items())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    ids = torch.arange(12)[None]
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+    sparsifier.step()
+    assert all(int(sparsifier.masks[name].sum()) == int(mask.sum()) for name, mask in links.items())
+    assert torch.equal(sparsifier.masks[name], links[name]) == (method == "static")
+
+
+def test_links_that_are_there_must_be_possible():
+    with pytest.raises(InputError, match=r"topology 'nonzero' keeps the number .* gmp lowers"):
+        Sparsifier(
+            make_llama(VOCABULARY), SparsityConfig(method="gmp", topology={"kind": "nonzero"}, update={"stop": 100})
+        )
+    with pytest.raises(
+        InputError, match=r"topology 'nonzero': the weights of layer '\S+' are not of sparsity\.structure"
+    ):
+        Sparsifier(
+            make_llama(VOCABULARY), SparsityConfig(method="static", topology={"kind": "nonzero"}, structure="2:4")
+        )

@@ -161,6 +161,15 @@ def test_globs_choose_layers_and_the_rest_stays_dense():
     assert torch.equal(model.model.layers[0].self_attn.q_proj.weight, attention)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_memory_of_the_dense_weights_is_not_written_to(family):
+    """They may be mapped from a file: pages that are written to would stay in memory."""
+    model = FAMILIES[family]()
+    before = {name: (value.data, value.detach().clone()) for name, value in model.named_parameters()}
+    prune(model, make_ids(), passes=1)
+    assert all(torch.equal(memory, value) for memory, value in before.values())
+
+
 def test_bfloat16_models_stay_bfloat16():
     model = make_llama(VOCABULARY).to(torch.bfloat16)
     masks = prune(model, make_ids(), density=0.5, passes=1)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Method = Literal["dense", "static", "set", "rigl", "mest", "gmp", "granet", "cht", "chts", "chtss"]
-TopologyKind = Literal["brf", "bsw", "bsf", "csti", "er", "magnitude"]
+TopologyKind = Literal["brf", "bsw", "bsf", "csti", "er", "magnitude", "nonzero"]
 Degrees = Literal["fixed", "uniform"]
 RemovalScore = Literal["magnitude", "RI", "MEST"]
 RemovalRule = Literal["soft", "hard"]

@@ -24,6 +24,7 @@ from .methods import FractionKind, RegrowthRule, RegrowthScore, RemovalRule, Rem
 from .places import Place, check_experts, find_places, output_layers, tied_layers
 from .sampling import seed_for
 from .sections import GroupConfig, merge, required
+from .sharding import whole
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def plan_layers(model: nn.Module, config: SparsityConfig) -> dict[str, LayerPlan
         plan = _plan(name, place.shape, config, groups[name], structures[name], densities[name], parts)
         if not (groups[name].topology.kind or asked) and is_trained(model.get_parameter(place.parameter)):
             plan = replace(plan, topology="magnitude")
+        if plan.topology == "nonzero":
+            plan = _of_nonzero(plan, place.matrix(whole(model.get_parameter(place.parameter).detach())), config)
         plan.structure.check(name, *plan.shape, max(plan.densities))
         if plan.regrowth_score == "none" and (plan.removed or config.removal.chains):
             raise InputError(
@@ -192,6 +195,20 @@ def _plan(
         fraction=required(fraction.kind),
         removed=required(fraction.initial),
     )
+
+
+def _of_nonzero(plan: LayerPlan, weight_NK: Tensor, config: SparsityConfig) -> LayerPlan:
+    """The plan of a layer whose graph is that of its weights: it keeps their number."""
+    if config.decays:
+        raise InputError(
+            f"topology 'nonzero' keeps the number of links that layer '{plan.name}' has, and {config.method} lowers "
+            "it: give topology.kind 'magnitude', or a method whose density stays"
+        )
+    links = int(weight_NK.count_nonzero())
+    if not links or not plan.structure.is_legal(weight_NK != 0):
+        wrong = "are all 0" if not links else f"are not of sparsity.structure '{plan.structure.kind}'"
+        raise InputError(f"topology 'nonzero': the weights of layer '{plan.name}' {wrong}")
+    return replace(plan, densities=(links / weight_NK.numel(),) * len(plan.densities))
 
 
 def _densities(

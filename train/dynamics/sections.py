@@ -30,8 +30,9 @@ class TopologyConfig:
     Args:
         kind: "brf" (bipartite receptive field), "bsw" (small world), "bsf" (scale free), "csti" (correlated inputs, for
             layers that see the data), "er" (uniformly random) or "magnitude" (the largest weights of a trained model,
-            and so all of them that are not zero, where there are no more than links). Where left out, it is the
-            method's for fresh weights, and "magnitude" for weights that were loaded or hold zeros.
+            and so all of them that are not zero, where there are no more than links) or "nonzero" (the weights that
+            are not zero, as pruning left them: each layer keeps its number, whatever the density says). Where left out,
+            it is the method's for fresh weights, and "magnitude" for weights that were loaded or hold zeros.
         r: randomness of BRF, from 0 (nearest nodes) to 1 (any node); 0.25 where left out.
         degrees: degrees of BRF's smaller side: "fixed", also where left out, or "uniform".
         beta: share of BSW's links that are rewired; 0.25 where left out.

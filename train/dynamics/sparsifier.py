@@ -295,7 +295,9 @@ def _initial_masks(model: nn.Module, plans: Mapping[str, LayerPlan], seed: int, 
         weight = model.get_parameter(places[name].parameter)
         if plan.topology == "csti" and inputs is None:
             raise InputError(f"topology 'csti' of layer '{name}' needs the data, which this task does not give")
-        if plan.topology == "magnitude":
+        if plan.topology == "nonzero":
+            masks[name] = places[name].matrix(whole(weight.detach())) != 0
+        elif plan.topology == "magnitude":
             masks[name] = magnitude_mask(plan, places[name].matrix(whole(weight)), seed)
         else:
             masks[name] = plan.initial_mask(seed, inputs).to(weight.device)

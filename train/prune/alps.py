@@ -35,13 +35,11 @@ def alps(weight_NK: Tensor, gram: Gram, units: int, structure: Structure) -> tup
 
 def _find_links(dense_NK: Tensor, gram_KK: Tensor, units: int, structure: Structure) -> Tensor:
     """The links that the method comes to (equations 4 and 5)."""
-    values_K, vectors_KK = torch.linalg.eigh(gram_KK)
-    values_K = values_K.clamp(min=0)
     target_NK = dense_NK @ gram_KK
     penalty, dual_NK = _FIRST_PENALTY, torch.zeros_like(dense_NK)
     mask_NK = checked_NK = select(dense_NK.square(), units, structure)
     sparse_NK = dense_NK.masked_fill(~mask_NK, 0)
-    inverse_KK = _inverse(values_K, vectors_KK, penalty)
+    inverse_KK = _inverse(gram_KK, penalty)
     for iteration in range(1, _MOST_ITERATIONS + 1):
         free_NK = (target_NK - dual_NK + penalty * sparse_NK) @ inverse_KK
         wanted_NK = free_NK + dual_NK / penalty
@@ -54,13 +52,15 @@ def _find_links(dense_NK: Tensor, gram_KK: Tensor, units: int, structure: Struct
                 break
             checked_NK = mask_NK
             penalty *= next(growth for above, growth in _GROWTH if changed > above)
-            inverse_KK = _inverse(values_K, vectors_KK, penalty)
+            inverse_KK = _inverse(gram_KK, penalty)
     return mask_NK
 
 
-def _inverse(values_K: Tensor, vectors_KK: Tensor, penalty: float) -> Tensor:
-    """(G + penalty I)^-1."""
-    return (vectors_KK / (values_K + penalty)) @ vectors_KK.T
+def _inverse(gram_KK: Tensor, penalty: float) -> Tensor:
+    """(G + penalty I)^-1, by Cholesky: the penalty grows too seldom for the paper's eigenvectors to pay."""
+    penalised_KK = gram_KK.clone()
+    penalised_KK.diagonal().add_(penalty)
+    return torch.cholesky_inverse(torch.linalg.cholesky(penalised_KK))
 
 
 def refine(start_NK: Tensor, dense_NK: Tensor, gram_KK: Tensor, mask_NK: Tensor, steps: int) -> Tensor:

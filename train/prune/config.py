@@ -42,7 +42,7 @@ class PruneConfig:
     spread: float = 0.08
     values: Values = "float32"
     passes: int = 2
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     damping: float = 0.01
     include: list[str] = field(default_factory=lambda: ["*"])
     exclude: list[str] = field(default_factory=list)

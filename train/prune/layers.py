@@ -51,8 +51,14 @@ class Layer:
 
     @torch.no_grad()
     def set(self, weight_NK: Tensor) -> None:
-        """Put other weights in place."""
+        """Write other weights in place."""
         self.weight.copy_(weight_NK)
+
+    def replace(self, weight_NK: Tensor) -> None:
+        """Take other weights, in the module's type; the memory of the earlier ones, which may be mapped from a file, is
+        not written to: pages that were would stay in memory."""
+        held = weight_NK.T if isinstance(self.module, Conv1D) else weight_NK
+        self.module.weight.data = held.to(self.module.weight.dtype).contiguous()
 
 
 def block_layers(block: nn.Module, prefix: str, config: PruneConfig) -> list[Layer]:

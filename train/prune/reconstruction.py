@@ -17,6 +17,7 @@ from .config import PruneConfig
 from .layers import Layer
 
 _BATCH = 1
+"""Sequences a step: with few passes, more steps are worth more than less noise in each."""
 
 
 def reconstruct(
@@ -30,7 +31,7 @@ def reconstruct(
 ) -> None:
     """Train the links of some layers of a block, in place, by Adam on the error of the block's outputs.
 
-    The error of a token is |pruned - dense|^2 over |dense|^2: the norm that comes next scales each token by itself.
+    The error of a token is relative to its size (see `token_errors`): the norm that comes next scales each by itself.
 
     Args:
         block: float32; its other parameters stay.
@@ -62,7 +63,7 @@ def reconstruct(
 
 
 def token_errors(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    """|output - target|^2 over |target|^2, mean over the tokens of all sequences."""
+    """2 |output - target|^2 / (|output|^2 + |target|^2), mean over the tokens of all sequences."""
     errors = [float(_token_error(output, target)) for output, target in zip(outputs, targets, strict=True)]
     return sum(errors) / len(errors)
 
@@ -76,5 +77,11 @@ def parts(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def _token_error(output_1SD: Tensor, target_1SD: Tensor) -> Tensor:
-    power_1S = target_1SD.square().mean(dim=2).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((output_1SD - target_1SD).square().mean(dim=2) / power_1S).mean()
+    """2 |output - target|^2 / (|output|^2 + |target|^2), mean over tokens: at most 4 of any token.
+
+    Over |target|^2 alone, one token that takes on the size of those that attention rests on, a hundred times that of
+    the others, would outweigh all of a text.
+    """
+    change_1S = (output_1SD - target_1SD).square().sum(dim=2)
+    power_1S = output_1SD.square().sum(dim=2) + target_1SD.square().sum(dim=2)
+    return (2 * change_1S / power_1S.clamp(min=torch.finfo(torch.float32).tiny)).mean()

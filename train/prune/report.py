@@ -119,8 +119,9 @@ class PruneReport:
 <table>{rows}</table>
 {"".join(f"<p>{escape(note)}</p>" for note in self.notes)}
 <h2>Blocks</h2>
-<p>The error of a block is |pruned - dense|² over |dense|² of its outputs, mean over tokens; all blocks before it are
-pruned too. That of a layer is the share of its output's power that pruning took, before reconstruction.</p>
+<p>The error of a block is 2 |pruned - dense|² / (|pruned|² + |dense|²) of its outputs, mean over tokens; all blocks
+before it are pruned too. That of a layer is the share of its output's power that pruning took, before
+reconstruction.</p>
 {image(_plot(self.pruned), "error, density and outliers by decoder block")}
 {_table(["block", "error", "seconds"], [[b.name, f"{b.error:.4f}", f"{b.seconds:.0f}"] for b in self.pruned.blocks])}
 <h2>Layers</h2>

@@ -44,7 +44,7 @@ class BlockResult:
 
     Args:
         name: in the model.
-        error: |pruned - dense|^2 over |dense|^2 of its outputs, mean over the tokens of the calibration text.
+        error: 2 |pruned - dense|^2 / (|pruned|^2 + |dense|^2) of its outputs, mean over the calibration text's tokens.
         seconds: that it took.
         layers: its pruned layers.
     """

@@ -117,7 +117,7 @@ class _Run:
         masks, results = _prune_block(work, call, layers, inputs, targets, self.units, self.config)
         for layer in layers:
             weight_NK = layer.of(work).weight
-            layer.set(weight_NK.masked_fill(~masks[layer.name], 0))
+            layer.replace(weight_NK.masked_fill(~masks[layer.name], 0))
         outputs = run_all(work, call, inputs)
         error = token_errors(outputs, targets)
         result = BlockResult(self.blocks.names[index], error, time.perf_counter() - started, tuple(results))

@@ -128,7 +128,7 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
 def _warn_of_random_graphs(recipe: LanguageModelRecipe) -> None:
     sparsity = recipe.sparsity
     kind = sparsity.topology.kind
-    if sparsity.method != "dense" and kind not in (None, "magnitude") and sparsity.first_density < 1:
+    if sparsity.method != "dense" and kind not in (None, "magnitude", "nonzero") and sparsity.first_density < 1:
         console.print(
             f"the initial graphs are '{kind}', drawn without a look at the weights of {recipe.model.pretrained}, most "
             "of which they drop; sparsity.topology.kind 'magnitude' keeps the largest",
