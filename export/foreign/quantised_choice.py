@@ -90,6 +90,6 @@ def _measure(
         if given is not None:
             lowest = given.centre - 128
             x_TK = np.clip(np.rint(x_TK * 40) + given.zero, lowest, lowest + 255).astype(given.dtype)
-        found = interleaved_medians(sessions, x_TK, rows, np.zeros(0, np.int64))
+        found = interleaved_medians(sessions, x_TK, (tokens, rows), np.zeros(0, np.int64))
         medians.append((found["dense"], found["packed"]))
     return medians
