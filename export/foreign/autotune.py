@@ -8,7 +8,8 @@ Legend: N out_features, K in_features, T tokens.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,19 @@ class Autotuner:
         # Ones, since pages that were never written are one page, and would fit any cache.
         others = np.ones(max(0, min(self._model_bytes - weight_NK.nbytes, 2 * _last_cache())) // 8, np.int64)
         return interleaved_medians(sessions, x_TK, (self._tokens, out_features), others)
+
+
+class UntimedError(Exception):
+    """ONNX Runtime does not take the models that were to be timed; the message says why."""
+
+
+@contextmanager
+def timing() -> Iterator[None]:
+    """Turns what ONNX Runtime raises in the block into UntimedError."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise UntimedError(" ".join(str(error).split())[:200]) from error
 
 
 def interleaved_medians(

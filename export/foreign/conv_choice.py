@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...kernels import library_path
 from ..layouts import DOMAIN, DOMAIN_VERSION
-from .autotune import interleaved_medians
+from .autotune import interleaved_medians, timing
 from .choosing import Times
 from .layer_check import open_session
 from .linears import Linear
@@ -41,11 +41,12 @@ def conv_times(
     x = np.random.default_rng(0).standard_normal((1, weight_NK.shape[1], *places)).astype(np.float32)
     strides = layer.strides or (1,) * len(places)
     y_shape = (1, len(weight_NK), *(-(-size // step) for size, step in zip(places, strides, strict=True)))
-    sessions = {
-        "dense": open_session(_dense(layer, weight_NK, x.shape, y_shape, opset)),
-        "packed": open_session(_packed(layer, packed, x.shape, y_shape, opset), [str(library_path())]),
-    }
-    medians = interleaved_medians(sessions, x, y_shape, np.zeros(0, np.int64))
+    with timing():
+        sessions = {
+            "dense": open_session(_dense(layer, weight_NK, x.shape, y_shape, opset)),
+            "packed": open_session(_packed(layer, packed, x.shape, y_shape, opset), [str(library_path())]),
+        }
+        medians = interleaved_medians(sessions, x, y_shape, np.zeros(0, np.int64))
     return Times(medians["dense"], medians["packed"], "us measured"), "x".join(map(str, x.shape))
 
 

@@ -18,7 +18,7 @@ from ...kernels import library_path, register
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from ..layouts.values import INT8_LARGEST
 from ..page import local_density
-from .autotune import Autotuner
+from .autotune import Autotuner, UntimedError
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .calibration import activation_scales, in_main_graph, load_feeds
 from .choosing import HALF, Decision, candidates, check_gain, decide, split_zeros
@@ -40,7 +40,7 @@ from .report import PackedLayer, PackReport
 from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .rows import Weight, left_row, shared_row, weight_row
-from .speed import ModelSpeed, timing_feeds
+from .speed import ModelSpeed, not_measured, timing_feeds
 from .tensors import byte_count, float32_values
 from .weights import parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
@@ -102,7 +102,7 @@ class Packing:
         rows = self._rewrite(packed)
         self._check_valid(original, packed)
         self._progress("comparing with the original")
-        result, speed = self._compare(original, packed, operators)
+        result, speed = self._compare(original, packed, operators, any(row.packed for row in rows))
         if speed.speedup is not None and speed.speedup < _SLOWER and not self._options.autotune:
             self._notes.append(
                 "the packed model is slower here than the original: --autotune chooses by times measured here, "
@@ -253,6 +253,8 @@ class Packing:
             decision = decide_quantised(weight, given, layouts, packed_of, self._document, stored, self._options)
         except OpsetError as fault:
             decision = Decision(None, stored, f"left: {fault}")
+        except UntimedError as fault:
+            decision = Decision(None, stored, f"left: ONNX Runtime cannot run it alone, to time it: {fault}")
         if (layout := decision.layout) is None:
             return [shared_row(weight_row(weight, decision, None), layer) for layer in group]
         packed = packed_of(layout)
@@ -290,7 +292,12 @@ class Packing:
         links = int(np.count_nonzero(weight.mask_NK))
         layout = min(candidates(weight.mask_NK, values), key=lambda layout: layout.packed_bytes(rows, columns, links))
         packed = self._packed_weight(weight, weight_title(weight.layer), layout, 0.0)
-        times, shape = conv_times(weight.layer, packed, weight.values_NK, weight.layer.x_shape, self._document.opset)
+        try:
+            times, shape = conv_times(
+                weight.layer, packed, weight.values_NK, weight.layer.x_shape, self._document.opset
+            )
+        except UntimedError as fault:
+            return Decision(None, stored, f"left: ONNX Runtime cannot run it alone, to time it: {fault}")
         figures = f"{times.dense:.1f} us as Conv, {times.packed:.1f} us packed, measured on an input of {shape}"
         if self._options.objective != "size" and not gains(times):
             return Decision(None, stored, f"left: {figures}", times)
@@ -331,9 +338,13 @@ class Packing:
                 raise CheckError(f"{self._document.path}: the packed model is not valid ONNX: {fault}")
             self._notes.append(f"the ONNX checker refuses the original, and so the packed model: {fault}")
 
-    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> tuple[EndToEnd, ModelSpeed]:
-        timing = timing_feeds(self._document.proto, self._options.objective) if self._options.measure else None
-        return compare_models(
+    def _compare(
+        self, original: Path, packed: Path, operators: frozenset[str], changed: bool
+    ) -> tuple[EndToEnd, ModelSpeed]:
+        """The two models' outputs, and their times where the packed one is `changed`."""
+        wanted = self._options.measure and changed
+        timing = timing_feeds(self._document.proto, self._options.objective) if wanted else None
+        result, speed = compare_models(
             self._document.path,
             original,
             packed,
@@ -345,6 +356,7 @@ class Packing:
             feeds=self._feeds,
             timing=timing,
         )
+        return result, speed if changed else not_measured("no layer is packed")
 
     def _library(self) -> str | None:
         """The op library, where it is installed and loads: the packed model is run with it as well."""
