@@ -12,6 +12,22 @@ from .layouts import Objective
 Progress = Callable[[str], None]
 
 
+def _is_slower(report: PackReport) -> bool:
+    return report.speed.speedup is not None and report.speed.speedup < 1
+
+
+def _pack(
+    source: Path, out: Path, options: PackOptions, directory: Path, progress: Progress, *, convolutions: bool
+) -> tuple[Packing, PackReport]:
+    """Write the packed model to a directory; what a run before this one wrote there is written over."""
+    with (
+        open_document(source) as document,
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as scratch,
+    ):
+        packing = Packing(document, options, directory, Path(scratch), progress, convolutions)
+        return packing, packing.run()
+
+
 def pack(
     onnx_path: str | Path,
     out_dir: str | Path,
@@ -46,10 +62,11 @@ def pack(
     options = PackOptions(values, min_speedup, autotune, objective, given, for_isa, measure)
     check_target(out)
     progress("reading the model")
-    with open_document(source) as document, publish(out) as publication:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as directory:
-            packing = Packing(document, options, publication.directory, Path(directory), progress)
-            report = packing.run()
+    with publish(out) as publication:
+        packing, report = _pack(source, out, options, publication.directory, progress, convolutions=True)
+        if _is_slower(report) and any(layer.op_type == "Conv" for layer in report.packed_layers):
+            progress("packing again, without convolutions")
+            packing, report = _pack(source, out, options, publication.directory, progress, convolutions=False)
         write_reports(publication.directory, report, packing.pictures)
         publication.finish(Manifest(kind="onnx", layers=report.layer_facts()))
     return report

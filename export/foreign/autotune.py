@@ -8,7 +8,8 @@ Legend: N out_features, K in_features, T tokens.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,17 +93,30 @@ class Autotuner:
         x_TK = np.random.default_rng(0).standard_normal((self._tokens, in_features)).astype(np.float32)
         # Ones, since pages that were never written are one page, and would fit any cache.
         others = np.ones(max(0, min(self._model_bytes - weight_NK.nbytes, 2 * _last_cache())) // 8, np.int64)
-        return interleaved_medians(sessions, x_TK, out_features, others)
+        return interleaved_medians(sessions, x_TK, (self._tokens, out_features), others)
+
+
+class UntimedError(Exception):
+    """ONNX Runtime does not take the models that were to be timed; the message says why."""
+
+
+@contextmanager
+def timing() -> Iterator[None]:
+    """Turns what ONNX Runtime raises in the block into UntimedError."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise UntimedError(" ".join(str(error).split())[:200]) from error
 
 
 def interleaved_medians(
     sessions: dict[str, onnxruntime.InferenceSession],
     x_TK: NDArray,
-    out_features: int,
+    y_shape: tuple[int, ...],
     others: NDArray[np.int64],
 ) -> dict[str, float]:
     """Median microseconds of each session, after `others` was read."""
-    y_TN = np.empty((len(x_TK), out_features), np.float32)
+    y_TN = np.empty(y_shape, np.float32)
     bindings = {name: _bind(session, x_TK, y_TN) for name, session in sessions.items()}
     rounds: dict[str, list[float]] = {name: [] for name in sessions}
     for round_ in range(_ROUNDS + 1):

@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
+Shape = tuple[int | None, ...]
 FunctionKey = tuple[str, str, str]
 """Domain, name and overload of a model-local function."""
 
@@ -135,7 +136,7 @@ class Readers:
 
 
 class ValueTypes:
-    """Ranks of values, as far as shape inference can tell.
+    """Shapes of values, as far as shape inference can tell.
 
     Args:
         model: a sound model; it is not changed.
@@ -147,21 +148,27 @@ class ValueTypes:
             inferred = all_bodies(onnx.shape_inference.infer_shapes(model))
         except Exception:  # Inference has no exception class of its own; unknown ranks make a packed form unavailable,
             inferred = bodies  # with the reason in the report, and nothing else depends on them.
-        self._ranks = {id(body): _ranks(twin.proto) for body, twin in zip(bodies, inferred, strict=True)}
+        self._shapes = {id(body): _shapes(twin.proto) for body, twin in zip(bodies, inferred, strict=True)}
 
     def rank(self, body: Body, name: str) -> int | None:
         """Number of dimensions of a value visible in `body`, None where it is unknown."""
+        shape = self.shape(body, name)
+        return None if shape is None else len(shape)
+
+    def shape(self, body: Body, name: str) -> Shape | None:
+        """Sizes of a value visible in `body`, each None where it is not a number; None where their count is unknown."""
         owner = body.find(name)
-        return None if owner is None else self._ranks[id(owner)].get(name)
+        return None if owner is None else self._shapes[id(owner)].get(name)
 
 
-def _ranks(proto: GraphProto | FunctionProto) -> dict[str, int]:
+def _shapes(proto: GraphProto | FunctionProto) -> dict[str, Shape]:
     values = list(proto.value_info)
-    ranks: dict[str, int] = {}
+    shapes: dict[str, Shape] = {}
     if isinstance(proto, GraphProto):
         values += [*proto.input, *proto.output]
-        ranks = {tensor.name: len(tensor.dims) for tensor in proto.initializer}
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.initializer}
     for value in values:
         if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
-            ranks[value.name] = len(value.type.tensor_type.shape.dim)
-    return ranks
+            sizes = value.type.tensor_type.shape.dim
+            shapes[value.name] = tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
+    return shapes

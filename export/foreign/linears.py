@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from .bodies import Body, Readers, ValueTypes, node_title
+from .bodies import Body, Readers, Shape, ValueTypes, node_title
 from .document import Document
 from .operators import has_weights, operator, weight_places
+from .pointwise import convolution_form, einsum_form
 from .tensors import float32_values
 from .weights import (
     Constant,
@@ -75,7 +76,8 @@ class Linear:
     (`scaled`: times a number), goes into the packed op. `transposed`: the
     weight's value is W^T [K, N] and not W [N, K]. `leading` ones precede the weight's two dimensions. `places` are the
     nodes that it stands for, the product first. Where `integers` are set, X is made of them with their `centre`
-    as the zero point, in place of `x`.
+    as the zero point, in place of `x`. With `strides` only every so many places of X's last axes are taken, before
+    anything else. `x_shape` is that of a convolution's input, as far as it is known.
     """
 
     body: Body
@@ -92,16 +94,23 @@ class Linear:
     bias: Constant | None = None
     scaled: bool = False
     integers: QuantisedInput | None = None
+    strides: tuple[int, ...] = ()
+    x_shape: Shape = ()
 
     @property
     def node(self) -> NodeProto:
         """The product's node."""
         return self.body.nodes[self.places[0]]
 
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a Conv of one point, whose weight [N, K, 1, ...] has the ones at the end."""
+        return self.node.op_type == "Conv"
+
     def weight_matrix(self, document: Document) -> NDArray:
         """W [N, K] in its own element type; raises ValueError where a chain of nodes cannot be computed."""
         matrix = load(self.weight, document)
-        matrix = matrix.reshape(matrix.shape[-2:])
+        matrix = matrix.reshape(matrix.shape[:2] if self.is_convolution else matrix.shape[-2:])
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
 
 
@@ -140,7 +149,12 @@ class _Finder:
     def match(self, body: Body, place: int) -> list[Linear | Left]:
         """The layers that a node is: one for each of its weights."""
         node = body.nodes[place]
-        matchers: dict[tuple[str, str], Matcher] = {("", "MatMul"): self._matmul, ("", "Gemm"): self._gemm}
+        matchers: dict[tuple[str, str], Matcher] = {
+            ("", "MatMul"): self._matmul,
+            ("", "Gemm"): self._gemm,
+            ("", "Conv"): self._convolution,
+            ("", "Einsum"): self._einsum,
+        }
         matcher = matchers.get(operator(node))
         if matcher is None or len(node.input) < 2:
             return list(self._others(body, place))
@@ -196,6 +210,35 @@ class _Finder:
         x_perm = SWAP if swapped[0] else None
         layer = Linear(body, (place,), weight, not swapped[1], x, output, x_perm, None, alpha, addend)
         return self._fold_gemm_bias(layer)
+
+    def _convolution(self, body: Body, place: int, side: int, weight: Constant) -> Linear | str:
+        node = body.nodes[place]
+        if side == 0:
+            return "the input of the convolution is constant"
+        form = convolution_form(node, _shape(weight))
+        if isinstance(form, str) or has_references(node):
+            return form if isinstance(form, str) else "its attributes are those of the enclosing function"
+        x, output = node.input[0], node.output[0]
+        shape = self._types.shape(body, x) or ()
+        layer = Linear(
+            body, (place,), weight, False, x, output, form.x_perm, form.y_perm, strides=form.strides, x_shape=shape
+        )
+        if len(node.input) < 3 or not node.input[2]:
+            return layer
+        bias = self._bias(layer, node.input[2], 1)
+        return "its bias is computed" if bias is None else replace(layer, bias=bias[0], bias_N=bias[1])
+
+    def _einsum(self, body: Body, place: int, side: int, weight: Constant) -> Linear | str:
+        node = body.nodes[place]
+        if len(node.input) != 2 or rank_of(weight) != 2:
+            return (
+                f"an einsum of {len(node.input)} values and a weight of {rank_of(weight)} dimensions has no packed form"
+            )
+        form = einsum_form(node, side)
+        if isinstance(form, str):
+            return form
+        x, output = node.input[1 - side], node.output[0]
+        return Linear(body, (place,), weight, form.transposed, x, output, form.x_perm, form.y_perm)
 
     def _fold_gemm_bias(self, layer: Linear) -> Linear:
         """C becomes the layer's bias where it is one row of constants and nothing is multiplied in between."""
@@ -281,6 +324,8 @@ def rank_of(constant: Constant) -> int:
 
 
 def _out_features(layer: Linear) -> int:
+    if layer.is_convolution:
+        return _shape(layer.weight)[0]
     return _shape(layer.weight)[-1 if layer.transposed else -2]
 
 

@@ -18,11 +18,12 @@ from ...kernels import library_path, register
 from ..layouts import DOMAIN, DOMAIN_VERSION, Aim, Layout
 from ..layouts.values import INT8_LARGEST
 from ..page import local_density
-from .autotune import Autotuner
+from .autotune import Autotuner, UntimedError
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .calibration import activation_scales, in_main_graph, load_feeds
-from .choosing import HALF, Decision, candidates, decide, split_zeros
+from .choosing import HALF, Decision, candidates, check_gain, decide, split_zeros
 from .comparison import EndToEnd, compare_models
+from .conv_choice import conv_times, gains
 from .conversion import OLDEST_OPSET, modernised
 from .document import Document
 from .files import quoted
@@ -39,7 +40,7 @@ from .report import PackedLayer, PackReport
 from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .rows import Weight, left_row, shared_row, weight_row
-from .speed import ModelSpeed, timing_feeds
+from .speed import ModelSpeed, not_measured, timing_feeds
 from .tensors import byte_count, float32_values
 from .weights import parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
@@ -58,6 +59,7 @@ class Packing:
         out: where the model goes.
         scratch: a directory for a checked copy of the original, and for inputs and outputs.
         progress: told each stage as it begins.
+        convolutions: whether those of one point may be packed.
 
     Raises:
         InputError: autotune is asked for and there is no op library.
@@ -66,10 +68,17 @@ class Packing:
     """
 
     def __init__(
-        self, document: Document, options: PackOptions, out: Path, scratch: Path, progress: Callable[[str], None]
+        self,
+        document: Document,
+        options: PackOptions,
+        out: Path,
+        scratch: Path,
+        progress: Callable[[str], None],
+        convolutions: bool = True,
     ) -> None:
         self._document, self._options = document, options
         self._out, self._scratch, self._progress = out, scratch, progress
+        self._convolutions = convolutions
         self._notes: list[str] = []
         self._target = Target(document.opset)
         self._measure = self._autotuner().fastest if options.autotune else None
@@ -94,7 +103,7 @@ class Packing:
         rows = self._rewrite(packed)
         self._check_valid(original, packed)
         self._progress("comparing with the original")
-        result, speed = self._compare(original, packed, operators)
+        result, speed = self._compare(original, packed, operators, any(row.packed for row in rows))
         if speed.speedup is not None and speed.speedup < _SLOWER and not self._options.autotune:
             self._notes.append(
                 "the packed model is slower here than the original: --autotune chooses by times measured here, "
@@ -194,6 +203,8 @@ class Packing:
         weight = Weight(group[0], *split_zeros(float32_values(matrix_NK)), stays, kind)
         if matrix_NK.size:
             self.pictures[weight_title(group[0])] = local_density(weight.mask_NK)
+        if weight.layer.is_convolution and (why := self._no_convolution(weight)):
+            return [left_row(layer, f"left: {why}", _facts(weight)) for layer in group]
         if kind == TensorProto.FLOAT and dequantisation(group[0]) is not None and matrix_NK.size and self._has_library:
             return self._quantised(group, weight, rewriter)
         scale = self._activation_scale(group)
@@ -207,6 +218,16 @@ class Packing:
                 rewriter.replace(layer, packed)
             row = replace(row, largest_activation=INT8_LARGEST * scale or None)
         return [shared_row(row, layer) for layer in group]
+
+    def _no_convolution(self, weight: Weight) -> str | None:
+        """Why a convolution of one point is left, before it is timed."""
+        if not self._convolutions:
+            return "with its convolutions packed, the whole model was no faster than the original"
+        if dequantisation(weight.layer) is not None:
+            return "a quantised convolution has no packed form"
+        if not self._has_library:
+            return "convolutions are packed where they are measured to be faster, and there is no op library"
+        return None
 
     def _quantised(self, group: list[Linear], weight: Weight, rewriter: Rewriter) -> list[PackedLayer]:
         """The layers of one weight that is stored in integers."""
@@ -236,6 +257,8 @@ class Packing:
             decision = decide_quantised(weight, given, layouts, packed_of, self._document, stored, self._options)
         except OpsetError as fault:
             decision = Decision(None, stored, f"left: {fault}")
+        except UntimedError as fault:
+            decision = Decision(None, stored, f"left: ONNX Runtime cannot run it alone, to time it: {fault}")
         if (layout := decision.layout) is None:
             return [shared_row(weight_row(weight, decision, None), layer) for layer in group]
         packed = packed_of(layout)
@@ -254,8 +277,11 @@ class Packing:
         stored = stored_bytes(weight.layer.weight)
         values = HALF if self._keeps_half(weight) else self._options.values
         stays = None if restorable(weight.layer, values) else weight.stays
-        asked = (weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure)
-        decision = decide(*asked, values, self._aim)
+        if weight.layer.is_convolution and weight.mask_NK.size and not weight.mask_NK.all():
+            decision = self._decide_convolution(weight, stored, stays, values)
+        else:
+            asked = (weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure)
+            decision = decide(*asked, values, self._aim)
         error = None
         if (layout := decision.layout) is not None:
             try:
@@ -265,6 +291,23 @@ class Packing:
             else:
                 error = self._check_layer(weight, packed, layout)
         return decision, weight_row(weight, decision, error)
+
+    def _decide_convolution(self, weight: Weight, stored: int, stays: str | None, values: str) -> Decision:
+        rows, columns = weight.mask_NK.shape
+        links = int(np.count_nonzero(weight.mask_NK))
+        layout = min(candidates(weight.mask_NK, values), key=lambda layout: layout.packed_bytes(rows, columns, links))
+        packed = self._packed_weight(weight, weight_title(weight.layer), layout, 0.0)
+        try:
+            times, shape = conv_times(
+                weight.layer, packed, weight.values_NK, weight.layer.x_shape, self._document.opset
+            )
+        except UntimedError as fault:
+            return Decision(None, stored, f"left: ONNX Runtime cannot run it alone, to time it: {fault}")
+        figures = f"{times.dense:.1f} us as Conv, {times.packed:.1f} us packed, measured on an input of {shape}"
+        if self._options.objective != "size" and not gains(times):
+            return Decision(None, stored, f"left: {figures}", times)
+        decision = Decision(layout, layout.packed_bytes(rows, columns, links), f"{layout.name}: {figures}", times)
+        return check_gain(decision, stored, stays, self._options)
 
     def _keeps_half(self, weight: Weight) -> bool:
         """Whether a weight is stored in float16. Older opsets write the type into the function that layers share."""
@@ -300,9 +343,13 @@ class Packing:
                 raise CheckError(f"{self._document.path}: the packed model is not valid ONNX: {fault}")
             self._notes.append(f"the ONNX checker refuses the original, and so the packed model: {fault}")
 
-    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> tuple[EndToEnd, ModelSpeed]:
-        timing = timing_feeds(self._document.proto, self._options.objective) if self._options.measure else None
-        return compare_models(
+    def _compare(
+        self, original: Path, packed: Path, operators: frozenset[str], changed: bool
+    ) -> tuple[EndToEnd, ModelSpeed]:
+        """The two models' outputs, and their times where the packed one is `changed`."""
+        wanted = self._options.measure and changed
+        timing = timing_feeds(self._document.proto, self._options.objective) if wanted else None
+        result, speed = compare_models(
             self._document.path,
             original,
             packed,
@@ -314,6 +361,7 @@ class Packing:
             feeds=self._feeds,
             timing=timing,
         )
+        return result, speed if changed else not_measured("no layer is packed")
 
     def _library(self) -> str | None:
         """The op library, where it is installed and loads: the packed model is run with it as well."""

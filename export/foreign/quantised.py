@@ -23,6 +23,8 @@ from .weights import Derived, parts_of, trace_stored
 
 _DEQUANTIZE = ("", "DequantizeLinear", "")
 _LARGEST = 127
+_LARGEST_BLOCK = 1 << 16
+"""A block that claims to be larger is not given to the runtime in this process."""
 
 
 class KeptInt8Values(Int8Values):
@@ -73,7 +75,9 @@ def _is_uint8(node: NodeProto | None) -> bool:
 def dequantisation(layer: Linear) -> Derived | None:
     """The DequantizeLinear in the chain of a layer's weight, None where there is none."""
     steps = [part for part in parts_of(layer.weight) if isinstance(part, Derived)]
-    return next((step for step in steps if function_key(step.node) == _DEQUANTIZE), None)
+    found = next((step for step in steps if function_key(step.node) == _DEQUANTIZE), None)
+    sizes = [item.i for item in found.node.attribute if item.name == "block_size"] if found is not None else []
+    return found if all(size <= _LARGEST_BLOCK for size in sizes) else None
 
 
 def kept_values(layer: Linear, matrix_NK: NDArray[np.float32], document: Document) -> KeptInt8Values | str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...kernels import library_path
 from ..layouts import Layout
-from .autotune import interleaved_medians
+from .autotune import interleaved_medians, timing
 from .choosing import Decision, Times, check_gain
 from .document import Document
 from .layer_check import open_session
@@ -51,7 +51,9 @@ def decide_quantised(
         return Decision(None, stored_bytes, "left: none of its weights is zero")
     layout = min(layouts, key=lambda layout: layout.packed_bytes(rows, columns, links))
     size = layout.packed_bytes(rows, columns, links)
-    medians = _measure(weight.layer, given, packed_of(layout), document, (rows, columns), options)
+    candidate = packed_of(layout)
+    with timing():
+        medians = _measure(weight.layer, given, candidate, document, (rows, columns), options)
     times = Times(*medians[0], "us measured")
     figures = "; ".join(
         f"{tokens} token{'s' * (tokens > 1)} {dense:.1f} us as it stands, {packed:.1f} us packed"
@@ -90,6 +92,6 @@ def _measure(
         if given is not None:
             lowest = given.centre - 128
             x_TK = np.clip(np.rint(x_TK * 40) + given.zero, lowest, lowest + 255).astype(given.dtype)
-        found = interleaved_medians(sessions, x_TK, rows, np.zeros(0, np.int64))
+        found = interleaved_medians(sessions, x_TK, (tokens, rows), np.zeros(0, np.int64))
         medians.append((found["dense"], found["packed"]))
     return medians

@@ -19,6 +19,8 @@ from .restoring import Restorable, restoring_nodes, weight_function
 from .weights import Stored
 from .writing import ModelWriter
 
+_FEW = 64
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -143,6 +145,8 @@ class Rewriter:
     def _nodes(self, layer: Linear, packed: PackedWeight, tensors: list[str], bias: str) -> list[NodeProto]:
         """The packed op with what surrounds it; each step writes a new value, the last one the layer's output."""
         steps: list[tuple[str, list[str], dict[str, object]]] = []
+        if layer.strides:
+            steps.append(("Slice", self._slice(layer), {}))
         if layer.x_perm is not None:
             steps.append(("Transpose", [], {"perm": layer.x_perm}))
         if packed.element_type != TensorProto.FLOAT:
@@ -172,6 +176,12 @@ class Rewriter:
                 nodes[-1].doc_string = layer.node.doc_string
                 nodes[-1].metadata_props.extend(layer.node.metadata_props)
         return nodes
+
+    def _slice(self, layer: Linear) -> list[str]:
+        """The inputs of a Slice that takes a convolution's strides."""
+        scope = self._main if not layer.body.root.is_function else layer.body.root
+        parts = stride_slice(layer.strides).items()
+        return [self._constant(scope, f"{layer.output}.{name}", array) for name, array in parts]
 
     def _dequantised(self, layer: Linear, given: QuantisedInput, output: str) -> NodeProto:
         scope = self._main if not layer.body.root.is_function else layer.body.root
@@ -208,6 +218,8 @@ class Rewriter:
         if scope.is_function:
             node = helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
             self._constants.setdefault(id(scope), []).append(node)
+        elif array.dtype == np.int64 and array.size < _FEW:  # places of a Slice, which shape inference must see
+            self._main.proto.initializer.append(numpy_helper.from_array(array, name))  # type: ignore[union-attr]
         else:
             assert isinstance(self._main.proto, GraphProto)
             self._main.proto.initializer.append(self._writer.add(name, array))
@@ -259,6 +271,17 @@ class Rewriter:
             removed = any(outcomes)
         for body in all_bodies(self._document.proto):
             _forget_removed_values(body)
+
+
+def stride_slice(strides: Sequence[int]) -> dict[str, NDArray[np.int64]]:
+    """Inputs of a Slice that takes every so many places of the axes from the third on."""
+    count = len(strides)
+    return {
+        "starts": np.zeros(count, np.int64),
+        "ends": np.full(count, np.iinfo(np.int64).max),
+        "axes": np.arange(2, 2 + count),
+        "steps": np.array(strides, np.int64),
+    }
 
 
 def _is_row(tensor: TensorProto | SparseTensorProto, bias_N: NDArray[np.float32]) -> bool:

@@ -37,7 +37,8 @@ class Weight:
     @cached_property
     def key(self) -> str:
         """What tells weights apart. Function bodies cannot see the main graph's tensors: each has its own copy."""
-        return f"{digest(self.values_NK)} {self.element_type} {self.layer.body.root.title}"
+        place = f"{self.layer.x_shape} {self.layer.strides}" if self.layer.is_convolution else ""
+        return f"{digest(self.values_NK)} {self.element_type} {self.layer.body.root.title} {place}"
 
 
 def weight_row(weight: Weight, decision: Decision, error: LayerError | None) -> PackedLayer:

@@ -18,9 +18,9 @@ from ..layouts import Objective
 from .inputs import NoInputsError, feeds_of_sizes
 
 _SIZES: dict[Objective, tuple[tuple[int, int], ...]] = {
-    "latency": ((1, 16), (1, 32), (1, 224), (1, 640), (1, 1)),
-    "throughput": ((8, 64), (8, 32), (4, 224), (1, 640), (64, 64)),
-    "size": ((1, 16), (1, 32), (1, 224), (1, 640), (1, 1)),
+    "latency": ((1, 16), (1, 32), (1, 224), (1, 512), (1, 640), (1, 1)),
+    "throughput": ((8, 64), (8, 32), (4, 224), (1, 512), (1, 640), (64, 64)),
+    "size": ((1, 16), (1, 32), (1, 224), (1, 512), (1, 640), (1, 1)),
 }
 """Sizes to try: of the first dimension of an input, which is most often the batch, and of other free ones."""
 SECONDS = 20.0

@@ -71,7 +71,7 @@ COMPUTED = {
 def test_zeros_are_seen_wherever_a_constant_stands(form, tmp_path):
     nodes, constants = COMPUTED[form]
     model = make_model([*nodes, PRODUCT], X, Y, constants, 21)
-    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
+    report, packed = check_packed(model, tmp_path, {"X": dense(3, K)}, objective="size")  # time is not what is tested
     (layer,) = report.layers
     assert op_types(packed) in (["BitmaskLinear"], ["CsrLinear"]) and layer.name == "product"
     assert not {"W", "V", "m"} & initializer_names(packed), "what nothing reads any more is gone"
