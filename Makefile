@@ -4,7 +4,7 @@ GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-KERNELS := $(shell find kernels -name "*.cpp" -o -name "*.h" -o -name "*.inc")
+KERNELS := $(shell find cmake kernels train/native -name "*.cmake" -o -name "*.cpp" -o -name "*.h" -o -name "*.inc")
 
 .PHONY: demo test gpu-check lint clean
 .DELETE_ON_ERROR:

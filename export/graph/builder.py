@@ -89,7 +89,7 @@ class GraphBuilder:
             links = int(np.count_nonzero(layer.mask_NK))
             # A layer without zeros, such as lm_head, is not what the values were asked for.
             values = self._weights.values if links < layer.mask_NK.size else "float32"
-            choices[layer.name] = choose_layout(out_features, in_features, links, values=values)
+            choices[layer.name] = choose_layout(out_features, in_features, links, values=values, aim=self._weights.aim)
         return choices[layer.name].layout
 
     def linear(self, x: str, layer: LinearLayer, output: str) -> str:

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "linear/packing.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -22,13 +23,8 @@ constexpr int64_t kPadding = 16;        // words between tokens, so that they do
 constexpr double kSortingGain = 0.9;    // sorted rows are stored one by one, which must pay
 constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-Kind kind_of(ValueType values) {
-  return values == ValueType::kFloat32    ? Kind::kFloat32
-         : values == ValueType::kBfloat16 ? Kind::kBfloat16
-                                          : Kind::kInt8;
-}
+// 4-bit values are stored as bytes.
+Kind kind_of(ValueType values) { return values == ValueType::kInt4 ? Kind::kInt8 : values; }
 
 // What a strip's rows still have to give: places in the matrix, one a row.
 struct Cursors {
