@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from .errors import DamagedArtifactError
 
@@ -40,6 +38,8 @@ def unpack_mask(packed_NP: NDArray[np.uint8], in_features: int) -> NDArray[np.bo
 
 def save_masks(path: Path, masks: Mapping[str, NDArray[np.bool_]]) -> None:
     """Write bool [N, K] masks by layer name to a safetensors file."""
+    from safetensors.numpy import save_file  # where nothing is read or written, it need not be installed
+
     tensors: dict[str, NDArray] = {}
     for layer, mask_NK in masks.items():
         tensors[f"{layer}.mask"] = pack_mask(mask_NK)
@@ -53,6 +53,9 @@ def load_masks(path: Path) -> dict[str, NDArray[np.bool_]]:
     Raises:
         DamagedArtifactError: the file cannot be read, or a layer's tensors do not fit together.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
