@@ -11,19 +11,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.cost import Work
 from ..kernels.isa import kernels_isa
 from .budget import NO_BUDGET, Budget
 from .cases import Cell, LinearCases, plan_cells
 from .layers import Call, DenseLayers, SparseLayers
+from .machine import read_bandwidth
+from .outlook import Outlook, outlook
 from .peers import PeerRow, build_peer
 from .timing import interleaved
+
+_BANDWIDTH_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class LinearRow:
     """One measurement: median microseconds a layer, the dense float32 ones of the same rounds, and their ratio.
 
-    `isa` is the instruction set of the kernels.
+    `isa` is the instruction set of the kernels; `outlook` says what the cost model says of a layer on one thread.
     """
 
     out_features: int
@@ -38,6 +43,7 @@ class LinearRow:
     dense_us: float
     ratio: float
     max_rel_err: float
+    outlook: Outlook | None = None
 
 
 def run_linear(
@@ -52,6 +58,7 @@ def run_linear(
         CheckError: a result differs from float64 by more than its type's `layers.LARGEST_ERROR`.
     """
     isa = kernels_isa()
+    bandwidth = read_bandwidth(threads=1, rounds=_BANDWIDTH_ROUNDS)
     dense: DenseLayers | None = None
     for number, cell in enumerate(plan_cells(cases)):
         if number and not budget.left():
@@ -61,18 +68,30 @@ def run_linear(
             on_step(f"building the dense layers, {_shape(cell)}, {_threads(cell)}")
             dense = DenseLayers(_weight(cell), cell.threads)
         on_step(f"{_shape(cell)}, {_threads(cell)}, density {cell.density:g}, {cell.what}")
-        rows = _peer_rows if cell.is_peer else _layer_rows
-        yield from rows(cell, dense, isa, budget, is_first=not number)
+        if cell.is_peer:
+            yield from _peer_rows(cell, dense, isa, budget, is_first=not number)
+        else:
+            yield from _layer_rows(cell, dense, _Here(isa, bandwidth), budget, is_first=not number)
 
 
-def _layer_rows(cell: Cell, dense: DenseLayers, isa: str, budget: Budget, *, is_first: bool) -> Iterator[LinearRow]:
+@dataclass(frozen=True)
+class _Here:
+    """This machine: the instruction set of its kernels, and the bytes a second that one core reads."""
+
+    isa: str
+    bandwidth: float
+
+
+def _layer_rows(cell: Cell, dense: DenseLayers, here: _Here, budget: Budget, *, is_first: bool) -> Iterator[LinearRow]:
     mask_NK = _mask(cell)
+    work = Work(*cell.shape, int(np.count_nonzero(mask_NK)), cell.what)
     layers = SparseLayers(_weight(cell) * mask_NK, mask_NK, cell.what, cell.threads)
     for x_MK in _inputs(cell, budget, is_first):
         error = layers.check(x_MK)
         us, dense_us = _microseconds(cell, layers.bind(x_MK), layers.copies, dense, x_MK, budget)
-        case = (*cell.shape, cell.density, len(x_MK), cell.threads, isa)
-        yield LinearRow(*case, cell.what, layers.layout.name, us, dense_us, dense_us / us, error)
+        case = (*cell.shape, cell.density, len(x_MK), cell.threads, here.isa)
+        beside = outlook(work, len(x_MK), here.isa, us, dense_us, here.bandwidth) if cell.threads == 1 else None
+        yield LinearRow(*case, cell.what, layers.layout.name, us, dense_us, dense_us / us, error, beside)
 
 
 def _peer_rows(cell: Cell, dense: DenseLayers, isa: str, budget: Budget, *, is_first: bool) -> Iterator[PeerRow]:

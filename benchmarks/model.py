@@ -20,6 +20,7 @@ from ..kernels.isa import kernels_isa
 from ..serve.engine.onnxruntime import cache_bytes_per_slot
 from .budget import NO_BUDGET, Budget
 from .machine import read_bandwidth
+from .outlook import bound_by
 from .processes import Helper
 from .variants import BASELINE, VARIANTS, Variant
 from .worker import READY, RESIDENT, Measure, open_worker
@@ -77,7 +78,10 @@ class ModelRow:
 
     `decode` maps B to tokens a second of all sequences together; `roofline` is the most that the memory bandwidth
     would allow at B = 1, and `share` how much of that is reached, None where B = 1 is not measured. `ratios` are over
-    dense float32 in the same rounds. `isa` is the instruction set of the kernels.
+    dense float32 in the same rounds. `isa` is the instruction set of the kernels. `bound` is what decoding at B = 1
+    spends its time on here: "memory", or "expansion" (of a dense variant "computing"), see `outlook`; None as `share`.
+    `many_core_ratio` is a prediction for machines with so many cores that memory bounds every variant: the speed-up of
+    decoding at B = 1 by bytes alone.
     """
 
     variant: str
@@ -91,6 +95,8 @@ class ModelRow:
     bytes_a_token: int
     roofline: float
     share: float | None
+    bound: str | None
+    many_core_ratio: float
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,7 @@ class _Run:
     def rows(self, forms: Sequence[_Loaded]) -> list[ModelRow]:
         """The rows of what is loaded, the baseline first, timed in turns."""
         seconds = {measure: self._in_turns(forms, measure) for measure in self._case.measures}
-        return [self._row(loaded, seconds) for loaded in forms]
+        return [self._row(loaded, seconds, forms[0].built.bytes_a_token) for loaded in forms]
 
     def _in_turns(self, forms: Sequence[_Loaded], measure: Measure) -> dict[str, float]:
         """Median seconds of one step, by variant."""
@@ -188,10 +194,11 @@ class _Run:
                 seconds[loaded.variant.name].append(loaded.worker.ask(measure, _READY_SECONDS))
         return {name: median(values) for name, values in seconds.items()}
 
-    def _row(self, loaded: _Loaded, seconds: dict[Measure, dict[str, float]]) -> ModelRow:
+    def _row(self, loaded: _Loaded, seconds: dict[Measure, dict[str, float]], dense_bytes: int) -> ModelRow:
         name, built, case = loaded.variant.name, loaded.built, self._case
         first_token = seconds["prefill", case.prefill][name]
         decode = {batch: batch / seconds["decode", batch][name] for batch in case.batches}
+        share = decode[1] * built.bytes_a_token / self._bandwidth if 1 in decode else None
         return ModelRow(
             variant=name,
             isa=self._isa,
@@ -203,7 +210,9 @@ class _Run:
             file_bytes=built.file_bytes,
             bytes_a_token=built.bytes_a_token,
             roofline=self._bandwidth / built.bytes_a_token,
-            share=decode[1] * built.bytes_a_token / self._bandwidth if 1 in decode else None,
+            share=share,
+            bound=None if share is None else bound_by(share, "expansion" if loaded.variant.sparse else "computing"),
+            many_core_ratio=dense_bytes / built.bytes_a_token,
         )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import date
 from itertools import cycle, product
 from pathlib import Path
@@ -11,6 +11,7 @@ from statistics import median
 from .linear import LinearRow
 from .machine import Machine
 from .model import ModelCase, ModelRow
+from .outlook import MANY_CORES, SHARED_BANDWIDTH, Outlook
 from .page import write_section
 from .peers import PeerRow
 from .variants import VARIANTS
@@ -64,7 +65,8 @@ def linear_section(
     for out_features, in_features, threads in dict.fromkeys((r.out_features, r.in_features, r.threads) for r in rows):
         parts.append(f"### {out_features}x{in_features}, {_threads(threads)}\n")
         key = {"out_features": out_features, "in_features": in_features, "threads": threads}
-        parts.append(_table([r for r in rows if asdict(r).items() >= key.items()], rows, peers, key))
+        parts.append(_table([r for r in rows if _has(r, key)], rows, peers, key))
+        parts.extend(_outlook_table([r for r in rows if _has(r, key)]))
     if plot is not None:
         parts.append(f"![speed-up over density]({plot})\n")
     return "\n".join(parts)
@@ -104,10 +106,15 @@ def _rate(tokens_a_second: float, ratio: float) -> str:
 
 def _figure(row: LinearRow, measured: Sequence[LinearRow]) -> str:
     """Ratio and time; with more threads, also how many times as fast as one of the same run."""
-    case = replace(row, threads=1, us=0, dense_us=0, ratio=0, max_rel_err=0)
-    alone = [other.us for other in measured if replace(other, us=0, dense_us=0, ratio=0, max_rel_err=0) == case]
+    case = _case(replace(row, threads=1))
+    alone = [other.us for other in measured if _case(other) == case]
     scaling = f", {alone[0] / row.us:.2f}x one thread" if row.threads > 1 and alone else ""
     return f"**{row.ratio:.2f}** ({row.us:.0f} µs{scaling})"
+
+
+def _case(row: LinearRow) -> LinearRow:
+    """What was measured, without what came out."""
+    return replace(row, us=0, dense_us=0, ratio=0, max_rel_err=0, outlook=None)
 
 
 def _megabytes(count: int) -> str:
@@ -130,7 +137,7 @@ def _table(
         figures = (_figure(cells[count], measured) if count in cells else _MISSING for count in tokens)
         layout = next(iter(cells.values())).layout
         lines.append(f"| {density:g} | {values} ({layout}) | " + " | ".join(figures) + " |")
-    ours = sorted((peer for peer in peers if asdict(peer).items() >= key.items()), key=lambda peer: -peer.density)
+    ours = sorted((peer for peer in peers if _has(peer, key)), key=lambda peer: -peer.density)
     for density, name in dict.fromkeys((peer.density, peer.peer) for peer in ours):
         found = {peer.tokens: peer for peer in ours if (peer.density, peer.peer) == (density, name)}
         figures = (
@@ -138,6 +145,33 @@ def _table(
         )
         lines.append(f"| {density:g} | *{name}* | " + " | ".join(figures) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _has(row: LinearRow | PeerRow, key: dict[str, int]) -> bool:
+    return all(getattr(row, name) == value for name, value in key.items())
+
+
+def _outlook_table(rows: Sequence[LinearRow]) -> list[str]:
+    """What bounds each cell on one core, and what is predicted of many; nothing where it is not known."""
+    known = [row for row in rows if row.outlook is not None]
+    if not known:
+        return []
+    tokens = sorted({row.tokens for row in known})
+    lines = [
+        f"What each cell is bound by on this core, and in brackets a prediction, which nobody measured: times as fast "
+        f"as dense on {MANY_CORES} cores that share {SHARED_BANDWIDTH:g} times one core's memory bandwidth.\n",
+        "| density | | " + " | ".join(f"M = {count}" for count in tokens) + " |",
+        "|---|---|" + "---|" * len(tokens),
+    ]
+    for density, values in dict.fromkeys((row.density, row.values) for row in sorted(known, key=lambda r: -r.density)):
+        cells = {row.tokens: row.outlook for row in known if (row.density, row.values) == (density, values)}
+        figures = (_bound(cells[count]) if count in cells else _MISSING for count in tokens)
+        lines.append(f"| {density:g} | {values} | " + " | ".join(figures) + " |")
+    return ["\n".join(lines) + "\n"]
+
+
+def _bound(outlook: Outlook | None) -> str:
+    return _MISSING if outlook is None else f"{outlook.bound} ({outlook.many_core_ratio:.1f})"
 
 
 def plot_name(rows: Sequence[LinearRow]) -> str | None:

@@ -58,7 +58,26 @@ def _measure(cases: "LinearCases", budget: "Budget", machine: "Machine", as_json
         for row in measured:
             rows.append(row)
             _show(report, row)
+    _conclude(rows)
     return rows
+
+
+def _conclude(rows: "list[LinearRow | PeerRow]") -> None:
+    """Say where sparse does not pay on this machine, and what the last column is."""
+    from ..benchmarks.linear import LinearRow
+    from ..benchmarks.outlook import MANY_CORES, SHARED_BANDWIDTH
+
+    layers = [row for row in rows if isinstance(row, LinearRow)]
+    if any(row.outlook is not None for row in layers):
+        console.print(
+            f"many cores: predicted, not measured, for {MANY_CORES} cores that share {SHARED_BANDWIDTH:g} times one "
+            "core's memory bandwidth",
+            markup=False,
+        )
+    slow = [row for row in layers if row.ratio < 1]
+    if slow:
+        cells = ", ".join(f"{row.layout} at {row.density:g}, {row.tokens} tokens ({row.ratio:.2f})" for row in slow)
+        console.print(f"on {slow[0].isa} sparse does not pay in {len(slow)} cells: {cells}", markup=False)
 
 
 def _parser(default: object) -> Parser:
@@ -92,18 +111,23 @@ def _shape(text: str) -> tuple[int, int]:
 def _lines() -> Lines:
     numbers = (("density", 7), ("tokens", 6), ("threads", 7))
     figures = (("µs", 9), ("dense float32 µs", 16), ("times as fast", 13), ("error", 7))
-    return Lines(("layer", -11), *numbers, ("what", -25), *figures)
+    beside = (("predicted", 9), ("bound by", 9), ("many cores", 10))
+    return Lines(("layer", -11), *numbers, ("what", -25), *figures, *beside)
 
 
 def _show(report: Report, row: "LinearRow | PeerRow") -> None:
     from ..benchmarks.peers import PeerRow
 
     if isinstance(row, PeerRow):
-        name, what, error = "peers", row.peer, ""
+        name, what, error, beside = "peers", row.peer, "", None
     else:
-        name, what, error = "rows", row.layout, f"{row.max_rel_err:.1e}"
+        name, what, error, beside = "rows", row.layout, f"{row.max_rel_err:.1e}", row.outlook
     case = (f"{row.out_features}x{row.in_features}", f"{row.density:g}", str(row.tokens), str(row.threads), what)
-    report.add(name, asdict(row), *case, f"{row.us:.1f}", f"{row.dense_us:.1f}", f"{row.ratio:.2f}", error)
+    figures = (f"{row.us:.1f}", f"{row.dense_us:.1f}", f"{row.ratio:.2f}", error)
+    outlook = ("", "", "")
+    if beside is not None:
+        outlook = (f"{beside.predicted_ratio:.2f}", beside.bound, f"{beside.many_core_ratio:.2f}")
+    report.add(name, asdict(row), *case, *figures, *outlook)
 
 
 def _write(docs: Path, machine: "Machine", command: str, rows: "list[LinearRow | PeerRow]") -> None:

@@ -57,7 +57,19 @@ def _measure(case: "ModelCase", budget: "Budget", machine: "Machine", as_json: b
         for row in measured:
             rows.append(row)
             report.add("rows", asdict(row), *_cells(case, row))
+    _conclude(rows)
     return rows
+
+
+def _conclude(rows: "list[ModelRow]") -> None:
+    """Say where sparse does not pay on this machine, and what the last column is."""
+    from ..benchmarks.variants import VARIANTS
+
+    console.print("many cores: decoding at B = 1, predicted by bytes where memory bounds every variant; not measured")
+    for row in rows:
+        slow = [f"{measure} ({ratio:.2f})" for measure, ratio in row.ratios.items() if ratio < 1]
+        if slow and VARIANTS[row.variant].sparse:
+            console.print(f"on {row.isa} {row.variant} does not pay in {', '.join(slow)}", markup=False)
 
 
 def _write(docs: Path, machine: "Machine", command: str, case: "ModelCase", rows: "list[ModelRow]") -> None:
@@ -87,7 +99,8 @@ def _parser(default: "ModelCase") -> Parser:
 def _lines(case: "ModelCase") -> Lines:
     rates = [(f"prefill {case.prefill}", 17), *((f"decode B={batch}", 17) for batch in case.batches)]
     sizes = (("first token", 11), ("resident", 9), ("file", 9), ("roofline", 8), ("share", 5))
-    return Lines(("variant", -23), *rates, *sizes)
+    beside = (("bound by", 9), ("many cores", 10))
+    return Lines(("variant", -23), *rates, *sizes, *beside)
 
 
 def _cells(case: "ModelCase", row: "ModelRow") -> list[str]:
@@ -95,4 +108,13 @@ def _cells(case: "ModelCase", row: "ModelRow") -> list[str]:
     shown = [f"{rate:.1f} ({ratio:.2f}x)" for rate, ratio in zip(rates, row.ratios.values(), strict=True)]
     sizes = [f"{count / 1e6:,.0f} MB" for count in (row.resident_bytes, row.file_bytes)]
     share = "" if row.share is None else f"{row.share:.0%}"
-    return [row.variant, *shown, f"{row.first_token_seconds * 1e3:.0f} ms", *sizes, f"{row.roofline:.1f}", share]
+    return [
+        row.variant,
+        *shown,
+        f"{row.first_token_seconds * 1e3:.0f} ms",
+        *sizes,
+        f"{row.roofline:.1f}",
+        share,
+        row.bound or "",
+        f"{row.many_core_ratio:.2f}x",
+    ]

@@ -114,14 +114,16 @@ def _speed(model: Path, tokens: int) -> None:
         f"times as fast[/bold]); generating: {dense.decode[1]:,.0f} dense, {sparse.decode[1]:,.0f} sparse "
         f"([bold]{ratios[1]:.2f} times[/bold])"
     )
-    console.print(_verdict(ratios), style="dim")
+    console.print(_verdict(ratios[0], ratios[1], sparse.isa), style="dim")
 
 
-def _verdict(ratios: list[float]) -> str:
-    if min(ratios[:2]) < 1:
+def _verdict(reading: float, generating: float, isa: str) -> str:
+    """What the measured ratios mean, in words."""
+    slow = [name for name, ratio in (("reading a prompt", reading), ("generating", generating)) if ratio < 1]
+    if slow:
         return (
-            "On this machine sparse does not pay for this model in all of it; the server measures when it loads the "
-            "model, and runs the graph that is faster"
+            f"With kernels on {isa}, sparse does not pay for this model in {' and '.join(slow)}. The server measures "
+            "both graphs when it loads the model, and runs the faster"
         )
     return "A model of this size fits the processor's caches; larger ones gain more: hebbline bench model"
 
@@ -154,8 +156,8 @@ def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
 
 def _stream(client: "Client") -> "Chunk":
     """Show a completion as it comes, and its speed; returns all of it."""
+    from ..serve.generation import join_chunks
     from ..serve.sampling import SamplingParameters
-    from ..serve.triton.protocol import join_chunks
 
     whole, arrivals = None, []
     console.print(f"[bold]{PROMPT}[/bold]", end="")

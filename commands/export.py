@@ -63,6 +63,10 @@ def main(arguments: list[str]) -> int:
         choices=["2:4", "block"],
         help="first reorder hidden dimensions so that more links are 2:4 or share blocks; the function stays as it is",
     )
+    parser.add_argument(
+        "--for-isa",
+        help="choose and predict for another machine's instruction set (scalar, avx2, avx512, amx), not this one's",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     if options.plugins and options.target != "tensorrt":
@@ -78,6 +82,7 @@ def main(arguments: list[str]) -> int:
             kv_cache=options.kv_cache,
             compact=options.compact,
             permute=options.permute,
+            for_isa=options.for_isa,
         )
     else:
         report = _export_with_engine(options)
@@ -109,6 +114,7 @@ def _export_with_engine(options: Any) -> "ExportReport":
             values=options["values"],
             lm_head=options.lm_head,
             passes=PassOptions(compact=options.compact, permute=options.permute),
+            for_isa=options.for_isa,
         )
     _say(report)
     _say_engine(built)
@@ -128,6 +134,7 @@ def export_to_directory(
     kv_cache: KvFormat = "float32",
     compact: bool = False,
     permute: "Objective | None" = None,
+    for_isa: str | None = None,
 ) -> "ExportReport":
     """Export, publish the artifact, and say what was done."""
     from ..export import export_model
@@ -142,6 +149,7 @@ def export_to_directory(
             lm_head=lm_head,
             kv_cache=kv_cache,
             passes=PassOptions(compact=compact, permute=permute),
+            for_isa=for_isa,
         )
     _say(report)
     console.print(f"the artifact is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")
@@ -155,6 +163,8 @@ def _say(report: "ExportReport") -> None:
     console.print(f"{report.masks}; {len(report.layers)} projections hold {report.density:.2%} of their possible links")
     console.print(f"{report.file_bytes / 1e6:.2f} MB of ONNX, against {report.dense_bytes / 1e6:.2f} MB dense")
     console.print(f"parity with torch: {report.parity}")
+    if report.forecast is not None:
+        console.print(f"speed {report.forecast.words}")
     if report.quality is not None:
         console.print(report.quality.compared("as exported"))
 

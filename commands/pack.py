@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     from ..export.foreign.options import OBJECTIVES, VALUES
 
     parser = Parser(prog="hebbline pack", description="Pack the zeros in the linear layers of any ONNX file.")
-    parser.add_argument("model", type=Path, help="an ONNX file, opset 13 or newer; it is never changed")
+    parser.add_argument("model", type=Path, help="an ONNX file, opset 7 or newer; it is never changed")
     parser.add_argument("--out", type=Path, required=True, help="where to publish the packed model and its report")
     parser.add_argument(
         "--values",
@@ -34,6 +34,11 @@ def main(arguments: list[str]) -> int:
         type=Path,
         help="an .npz file of the model's inputs: int8 and int4 then round the activations of a layer by one scale",
     )
+    parser.add_argument(
+        "--for-isa",
+        help="predict for another machine's instruction set (scalar, avx2, avx512, amx), not this one's",
+    )
+    parser.add_argument("--no-measure", action="store_true", help="do not time the whole model before and after")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
 
@@ -48,6 +53,8 @@ def main(arguments: list[str]) -> int:
             autotune=given.autotune,
             objective=given.objective,
             calibration=given.calibration,
+            for_isa=given.for_isa,
+            measure=not given.no_measure,
             progress=lambda stage: status.update(stage),
         )
     _show(report, given.out)
@@ -57,11 +64,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _show(report: "PackReport", out: Path) -> None:
-    from ..export.foreign.report import summary
+    from ..export.foreign.report import speed, summary
 
     table = Table("layer", "shape", "density", "layout", "reason")
     for layer in report.layers:
-        shape = "" if layer.out_features is None else f"{layer.out_features}x{layer.in_features}"
+        shape = "x".join(map(str, layer.shape))
         density = "" if layer.density is None else f"{layer.density:.4f}"
         # Names come from the file, and could hold the markup of the terminal library.
         table.add_row(escape(layer.name), shape, density, layer.layout, escape(layer.explained))
@@ -71,6 +78,15 @@ def _show(report: "PackReport", out: Path) -> None:
     result = report.end_to_end
     if result.difference is not None:
         allowed = "" if result.allowed is None else f" (allowed {result.allowed:.1e})"
-        console.print(f"packed against original in ONNX Runtime: within {result.difference:.1e}{allowed}")
+        with_library = (
+            "" if result.library_difference is None else f", with the library {result.library_difference:.1e}"
+        )
+        console.print(
+            f"packed against original in ONNX Runtime: within {result.difference:.1e}{allowed}{with_library}, over "
+            f"{result.outputs:,} numbers"
+        )
     console.print(summary(report))
+    console.print(f"[bold]{escape(report.speed.words)}[/bold]")
+    if (words := speed(report)) is not None:
+        console.print(f"layer by layer, {words}", style="dim")
     console.print(f"the model is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")

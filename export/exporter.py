@@ -11,11 +11,13 @@ from typing import Literal
 import onnxruntime
 
 from ..artifacts import InputError, KvFormat, Manifest, publish
-from ..artifacts.model_directory import TOKENIZER_FILE
 from ..artifacts.publish import check_target
+from ..artifacts.tokenizer_files import publish_tokenizer
 from ..kernels import register
+from ..kernels.cost import check_isa
 from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
 from ..serve.engine.varlen import VarlenRunner
+from .forecast import forecast
 from .graph import (
     AttentionForm,
     HeadForm,
@@ -23,10 +25,11 @@ from .graph import (
     StockAttention,
     VarlenAttention,
     WeightFile,
-    build_llama,
+    build_decoder,
     load_source,
     save_graph,
 )
+from .layouts import Aim
 from .passes import PassOptions, run_passes
 from .passes.report import PassReport
 from .piecewise import open_portable
@@ -47,16 +50,17 @@ logger = logging.getLogger(__name__)
 
 
 def export_model(
-    model_directory: Path,
-    out: Path,
+    model_directory: str | Path,
+    out: str | Path,
     progress: Callable[[str], None] = lambda stage: None,
     *,
     values: str = "float32",
     lm_head: Literal["float32", "int8"] = "float32",
     kv_cache: KvFormat = "float32",
     passes: PassOptions = NO_PASSES,
+    for_isa: str | None = None,
 ) -> ExportReport:
-    """Export a Llama directory to sparse ONNX, and publish it where it agrees with torch.
+    """Export a model directory to sparse ONNX, and publish it where it agrees with torch.
 
     The artifact has two graphs over one file of weights: one of stock ops for any ONNX Runtime, and one for the op
     library of this installation. Both must pass the parity gate. Without the library there is only the first, since
@@ -70,18 +74,32 @@ def export_model(
         several times faster and the artifact larger by a byte a weight of it; the largest logits of a token stay exact,
         the others do not (see `graph.head`). kv_cache: how the second graph keeps keys and values unless its server is
         told otherwise; "float32" is exact, and the cost of the others in perplexity is in the report. passes: what is
-        done to the model before it is packed; the artifact is held against the model as it was.
+        done to the model before it is packed; the artifact is held against the model as it was. for_isa: the
+        instruction set that layouts are chosen and speeds predicted for ("scalar", "avx2", "avx512", "amx"); None: this
+        machine's.
 
     Raises:
-        InputError: the model is unfit (see `load_source`), `out` is taken, or `kv_cache` needs the op library and there
-        is none; CheckError: parity failed, or rounding costs too much. Nothing is published then.
+        InputError: the model is unfit (see `load_source`), `out` is taken, there is no such instruction set, or
+        `kv_cache` needs the op library and there is none; CheckError: parity failed, or rounding costs too much.
+        Nothing is published then.
     """
-    check_target(out)
+    target = Path(out)
+    check_target(target)
+    if for_isa is not None:
+        check_isa(for_isa)
     progress("reading the model")
-    source = load_source(model_directory)
+    source = load_source(Path(model_directory))
     packed, pass_reports = run_passes(source, passes, progress)
     return export_packed(
-        source, packed, out, progress, values=values, lm_head=lm_head, kv_cache=kv_cache, pass_reports=pass_reports
+        source,
+        packed,
+        target,
+        progress,
+        values=values,
+        lm_head=lm_head,
+        kv_cache=kv_cache,
+        pass_reports=pass_reports,
+        for_isa=for_isa,
     )
 
 
@@ -95,13 +113,14 @@ def export_packed(
     lm_head: Literal["float32", "int8"],
     kv_cache: KvFormat = "float32",
     pass_reports: tuple[PassReport, ...],
+    for_isa: str | None = None,
 ) -> ExportReport:
     """`export_model` from where the model is loaded and the passes have run.
 
     Args:
         source: the model as it was, which the artifact is held against.
         packed: the model to pack: what the passes, whose reports `pass_reports` are, have made of it.
-        out, progress, values, lm_head, kv_cache: as `export_model`.
+        out, progress, values, lm_head, kv_cache, for_isa: as `export_model`.
 
     Raises:
         InputError, CheckError: as `export_model`. Nothing is published then.
@@ -114,19 +133,19 @@ def export_packed(
         published = [graph for graph in graphs if graph.file != _CHECKED_FILE]
         reference = TorchReference(source.model)
         if values == "float32":
-            weights = _build(packed, graphs, staging, values, progress)
+            weights = _build(packed, graphs, staging, values, progress, for_isa)
             parity = _check(reference, _Built(staging, packed, weights), graphs, progress)
         else:
             parity = _check_exact_form(reference, packed, graphs, staging, progress)
-            weights = _build(packed, published, staging, values, progress)
+            weights = _build(packed, published, staging, values, progress, for_isa)
         report = replace(_report(packed, weights, parity, staging), passes=pass_reports)
         if (values, lm_head, kv_cache) != ("float32", "float32", "float32"):
             built, rounding = _Built(staging, packed, weights), Rounding(values, lm_head, kv_cache)
             runners = {graph.file: partial(graph.open, built, kv_cache) for graph in published}
             quality = measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
             report = replace(report, quality=quality)
-        write_reports(staging, report, packed.masks)
-        shutil.copyfile(source.path / TOKENIZER_FILE, staging / TOKENIZER_FILE)
+        write_reports(staging, report, packed.projection_masks())
+        publish_tokenizer(source.path, staging)
         publication.finish(_manifest(packed, weights, kv_cache))
     return report
 
@@ -142,7 +161,7 @@ class _Built:
     def cells(self) -> dict[str, int]:
         """The possible links of each projection that is not dense."""
         choices = self.weights.choices.items()
-        return {name: self.packed.masks[name].size for name, choice in choices if choice.layout is not None}
+        return {name: self.packed.mask(name).size for name, choice in choices if choice.layout is not None}
 
 
 @dataclass(frozen=True)
@@ -182,12 +201,17 @@ def _graphs(int8_head: bool) -> list[_Graph]:
 
 
 def _build(
-    packed: SourceModel, graphs: Sequence[_Graph], directory: Path, values: str, progress: Callable[[str], None]
+    packed: SourceModel,
+    graphs: Sequence[_Graph],
+    directory: Path,
+    values: str,
+    progress: Callable[[str], None],
+    for_isa: str | None = None,
 ) -> WeightFile:
     progress("packing the layers")
-    with WeightFile(directory / DATA_FILE, values) as weights:
+    with WeightFile(directory / DATA_FILE, values, Aim(for_isa, packed.dense_bytes)) as weights:
         for graph in graphs:
-            save_graph(build_llama(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
+            save_graph(build_decoder(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
     return weights
 
 
@@ -227,7 +251,7 @@ def _check(
             off = check_shortlist(*opened, figures[-1].logit_tolerance, tell)
             logger.info("lm_head in int8: logits are off by up to %.2g of the largest", off)
         else:
-            figures.append(check_against(reference, graph.open(built), tell))
+            figures.append(check_against(reference, graph.open(built), tell, built.packed.decoder.reach))
     (built.directory / _CHECKED_FILE).unlink(missing_ok=True)
     return _worst(figures)
 
@@ -244,7 +268,7 @@ def _worst(figures: Sequence[ParityFigures]) -> ParityFigures:
 
 
 def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, staging: Path) -> ExportReport:
-    layers = [layer_report(name, source.masks[name], choice) for name, choice in weights.choices.items()]
+    layers = [layer_report(name, source.mask(name), choice) for name, choice in weights.choices.items()]
     file_bytes = sum(path.stat().st_size for path in staging.iterdir())
     return ExportReport(
         source=source.path.name,
@@ -255,6 +279,7 @@ def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, sta
         parity=parity,
         file_bytes=file_bytes,
         dense_bytes=file_bytes + sum(layer.dense_bytes - layer.bytes for layer in layers),
+        forecast=forecast(weights.choices.values(), weights.aim.isa),
     )
 
 

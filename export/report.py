@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .forecast import Forecast
 from .layouts import Choice
 from .page import STYLE, local_density, picture
 from .passes.report import LayerChange, PassReport
@@ -40,7 +41,8 @@ class ExportReport:
     """The whole export.
 
     `masks` says where they came from; `file_bytes` counts the ONNX files, `dense_bytes` those of the same model dense;
-    `passes` are those that changed the model before it was packed; `quality` is what rounded values cost.
+    `passes` are those that changed the model before it was packed; `quality` is what rounded values cost; `forecast` is
+    the predicted speed, None where there is no op library to predict with.
     """
 
     source: str
@@ -53,6 +55,7 @@ class ExportReport:
     quality: QualityFigures | None = None
     engine_layers: tuple[LayerReport, ...] = ()
     """How an engine that comes with the ONNX holds each projection."""
+    forecast: Forecast | None = None
 
     @property
     def density(self) -> float:
@@ -97,13 +100,14 @@ def _html(report: ExportReport, masks: Mapping[str, NDArray[np.bool_]]) -> str:
     )
     passes = "".join(_pass_section(one) for one in report.passes)
     quality = "" if report.quality is None else _quality_section(report.quality)
+    speed = "" if report.forecast is None else f"<p>Speed {escape(report.forecast.words)}.</p>"
     engine = _engine_section(report.engine_layers) if report.engine_layers else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline export report</title><style>{STYLE}</style></head><body>
 <h1>Export report</h1>
 <p>{escape(report.masks)}. {len(report.layers)} projections hold {report.density:.1%} of their possible links. The ONNX
 files take {report.file_bytes / 1e6:.2f} MB; the same model dense would take {report.dense_bytes / 1e6:.2f} MB.</p>
-{quality}<h2>Parity with torch</h2> <table><tr><th>check</th><th class="number">figure</th></tr>{parity}</table>
+{speed}{quality}<h2>Parity with torch</h2> <table><tr><th>check</th><th class="number">figure</th></tr>{parity}</table>
 <h2>Layers</h2>
 <p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
 <table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
 from ..artifacts.masks import MASKS_FILE
+from .dynamics.places import find_places
 from .dynamics.promise import shortfall
 from .sparse_linear import SparseLinear
 
@@ -21,7 +22,7 @@ LOG_FILE = "training.jsonl"
 
 
 def save_model_directory(
-    out: Path,
+    out: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     masks: Mapping[str, Tensor],
@@ -59,7 +60,7 @@ def save_model_directory(
     _check_weights(model, masks, weights)
     arrays = {name: mask_NK.cpu().numpy() for name, mask_NK in masks.items()}
     transformers_logging.disable_progress_bar()
-    with publish(out) as publication:
+    with publish(Path(out)) as publication:
         directory = publication.directory
         model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         if tokenizer is not None:
@@ -77,12 +78,13 @@ def save_model_directory(
 @torch.no_grad()
 def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> None:
     """Refuse to publish masks that are not those of the weights."""
+    places = find_places(model)
     for name, mask_NK in masks.items():
-        layer = model.get_submodule(name)
-        if isinstance(layer, SparseLinear):
+        if name not in places and isinstance(model.get_submodule(name), SparseLinear):
             raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
-        weight_NK = layer.weight if weights is None else weights[f"{name}.weight"]
-        assert isinstance(weight_NK, Tensor)
+        place = places[name]
+        weight = model.get_parameter(place.parameter) if weights is None else weights[place.parameter]
+        weight_NK = place.matrix(weight)
         off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
         if off:
             raise CheckError(

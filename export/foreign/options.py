@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ...artifacts import InputError
+from ...kernels.cost import check_isa
 from ..layouts import Objective
 
 VALUES = ("float32", "bfloat16", "int8", "int4")
@@ -21,6 +22,9 @@ class PackOptions:
         objective: what a layout is chosen for: few tokens at a time, many, or the fewest bytes.
         calibration: an .npz file of the model's inputs, for values that round activations too: they are then rounded by
             one scale a layer, for the largest magnitude on these inputs, and not each token by its own.
+        for_isa: the instruction set that times are predicted for ("scalar", "avx2", "avx512", "amx"); None: this
+            machine's.
+        measure: time the whole model before and after.
 
     Raises:
         InputError: a value outside its choices.
@@ -31,6 +35,8 @@ class PackOptions:
     autotune: bool = False
     objective: Objective = "latency"
     calibration: str | None = None
+    for_isa: str | None = None
+    measure: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("values", VALUES), ("objective", OBJECTIVES)):
@@ -38,5 +44,9 @@ class PackOptions:
                 raise InputError(f"{name} is '{getattr(self, name)}'; it must be one of {', '.join(choices)}")
         if self.calibration is not None and self.values not in ("int8", "int4"):
             raise InputError(f"calibration is for values int8 and int4: {self.values} does not round activations")
+        if self.for_isa is not None and self.autotune:
+            raise InputError(f"for_isa is {self.for_isa}, but autotune measures this machine: leave out one of them")
+        if self.for_isa is not None:
+            check_isa(self.for_isa)
         if not 0 <= self.min_speedup < float("inf"):
             raise InputError(f"min_speedup is {self.min_speedup}; it must be a number from 0 up")

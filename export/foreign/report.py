@@ -4,6 +4,7 @@ Legend: N out_features, K in_features.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
@@ -17,6 +18,7 @@ from ...artifacts import LayerFacts
 from ..page import STYLE, picture, time_bars
 from .comparison import EndToEnd
 from .options import PackOptions
+from .speed import ModelSpeed
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class PackedLayer:
     original file; a weight that an earlier layer already has counts there, and `shared_with` names that layer.
     `dense_time`, `packed_time` and `time_unit` say what the choice was made by. `weight_error` and `output_error` are
     the largest over the largest magnitude; None where the layer was left. `largest_activation` is that of a calibrated
-    layer, which cuts off what is larger.
+    layer, which cuts off what is larger. `weight_shape` is that of a weight that is no linear layer's.
     """
 
     name: str
@@ -49,13 +51,21 @@ class PackedLayer:
     weight_error: float | None = None
     output_error: float | None = None
     largest_activation: float | None = None
+    weight_shape: tuple[int, ...] | None = None
 
     @property
     def density(self) -> float | None:
         """Links over possible links."""
-        if self.links is None or not self.out_features or not self.in_features:
+        if self.links is None or not self.shape or 0 in self.shape:
             return None
-        return self.links / (self.out_features * self.in_features)
+        return self.links / math.prod(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Output and input features of a linear layer, the tensor's own shape of another weight, () where unknown."""
+        if self.out_features is None or self.in_features is None:
+            return self.weight_shape or ()
+        return self.out_features, self.in_features
 
     @property
     def explained(self) -> str:
@@ -83,6 +93,7 @@ class PackReport:
     options: PackOptions
     layers: list[PackedLayer]
     end_to_end: EndToEnd
+    speed: ModelSpeed
     file_bytes: int
     original_bytes: int
     notes: list[str]
@@ -102,7 +113,8 @@ class PackReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
-        return asdict(self) | {"layers": [layer.to_dict() for layer in self.layers]}
+        speed = self.speed.to_json()
+        return asdict(self) | {"layers": [layer.to_dict() for layer in self.layers], "speed": speed}
 
 
 def write_reports(directory: Path, report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> None:
@@ -120,6 +132,23 @@ def summary(report: PackReport) -> str:
     )
 
 
+def speed(report: PackReport) -> str | None:
+    """What is gained in time, in a sentence that says where sparse does not pay; None where no time is known."""
+    timed = [layer for layer in report.layers if layer.dense_time and layer.packed_time]
+    if not timed:
+        return None
+    how = " and ".join(sorted({(layer.time_unit or "").removeprefix("us ") for layer in timed}))
+    left = sum(not layer.packed for layer in timed)
+    if left == len(timed):
+        return f"{how}: sparse does not pay, and all {left} layers with zeros are left dense"
+    dense = sum(layer.dense_time or 0.0 for layer in timed)
+    stored = sum((layer.packed_time if layer.packed else layer.dense_time) or 0.0 for layer in timed)
+    words = f"{how}: the {len(timed)} layers with zeros run {dense / stored:.2f} times as fast as dense float32 in sum"
+    if left:
+        words += f"; {left} of them are left dense, where sparse does not pay or takes more bytes"
+    return words if dense >= stored else f"{words}; sparse does not pay for this model"
+
+
 def _html(report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> str:
     rows = "\n".join(_row(layer, pictures) for layer in report.layers)
     notes = "".join(f"<p>{escape(note)}.</p>" for note in report.notes)
@@ -130,6 +159,7 @@ def _html(report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> st
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline pack report</title><style>{STYLE}</style></head><body>
 <h1>Pack report: {escape(report.source)}</h1>
+<p><b>{escape(report.speed.words)}.</b></p>
 <p>{escape(summary(report))}. Opset {report.opset}, values {report.options.values}, objective
 {report.options.objective}.</p>{notes}
 <h2>Packed against original, in ONNX Runtime</h2>
@@ -151,16 +181,17 @@ def _times(report: PackReport) -> str:
     units = {layer.time_unit or "" for layer in timed}
     rows = [(layer.name, layer.dense_time or 0.0, layer.packed_time or 0.0) for layer in timed]
     dense, packed = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    how = "measured on this machine" if report.options.autotune else "predicted by the cost model"
+    unit = ", ".join(sorted(units))
+    how = "measured on this machine" if report.options.autotune else unit.removeprefix("us ")
     return (
-        f"<p>Of each packed layer, dense above and packed below, {how}: {dense / packed:.2f} times as fast in sum."
-        f"</p>{time_bars(rows, ', '.join(sorted(units)))}"
+        f"<p>Of each packed layer, dense above and packed below, {escape(how)}: {dense / packed:.2f} times as fast in "
+        f"sum. The whole model: {escape(report.speed.words)}.</p>{time_bars(rows, unit)}"
     )
 
 
 def _row(layer: PackedLayer, pictures: Mapping[str, NDArray[np.float64]]) -> str:
     density = layer.density
-    shape = "" if layer.out_features is None else f"{layer.out_features}&times;{layer.in_features}"
+    shape = "&times;".join(map(str, layer.shape))
     numbers = [shape, "" if layer.links is None else f"{layer.links:,}", "" if density is None else f"{density:.4f}"]
     sizes = [f"{layer.bytes / 1e3:,.1f}", f"{layer.stored_bytes / 1e3:,.1f}", _figure(layer.output_error)]
     image = picture(pictures[layer.weight], layer.weight) if layer.weight in pictures else ""

@@ -9,7 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ..layouts import Choice
+from ..layouts import Aim, Choice
+from ..layouts.choose import HERE
 
 INLINE_BYTES = 1024
 """Tensors smaller than this are kept in the graphs themselves."""
@@ -24,10 +25,12 @@ class WeightFile:
     Args:
         path: the file to write.
         values: how the weights of packed projections are stored, a name of VALUE_TYPES.
+        aim: what layouts are chosen for.
     """
 
-    def __init__(self, path: Path, values: str = "float32") -> None:
+    def __init__(self, path: Path, values: str = "float32", aim: Aim = HERE) -> None:
         self.values = values
+        self.aim = aim
         self.choices: dict[str, Choice] = {}
         self._location = path.name
         self._stream = path.open("wb")

@@ -2,8 +2,7 @@
 
 from .bitmask import BitmaskLayout
 from .block import BlockLayout, whole_blocks
-from .choose import LAYOUTS, Choice, Objective, choose_layout
-from .cost import Work, dense_microseconds, predicted_microseconds, predicted_speedup
+from .choose import LAYOUTS, Aim, Choice, Objective, choose_layout
 from .csr import CsrLayout
 from .fused import FusedKind, FusedOp
 from .layout import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET, Layout
@@ -18,6 +17,7 @@ __all__ = [
     "NM24_LAYOUTS",
     "OPSET",
     "VALUE_TYPES",
+    "Aim",
     "BitmaskLayout",
     "BlockLayout",
     "Choice",
@@ -28,10 +28,6 @@ __all__ = [
     "Nm24Layout",
     "Objective",
     "ValueType",
-    "Work",
     "choose_layout",
-    "dense_microseconds",
-    "predicted_microseconds",
-    "predicted_speedup",
     "whole_blocks",
 ]

@@ -23,14 +23,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ...artifacts.scales import INT4_LARGEST, INT8_LARGEST, group_count, group_width
+
 Tensors = Mapping[str, NDArray]
 
 SCALE_NAMES = ("scales", "activation_scale")
-INT8_LARGEST = 127
-INT4_LARGEST = 7
-_GROUP_STEP = 64
-_LINKS_PER_GROUP = 32
-"""Links that should share a 4-bit scale: fewer cost more bytes than they gain in quality."""
+INT8_LEAST = -128
+"""Of X, where one scale for all tokens is so small that some number lies there."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,28 @@ class Float32Values:
     def packed_bytes(self, count: int, shape: tuple[int, ...], links: int) -> int:
         """See `ValueType.packed_bytes`."""
         return 4 * count
+
+
+class Float16Values:
+    """Half the bytes, of a model in float16: what is decoded is what was encoded. X is float16 itself."""
+
+    name = "float16"
+    op_suffix = ""  # as bfloat16
+    scaled = False
+    per_element = 1
+
+    def encode(self, weight_S: NDArray[np.float32], places: Places) -> dict[str, NDArray]:
+        """See `ValueType.encode`."""
+        return {"values": weight_S.astype(np.float16)}
+
+    def decode(self, tensors: Tensors, places: Places) -> NDArray[np.float32]:
+        """See `ValueType.decode`."""
+        _check_count(tensors["values"].shape, len(places.rows_S))
+        return tensors["values"].astype(np.float32)
+
+    def packed_bytes(self, count: int, shape: tuple[int, ...], links: int) -> int:
+        """See `ValueType.packed_bytes`."""
+        return 2 * count
 
 
 class BFloat16Values:
@@ -166,21 +187,6 @@ class Int4Values:
 VALUE_TYPES: dict[str, ValueType] = {
     values.name: values for values in (Float32Values(), BFloat16Values(), Int8Values(), Int4Values())
 }
-
-
-def group_width(columns: int, groups: int) -> int:
-    """The columns of a group, for `groups` >= 1 groups over `columns`: a multiple of 64."""
-    return _GROUP_STEP * max(1, -(-columns // (_GROUP_STEP * groups)))
-
-
-def group_count(shape: tuple[int, ...], links: int) -> int:
-    """The groups that a 4-bit layer gets: about 32 links of a row each."""
-    rows, columns = shape
-    groups = max(1, links // max(1, rows) // _LINKS_PER_GROUP)
-    # The width is rounded up, so the count that it leads to may be smaller; repeat until the two agree.
-    while (fitting := max(1, -(-columns // group_width(columns, groups)))) != groups:
-        groups = fitting
-    return groups
 
 
 def pack_nibbles(quants_S: NDArray[np.int8]) -> NDArray[np.uint8]:

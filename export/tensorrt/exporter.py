@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
 from ...artifacts.publish import check_target
+from ...kernels.cost import check_isa
 from ...serve.engine.engines import EngineFacts, Gpu, write_engines
 from ...serve.engine.gpu import find_gpu
 from ...serve.engine.static_cache import StepLimits
@@ -28,9 +29,9 @@ from ..report import ExportReport, write_reports
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
 from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
+from .decoder import build_static_decoder, step_profiles
 from .decoding import check_packed
 from .earlier import read_earlier
-from .llama import build_static_llama, step_profiles
 from .ordering import Orders, in_order, input_orders
 from .parity import EngineParity, check_graph, open_graph
 from .report import REPORT_FILE, EngineReport, write_engine_report
@@ -64,21 +65,26 @@ def export_engines(
     values: str = "float32",
     lm_head: Literal["float32", "int8"] = "float32",
     passes: PassOptions = NO_PASSES,
+    for_isa: str | None = None,
 ) -> tuple[ExportReport, EngineReport]:
-    """Export a Llama directory to sparse ONNX and an engine, and publish both where they agree with torch.
+    """Export a model directory to sparse ONNX and an engine, and publish both where they agree with torch.
 
     Args:
         model_directory, out, progress: as `export_model`. options: of the engine. values, lm_head: of the ONNX; the
-        engine's numbers are of its own precision. passes: what is done to the model first, for both.
+        engine's numbers are of its own precision. passes: what is done to the model first, for both. for_isa: as
+        `export_model`, of the ONNX.
 
     Raises:
-        InputError: the runtime is not installed, the model is unfit, or `out` is taken; UnsupportedModelError: NVIDIA's
-            parser refuses the graph; CheckError: parity or the build failed. Nothing is published then.
+        InputError: the runtime is not installed, the model is unfit, `out` is taken, or there is no such instruction
+            set; UnsupportedModelError: NVIDIA's parser refuses the graph; CheckError: parity or the build failed.
+            Nothing is published then.
     """
     runtime = RUNTIMES[options.runtime]
     check_runtime(runtime, plugins=options.plugins)
     gpu = None if runtime.builds_without_gpu else find_gpu()
     check_target(out)
+    if for_isa is not None:
+        check_isa(for_isa)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.engines.", dir=out.absolute().parent) as directory:
         work = Path(directory)
@@ -87,7 +93,14 @@ def export_engines(
         original = load_source(model_directory)
         source, pass_reports = run_passes(original, passes, progress)
         onnx_report = export_packed(
-            original, source, portable, progress, values=values, lm_head=lm_head, pass_reports=pass_reports
+            original,
+            source,
+            portable,
+            progress,
+            values=values,
+            lm_head=lm_head,
+            pass_reports=pass_reports,
+            for_isa=for_isa,
         )
         # Before the build, which takes long.
         earlier = None if options.engines_from is None else read_earlier(options.engines_from, portable)
@@ -96,12 +109,12 @@ def export_engines(
             orders: Orders = {}
             if passes.permute == "2:4":
                 progress("ordering the inputs of single layers")
-                orders = input_orders(source.masks)
+                orders = input_orders(source.projection_masks())
             export = _Export(original, source, orders, runtime, gpu, options, progress)
             engine, report = export.build(work, staging)
             manifest = _move_portable(portable, staging)
             onnx_report = replace(onnx_report, engine_layers=report.stored)
-            write_reports(staging, onnx_report, source.masks)
+            write_reports(staging, onnx_report, source.projection_masks())
             write_engine_report(staging / REPORT_FILE, report)
             carried = earlier.carry(staging, engine) if earlier else ()
             reports = list(earlier.reports) if earlier else []
@@ -126,7 +139,9 @@ class _Export:
     @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """The masks [N, K] of the layers, inputs in the order in which they are gathered."""
-        return {name: in_order(mask_NK, self.orders.get(name)) for name, mask_NK in self.source.masks.items()}
+        return {
+            name: in_order(mask_NK, self.orders.get(name)) for name, mask_NK in self.source.projection_masks().items()
+        }
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A weight [N, K], as `masks`."""
@@ -139,7 +154,7 @@ class _Export:
         forms = {name: choice.form for name, choice in choices.items() if choice.form != DENSE}
         graph = work / "graph.onnx"
         self.progress(f"building the graph in {precision.name}")
-        save_typed_model(build_static_llama(self.source, precision, forms, self.orders), graph)
+        save_typed_model(build_static_decoder(self.source, precision, forms, self.orders), graph)
         check_packed(graph, {name: self.weight(name) for name in forms}, self.masks, forms, precision)
         parity = check_graph(
             self.original.model, self.source, graph, precision, self._tell, forms=forms, orders=self.orders
@@ -206,7 +221,7 @@ class _Export:
         log = None if self.runtime.builds_without_gpu else parse_sparsity_log(build.log)
         precision, masks = PRECISIONS[facts.precision], self.masks
         dense = [name for name in masks if choices[name].form == DENSE]
-        weights = {n: self.weight(n).astype(precision.numpy) for n in (*dense, "model.embed_tokens")}
+        weights = {n: self.weight(n).astype(precision.numpy) for n in (*dense, self.source.decoder.embedding)}
         return EngineReport(
             engine=facts,
             engine_bytes=engine.stat().st_size,

@@ -1,21 +1,59 @@
-// How long each family takes to multiply: the model by which a weight's packings are chosen.
+// How long each family takes to multiply: the model by which a weight's packings are chosen, and by which exports and
+// benchmarks predict.
+//
+// A walk over what a family does for a call counts amounts: links times passes, bytes, cells of X and Y. A table of
+// nanoseconds for each amount turns them into a time. Tables are fitted to measurements, one for each instruction set:
+// see hebbline.benchmarks.fit_cost.
 #pragma once
 
-#include "linear/packing.h"
+#include <array>
+#include <cstddef>
+#include <string_view>
+
+#include "linear/families.h"
 
 namespace hebbline {
 
-// What the model knows of a weight.
-struct Workload {
-  ValueType values;
-  double rows, columns, links;
-  double vectors;  // kPanel: vectors of 16 rows with a link
+// What a call is made of. An item is what a family's innermost loop takes at a time: a link (csr, sell), a vector of 16
+// rows (tile, panel), a step (pick), four links (quad), a cell (dense).
+enum class Term {
+  kCall,         // 1
+  kOne,          // items x passes of one token
+  kTwo,          // of two
+  kFour,         // of up to four
+  kEight,        // of up to eight
+  kPasses,       // items x wider passes
+  kWide,         // items x vectors of tokens in wider passes
+  kHalves,       // as kWide, where those vectors hold twice as many bfloat16, or are AMX tiles
+  kFar,          // items x vectors of tokens of X that the first cache does not hold
+  kPieces,       // pieces of rows that are summed apart, by blocks of columns or by scales, x passes
+  kBytes,        // of the weight, read from memory
+  kCachedBytes,  // of the weight, read from a cache
+  kActivations,  // cells of X
+  kNarrow,       // cells of X, of families that take up to 8 tokens in another way
+  kOutputs,      // cells of Y
 };
+inline constexpr size_t kTerms = 15;
 
-// Microseconds that one core takes to multiply `tokens` tokens, from memory.
-//
-// Constants were measured on processors with AVX-512 and without AMX (3.7 GHz, 20 GB/s) and, for Isa::kAmx, with it
-// (13-16 GB/s); they matter in proportion to one another. hebbline.export.layouts.cost holds the same model.
-double cost_microseconds(Family family, const Workload& work, Isa isa, double tokens);
+using Amounts = std::array<double, kTerms>;  // by Term
+
+// Where a call finds the weight: in memory, as in a model larger than the caches, or in a cache.
+enum class Found { kMemory, kCache };
+
+// The amounts of one call of `tokens` tokens.
+Amounts amounts(Family family, const Workload& work, Isa isa, double tokens, Found found);
+
+// Those of ONNX Runtime's dense float32 MatMul, which everything is compared with.
+Amounts baseline_amounts(const Workload& work, double tokens, Found found);
+
+// Bytes of the packing that a call reads.
+double packed_bytes(Family family, const Workload& work, Isa isa);
+
+// Microseconds that one core takes.
+double cost_microseconds(Family family, const Workload& work, Isa isa, double tokens, Found found = Found::kMemory);
+double baseline_microseconds(const Workload& work, Isa isa, double tokens, Found found = Found::kMemory);
+
+// Whether the table of an instruction set was fitted to measurements on a processor that has it.
+bool is_measured(Isa isa);
 
 }  // namespace hebbline

@@ -114,9 +114,11 @@ struct BlockForm {
 };
 
 inline void check_values(const NodeReader& node, Values values, ort::ElementType type) {
-  const bool fits = values == Values::kInt8   ? type == ort::ElementType::kInt8
-                    : values == Values::kInt4 ? type == ort::ElementType::kUint8
-                                              : type == ort::ElementType::kFloat || type == ort::ElementType::kBfloat16;
+  using ort::ElementType;
+  const bool floats = type == ElementType::kFloat || type == ElementType::kFloat16 || type == ElementType::kBfloat16;
+  const bool fits = values == Values::kInt8   ? type == ElementType::kInt8
+                    : values == Values::kInt4 ? type == ElementType::kUint8
+                                              : floats;
   if (!fits) node.refuse("values are " + name(type) + ", which is not of this op");
 }
 

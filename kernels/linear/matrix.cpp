@@ -50,6 +50,7 @@ int64_t checked_extent(const LinearTensors& t, const char* what, int64_t extent)
 ValueType value_type(const LinearTensors& t) {
   switch (t.values.type) {
     case ElementType::kFloat:
+    case ElementType::kFloat16:
       return ValueType::kFloat32;
     case ElementType::kBfloat16:
       return ValueType::kBfloat16;
@@ -58,7 +59,8 @@ ValueType value_type(const LinearTensors& t) {
     case ElementType::kUint8:
       return ValueType::kInt4;
     default:
-      refuse(t, "values are " + name(t.values.type) + ", not float32, bfloat16, int8 or uint8 (two 4-bit values)");
+      refuse(t, "values are " + name(t.values.type) +
+                    ", not float32, float16, bfloat16, int8 or uint8 (two 4-bit values)");
   }
 }
 
@@ -73,6 +75,8 @@ float value_at(const LinearTensors& t, int64_t place) {
   switch (t.values.type) {
     case ElementType::kFloat:
       return static_cast<const float*>(t.values.data)[place];
+    case ElementType::kFloat16:
+      return float16_to_float(static_cast<const uint16_t*>(t.values.data)[place]);
     case ElementType::kBfloat16:
       return bfloat16_to_float(static_cast<const uint16_t*>(t.values.data)[place]);
     case ElementType::kInt8:

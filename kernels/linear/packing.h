@@ -29,7 +29,8 @@ enum class Family {
   kSell,   // rows sorted by length in slices of 16, x gathered; few tokens
   kTile,   // expanded from a bitmask in tile order: 16 rows x 64 bytes
   kPanel,  // whole vectors of 16 rows, no mask: blocks
-  kPick,   // strips of 16 rows without what is not linked; x permuted to the links
+  kPick,   // strips of rows without what is not linked; x permuted to the links
+  kQuad,   // links of integers by rows in fours; x transposed, four links times several tokens
 };
 
 // A packing computes; it never changes after construction, and may compute on many threads at a time. The order in
@@ -46,5 +47,7 @@ std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);            // AV
 std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);   // AVX-512 or AMX
 std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);  // AVX-512
 std::unique_ptr<Packing> pack_pick(const SparseMatrix& matrix);            // AVX-512; up to 524288 columns
+std::unique_ptr<Packing> pack_narrow_pick(const SparseMatrix& matrix);     // AVX2; integers, up to 65536 columns
+std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix);            // AVX2; integers
 
 }  // namespace hebbline

@@ -1,14 +1,12 @@
 #include "linear/pick.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
-#include <limits>
-#include <numeric>
 #include <vector>
 
 #include "linear/packing.h"
+#include "linear/pick_walk.h"
 #include "platform/arithmetic.h"
 #include "platform/memory.h"
 
@@ -20,41 +18,33 @@ constexpr int64_t kTokensPerTask = 64;
 constexpr int64_t kPackedPerTask = 8;   // tokens
 constexpr int64_t kSegmentSteps = 256;  // sums of so many products of int8 fit int32, and of floats stay exact enough
 constexpr int64_t kPadding = 16;        // words between tokens, so that they do not compete for the same cache lines
-constexpr double kSortingGain = 0.9;    // sorted rows are stored one by one, which must pay
-constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
 
 // 4-bit values are stored as bytes.
 Kind kind_of(ValueType values) { return values == ValueType::kInt4 ? Kind::kInt8 : values; }
 
-// What a strip's rows still have to give: places in the matrix, one a row.
-struct Cursors {
-  std::array<int64_t, kLanes> next{}, end{};
-};
+int64_t columns_per_unit(Kind kind) { return kind == Kind::kFloat32 ? 1 : kind == Kind::kBfloat16 ? 2 : 4; }
 
-// Cuts a matrix into steps.
+// Windows do not reach past the padded end of X.
+StepShape step_shape(const SparseMatrix& matrix) {
+  const int64_t width = columns_per_unit(kind_of(matrix.values)), window = kWindowBytes * width / 4;
+  const int64_t windows = ceil_div(std::max<int64_t>(matrix.columns, 1), window);
+  return {kLanes, width, window, window / 2, (windows - 1) * window};
+}
+
+// Packs a matrix, step by step.
 class Picker {
  public:
   Picker(const SparseMatrix& matrix, std::vector<int32_t> order)
       : matrix_(matrix),
         kind_(kind_of(matrix.values)),
-        order_(std::move(order)),
-        width_(kind_ == Kind::kFloat32    ? 1
-               : kind_ == Kind::kBfloat16 ? 2
-                                          : 4),
+        width_(columns_per_unit(kind_)),
         window_(kWindowBytes * width_ / 4),
-        last_start_(ceil_div(std::max<int64_t>(matrix.columns, 1), window_) * window_ - window_) {}
-
-  // The number of steps of a strip.
-  int64_t count_steps(int64_t strip) {
-    int64_t steps = 0;
-    for_each_step(strip, [&](int64_t, int64_t, const Cursors&, const Cursors&) { ++steps; });
-    return steps;
-  }
+        walk_(matrix, std::move(order), step_shape(matrix)) {}
 
   void pack_strip(int64_t strip) {
     segment_offsets.push_back(static_cast<int64_t>(segments.size()));
     int64_t current = -1;
-    for_each_step(strip, [&](int64_t group, int64_t start, const Cursors& from, const Cursors& to) {
+    walk_.for_each_step(strip, [&](int64_t group, int64_t start, const Cursors& from, const Cursors& to) {
       const auto step = static_cast<int32_t>(windows.size());
       if (group != current || segments.back().last - segments.back().first == kSegmentSteps) {
         open_segment(strip, group, step);
@@ -73,51 +63,12 @@ class Picker {
   std::vector<int32_t> corrections;
 
  private:
-  // Calls visit(group, first column of the window, cursors before, cursors after) for each step of a strip.
-  template <class Visit>
-  void for_each_step(int64_t strip, const Visit& visit) {
-    Cursors cursors = cursors_at(strip);
-    for (int64_t column = next_column(cursors); column != kNone; column = next_column(cursors)) {
-      const int64_t stride = window_ / 2, start = std::min(column / stride * stride, last_start_);
-      const int64_t group = matrix_.groups == 1 ? 0 : column / matrix_.group_width;
-      const int64_t group_end = matrix_.groups == 1 ? matrix_.columns : (group + 1) * matrix_.group_width;
-      const Cursors before = cursors;
-      for (int64_t r = 0; r < kLanes; ++r) advance(cursors, r, std::min(start + window_, group_end));
-      visit(group, start, before, cursors);
-    }
-  }
-
-  Cursors cursors_at(int64_t strip) const {
-    Cursors cursors;
-    for (int64_t r = 0; r < kLanes && strip * kLanes + r < matrix_.rows; ++r) {
-      const int64_t n = order_[strip * kLanes + r];
-      cursors.next[r] = matrix_.row_offsets[n];
-      cursors.end[r] = matrix_.row_offsets[n + 1];
-    }
-    return cursors;
-  }
-
-  // The least column that a row has left.
-  int64_t next_column(const Cursors& cursors) const {
-    int64_t least = kNone;
-    for (int64_t r = 0; r < kLanes; ++r) {
-      if (cursors.next[r] < cursors.end[r]) least = std::min<int64_t>(least, matrix_.columns_Z[cursors.next[r]]);
-    }
-    return least;
-  }
-
-  // A row's links below `end`, as many as a step takes.
-  void advance(Cursors& cursors, int64_t r, int64_t end) const {
-    int64_t& next = cursors.next[r];
-    for (int64_t i = 0; i < width_ && next < cursors.end[r] && matrix_.columns_Z[next] < end; ++i) ++next;
-  }
-
   void open_segment(int64_t strip, int64_t group, int32_t step) {
     segments.push_back({step, step});
     if (kind_ != Kind::kInt8) return;
     for (int64_t r = 0; r < kLanes; ++r) {
       const int64_t i = strip * kLanes + r;
-      scales.push_back(i < matrix_.rows ? matrix_.scales_NG[order_[i] * matrix_.groups + group] : 0.0F);
+      scales.push_back(i < matrix_.rows ? matrix_.scales_NG[walk_.order()[i] * matrix_.groups + group] : 0.0F);
     }
     corrections.resize(corrections.size() + kLanes);
   }
@@ -150,31 +101,10 @@ class Picker {
 
   const SparseMatrix& matrix_;
   Kind kind_;
-  std::vector<int32_t> order_;
-  int64_t width_;       // columns of a unit, and links of a row in a step
-  int64_t window_;      // columns
-  int64_t last_start_;  // no window reaches past the padded end of X
+  int64_t width_;   // columns of a unit, and links of a row in a step
+  int64_t window_;  // columns
+  StepWalk walk_;
 };
-
-std::vector<int32_t> natural_order(const SparseMatrix& matrix) {
-  std::vector<int32_t> order(static_cast<size_t>(matrix.rows));
-  std::iota(order.begin(), order.end(), 0);
-  return order;
-}
-
-std::vector<int32_t> sorted_order(const SparseMatrix& matrix) {
-  std::vector<int32_t> order = natural_order(matrix);
-  const auto length = [&](int32_t n) { return matrix.row_offsets[n + 1] - matrix.row_offsets[n]; };
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return length(a) > length(b); });
-  return order;
-}
-
-int64_t count_steps(const SparseMatrix& matrix, const std::vector<int32_t>& order) {
-  Picker picker(matrix, order);
-  int64_t steps = 0;
-  for (int64_t strip = 0; strip < ceil_div(matrix.rows, kLanes); ++strip) steps += picker.count_steps(strip);
-  return steps;
-}
 
 class PickPacking : public Packing {
  public:
@@ -184,16 +114,11 @@ class PickPacking : public Packing {
         rows_(matrix.rows),
         columns_(matrix.columns),
         strips_(ceil_div(matrix.rows, kLanes)) {
-    const int64_t width = kind_ == Kind::kFloat32 ? 1 : kind_ == Kind::kBfloat16 ? 2 : 4;
-    units_ = ceil_div(std::max<int64_t>(ceil_div(columns_, width), 1), kTileUnits) * kTileUnits;
-    std::vector<int32_t> order = natural_order(matrix);
-    const std::vector<int32_t> sorted = sorted_order(matrix);
-    const auto steps = static_cast<double>(count_steps(matrix, order));
-    if (static_cast<double>(count_steps(matrix, sorted)) < steps * kSortingGain) {
-      order = sorted;
-      order_ = buffer_of(sorted);
-    }
-    Picker picker(matrix, std::move(order));
+    const int64_t units = std::max<int64_t>(ceil_div(columns_, columns_per_unit(kind_)), 1);
+    units_ = ceil_div(units, kTileUnits) * kTileUnits;
+    RowOrder order = choose_row_order(matrix, step_shape(matrix));
+    if (order.sorted) order_ = buffer_of(order.rows);
+    Picker picker(matrix, std::move(order.rows));
     for (int64_t strip = 0; strip < strips_; ++strip) picker.pack_strip(strip);
     take(picker);
   }

@@ -1,57 +1,26 @@
 #include "linear/plan.h"
 
-#include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "linear/cost.h"
+#include "linear/families.h"
 
 namespace hebbline {
 namespace {
 
-constexpr std::array<int64_t, 3> kTypicalTokens{1, 8, 64};
-constexpr double kCopyPenalty = 0.15;   // a second copy of the weight must save so much time somewhere
-constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-constexpr std::array<std::pair<Family, std::string_view>, 5> kNames{{{Family::kCsr, "csr"},
-                                                                     {Family::kSell, "sell"},
-                                                                     {Family::kTile, "tile"},
-                                                                     {Family::kPanel, "panel"},
-                                                                     {Family::kPick, "pick"}}};
-
-bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
-
-bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
-  constexpr int64_t kUint16Columns = 1 << 16;
-  constexpr int64_t kPickColumns = kUint16Columns * 8;  // windows of float32, 8 columns apart
-  switch (family) {
-    case Family::kCsr:
-      return true;
-    case Family::kSell:
-      return has_avx512(isa) && matrix.columns <= kUint16Columns;
-    case Family::kTile:
-      return has_avx512(isa) || (isa == Isa::kAmxEmulated && matrix.values != ValueType::kFloat32);
-    case Family::kPanel:
-      return has_avx512(isa);
-    case Family::kPick:
-      return has_avx512(isa) && matrix.columns <= kPickColumns;
+Plan forced_plan(std::string_view wanted, const Workload& work, Isa isa) {
+  const auto family = family_named(wanted);
+  if (!family) {
+    throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of " + family_names());
   }
-  return false;
-}
-
-Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
-  for (const auto& [family, known] : kNames) {
-    if (known != wanted) continue;
-    if (can_hold(family, matrix, isa)) return {family, family, kAlways};
-    throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
-  }
-  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of csr, sell, tile, panel, pick");
+  if (can_hold(*family, work, isa)) return {*family, *family, kAlways};
+  throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -60,7 +29,9 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
     case Family::kSell:
       return pack_sell(matrix);
     case Family::kPick:
-      return pack_pick(matrix);
+      return isa == Isa::kAvx2 ? pack_narrow_pick(matrix) : pack_pick(matrix);
+    case Family::kQuad:
+      return pack_quad(matrix);
 #endif
     case Family::kTile:
       return pack_tile(matrix, isa);
@@ -88,41 +59,12 @@ double count_vectors(const SparseMatrix& matrix) {
 }
 
 Workload workload(const SparseMatrix& matrix, bool blocks) {
-  return {matrix.values, static_cast<double>(matrix.rows), static_cast<double>(matrix.columns),
-          static_cast<double>(matrix.links()), blocks ? count_vectors(matrix) : 0};
-}
-
-std::vector<Family> candidates(const SparseMatrix& matrix, Isa isa, bool blocks) {
-  std::vector<Family> families;
-  for (const auto& [family, known] : kNames) {
-    if (can_hold(family, matrix, isa) && (family != Family::kPanel || blocks)) families.push_back(family);
-  }
-  return families;
-}
-
-// The plan whose time over the best time, summed over numbers of tokens, is least.
-Plan cheapest_pair(const std::vector<Family>& families, const Workload& work, Isa isa) {
-  const auto cost = [&](Family family, int64_t tokens) {
-    return cost_microseconds(family, work, isa, static_cast<double>(tokens)) + kSmallestCost;
-  };
-  Plan best{};
-  double least = std::numeric_limits<double>::infinity();
-  for (const Family few : families) {
-    for (const Family many : families) {
-      double score = few == many ? 0 : kCopyPenalty;
-      for (const int64_t tokens : kTypicalTokens) {
-        double fastest = std::numeric_limits<double>::infinity();
-        for (const Family family : families) fastest = std::min(fastest, cost(family, tokens));
-        score += std::min(cost(few, tokens), cost(many, tokens)) / fastest;
-      }
-      if (score >= least || cost(few, 1) > cost(many, 1)) continue;
-      least = score;
-      int64_t from = 2;
-      while (from < kTypicalTokens.back() && cost(few, from) <= cost(many, from)) ++from;
-      best = {few, many, from};
-    }
-  }
-  return best;
+  return {matrix.values,
+          static_cast<double>(matrix.rows),
+          static_cast<double>(matrix.columns),
+          static_cast<double>(matrix.links()),
+          blocks ? count_vectors(matrix) : 0,
+          static_cast<double>(matrix.groups)};
 }
 
 // Two packings of a weight, each for the number of tokens that it is best at.
@@ -145,11 +87,12 @@ class PackedPair : public Packing {
 }  // namespace
 
 Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks) {
+  const Workload work = workload(matrix, blocks);
   if (const char* wanted = std::getenv("HEBBLINE_FAMILY"); wanted != nullptr && *wanted != '\0') {
-    return forced_plan(wanted, matrix, isa);
+    return forced_plan(wanted, work, isa);
   }
-  if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, matrix, isa)) return {Family::kTile, Family::kTile, kAlways};
-  return cheapest_pair(candidates(matrix, isa, blocks), workload(matrix, blocks), isa);
+  if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, work, isa)) return {Family::kTile, Family::kTile, kAlways};
+  return choose_plan(work, isa);
 }
 
 std::unique_ptr<Packing> pack(const SparseMatrix& matrix, Isa isa, bool blocks) {

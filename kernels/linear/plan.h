@@ -4,20 +4,13 @@
 #include <memory>
 #include <string>
 
+#include "linear/choose.h"
 #include "linear/packing.h"
 
 namespace hebbline {
 
-// Calls of fewer than `many_from` tokens go to `few`, others to `many`; where the two are the same family, one packed
-// copy serves both.
-struct Plan {
-  Family few;
-  Family many;
-  int64_t many_from;
-};
-
 // The plan for a weight; `blocks`: its links are whole blocks. Throws std::runtime_error where the environment variable
-// HEBBLINE_FAMILY (csr, sell, tile, panel, pick: for tests and benchmarks) names a family that cannot hold
+// HEBBLINE_FAMILY (csr, sell, tile, panel, pick, quad: for tests and benchmarks) names a family that cannot hold
 // the weight on this instruction set.
 Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks);
 

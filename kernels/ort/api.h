@@ -39,6 +39,7 @@ enum class ElementType : int {
   kUint16 = 4,
   kInt32 = 6,
   kInt64 = 7,
+  kFloat16 = 10,
   kBfloat16 = 16,
 };
 
@@ -99,6 +100,9 @@ class KernelInfo {
 
   // The same for a float32 attribute.
   std::optional<float> real(const char* attribute) const;
+
+  // The same for a string attribute.
+  std::optional<std::string> text(const char* attribute) const;
 
   // Input `index` where it is a constant tensor; nothing where it is absent or computed.
   std::optional<TensorView> constant_input(size_t index) const;

@@ -124,16 +124,12 @@ const CpuFeatures& cpu_features() {
 std::optional<Isa> named_isa() {
   const char* wanted = std::getenv("HEBBLINE_ISA");
   if (wanted == nullptr || *wanted == '\0') return std::nullopt;
-  std::string names;
-  for (const auto& [isa, known] : kNames) {
-    names += (names.empty() ? "" : ", ") + std::string(known);
-    if (known != wanted) continue;
-    if (!has(cpu_features(), isa)) {
-      throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + ": this processor lacks it; unset the variable");
-    }
-    return isa;
+  const auto isa = isa_named(wanted);
+  if (!isa) throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + " is not one of " + isa_names());
+  if (!has(cpu_features(), *isa)) {
+    throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + ": this processor lacks it; unset the variable");
   }
-  throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + " is not one of " + names);
+  return isa;
 }
 
 Isa select_isa() {
@@ -150,5 +146,18 @@ std::vector<Isa> available_isas() {
 }
 
 std::string name(Isa isa) { return std::string(kNames[static_cast<size_t>(isa)].second); }
+
+std::optional<Isa> isa_named(std::string_view wanted) {
+  for (const auto& [isa, known] : kNames) {
+    if (known == wanted) return isa;
+  }
+  return std::nullopt;
+}
+
+std::string isa_names() {
+  std::string names;
+  for (const auto& [isa, known] : kNames) names += (names.empty() ? "" : ", ") + std::string(known);
+  return names;
+}
 
 }  // namespace hebbline

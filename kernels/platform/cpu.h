@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace hebbline {
@@ -41,7 +42,9 @@ constexpr bool uses_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::
 // And of NEON.
 constexpr bool uses_neon(Isa isa) { return isa == Isa::kNeon || isa == Isa::kNeonDot; }
 
-// The name that HEBBLINE_ISA knows it by.
+// The name that HEBBLINE_ISA knows it by; none: there is no such instruction set; and all the names, for messages.
 std::string name(Isa isa);
+std::optional<Isa> isa_named(std::string_view name);
+std::string isa_names();
 
 }  // namespace hebbline

@@ -30,6 +30,7 @@ FIELDS = {
     "dense_us",
     "ratio",
     "max_rel_err",
+    "outlook",
 }
 
 

@@ -14,8 +14,8 @@ from hebbline.cli import main
 from hebbline.export.passes import PassOptions
 from hebbline.export.tensorrt import EngineOptions, export_engines, exporter
 from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
+from hebbline.export.tensorrt.decoder import build_static_decoder, step_profiles
 from hebbline.export.tensorrt.decoding import check_packed
-from hebbline.export.tensorrt.llama import build_static_llama, step_profiles
 from hebbline.export.tensorrt.packed import DOMAIN
 from hebbline.export.tensorrt.parity import check_graph
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
@@ -25,14 +25,14 @@ from hebbline.serve.engine.static_cache import StepLimits
 needs_rtx = pytest.mark.skipif(
     not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed: pip install 'hebbline[gpu-build]'"
 )
-FORMS = ("bitmask", "csr", "block", "nm24")
+FORMS = ("gap", "bitmask", "csr", "block", "nm24")
 
 
 @pytest.fixture(scope="module")
 def forms(source):
     """Every form, in turn; the last projection stays dense."""
     names = sorted(source.masks)
-    return {name: FORMS[place % 4] for place, name in enumerate(names[:-1])}
+    return {name: FORMS[place % len(FORMS)] for place, name in enumerate(names[:-1])}
 
 
 @pytest.fixture(scope="module", params=["float16", "bfloat16"])
@@ -40,7 +40,7 @@ def packed(request, source, forms, tmp_path_factory):
     """The file, and its precision."""
     precision = PRECISIONS[request.param]
     path = tmp_path_factory.mktemp("packed") / "graph.onnx"
-    save_typed_model(build_static_llama(source, precision, forms), path)
+    save_typed_model(build_static_decoder(source, precision, forms), path)
     return path, precision
 
 
@@ -94,7 +94,7 @@ def test_nvidias_builder_takes_a_model_of_packed_nodes_by_their_functions(source
     """TensorRT-RTX has no plugins: it parses the functions in place of the nodes, and builds them."""
     names = sorted(source.masks)[: len(FORMS)]
     forms = dict(zip(names, FORMS, strict=True))
-    save_typed_model(build_static_llama(source, forms=forms), tmp_path / "graph.onnx")
+    save_typed_model(build_static_decoder(source, forms=forms), tmp_path / "graph.onnx")
     profiles = step_profiles(source.facts(), StepLimits(batch=2, tokens=16))
     request = EngineRequest(
         RUNTIMES["tensorrt-rtx"], tmp_path / "graph.onnx", tmp_path / "a.engine", profiles, ("8.9",)
@@ -137,7 +137,7 @@ def test_the_road_of_plugins_with_the_builder_that_is_here(one_layer_directory, 
     passes = PassOptions(permute="2:4")
     onnx_report, report = export_engines(one_layer_directory, tmp_path / "out", options, passes=passes)
     assert [request.plugins for request in requests] == [True]
-    assert len(report.stored) == 7 and "nm24 + residual" in {layer.layout for layer in report.stored}
+    assert len(report.stored) == 7 and "gap" in {layer.layout for layer in report.stored}
     assert all(layer.reason for layer in report.stored) and onnx_report.engine_layers == report.stored
     assert {one.name for one in report.layers} == {one.name for one in report.stored if one.layout == "dense"}
     stored = json.loads((tmp_path / "out/report.json").read_text())["engine_layers"]

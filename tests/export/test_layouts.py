@@ -10,14 +10,11 @@ from onnx.reference import ReferenceEvaluator
 from hebbline.export.layouts import (
     LAYOUTS,
     BlockLayout,
-    Work,
-    choose_layout,
-    dense_microseconds,
-    predicted_microseconds,
     whole_blocks,
 )
 from hebbline.export.layouts.layout import check_countable
-from hebbline.export.layouts.values import group_count, group_width, pack_nibbles, unpack_nibbles
+from hebbline.export.layouts.values import pack_nibbles, unpack_nibbles
+from hebbline.kernels.groups import group_count, group_width
 
 EXACT = [layout for layout in LAYOUTS.values() if layout.values.name == "float32"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
@@ -208,41 +205,6 @@ def test_onnx_runtime_folds_the_decoding_at_load(layout, tmp_path):
     assert left & {"Gemm", "MatMul"}
     assert left <= {"Gemm", "MatMul", "Reshape", "Shape", "Slice", "Concat"} | rounding
     assert onnx.load(tmp_path / "optimized.onnx").graph.initializer  # the dense weight
-
-
-def test_choice_is_the_smallest_and_says_why():
-    assert choose_layout(512, 512, round(0.3 * 512**2)).layout.name == "bitmask"
-    assert choose_layout(512, 512, round(0.01 * 512**2)).layout.name == "csr"
-    dense = choose_layout(512, 512, 512**2)
-    assert dense.layout is None and "left dense" in dense.reason and dense.packed_bytes == dense.dense_bytes
-    assert dense.speedup == 1
-    choice = choose_layout(512, 512, 26_214)
-    assert choice.packed_bytes == 512 * 64 + 4 * 26_214 and "bitmask 0.131" in choice.reason
-    assert f"{choice.speedup:.1f} times as fast at 1 tokens" in choice.reason
-
-
-def test_choice_follows_values_objective_and_blocks():
-    links = round(0.3 * 2048**2)
-    speedups = [choose_layout(2048, 2048, links, values=values).speedup for values in ("float32", "bfloat16", "int8")]
-    assert speedups == sorted(speedups)
-    assert choose_layout(2048, 2048, links, values="int4").layout.name == "bitmask-int4"
-    slow = round(0.9 * 2048**2)
-    assert choose_layout(2048, 2048, slow, objective="throughput").layout is None
-    assert choose_layout(2048, 2048, slow, objective="size").layout.name == "bitmask"
-    assert choose_layout(2048, 2048, links, whole_blocks=True).layout.name == "block"
-    for size, layout in ((768, None), (8192, "bitmask")):  # the larger one is read from memory, dense or not
-        choice = choose_layout(size, size, round(0.7 * size**2))
-        assert (choice.layout and choice.layout.name) == layout
-        assert ("with weights in the cache" in choice.reason) == (layout is None)
-    with pytest.raises(ValueError, match="no values 'int2'"):
-        choose_layout(1, 1, 1, values="int2")
-
-
-@pytest.mark.parametrize("tokens", [1, 8, 64, 256])
-def test_predicted_time_rises_with_the_work(tokens):
-    times = [predicted_microseconds(Work(2048, 2048, round(d * 2048**2)), tokens) for d in (0.01, 0.05, 0.1, 0.3)]
-    assert times == sorted(times) and times[-1] < dense_microseconds(2048, 2048, tokens)
-    assert predicted_microseconds(Work(2048, 2048, 10**6, "int8"), tokens, amx=True) < times[-1]
 
 
 def test_whole_blocks_are_found():

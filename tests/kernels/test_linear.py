@@ -21,7 +21,7 @@ QUALITY = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 1.5e-2, "int4": 0.2}
 
 PATHS = {
     "scalar": ("csr",),
-    "avx2": ("csr",),
+    "avx2": ("csr", "pick", "quad", ""),
     "avx512": ("csr", "sell", "tile", "panel", "pick", ""),
     "amx-emulated": ("tile",),
     "amx": ("tile",),
@@ -100,12 +100,14 @@ def test_a_fixed_activation_scale_serves_all_tokens(name):
 
 @pytest.mark.parametrize("name", ["bitmask", "bitmask-bfloat16", "bitmask-int8", "bitmask-int4", "block-bfloat16"])
 @pytest.mark.parametrize("density", [0.02, 0.3])
-def test_results_depend_neither_on_threads_nor_on_earlier_calls(name, density):
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_results_depend_neither_on_threads_nor_on_earlier_calls(name, density, isa, monkeypatch):
+    monkeypatch.setenv("HEBBLINE_ISA", isa)
     layout = LAYOUTS[name]
     rng = np.random.default_rng(3)
     weight, mask = make_layer(layout, (300, 520), density)
     model = make_model(layout, layout.encode(weight, mask), 520, function=False)
-    one, two = open_session(model, threads=1), open_session(model, threads=2)
+    one, two = open_or_skip(model, threads=1), open_or_skip(model, threads=2)
     for tokens in (1, 7, 64, 200, 130, 1):
         x = rng.standard_normal((1, tokens, 520)).astype(np.float32)
         first = one.run(None, {"X": x})[0]
@@ -150,9 +152,12 @@ def test_blocks_of_any_size(size):
 
 
 @pytest.mark.parametrize("name", ["bitmask", "bitmask-bfloat16", "bitmask-int8", "bitmask-int4"])
-@pytest.mark.parametrize("family", ["pick", "sell", "tile"])
-def test_rows_of_uneven_length(name, family, monkeypatch):
+@pytest.mark.parametrize(
+    "isa, family", [("avx512", "pick"), ("avx512", "sell"), ("avx512", "tile"), ("avx2", "pick"), ("avx2", "quad")]
+)
+def test_rows_of_uneven_length(name, isa, family, monkeypatch):
     """Families that sort rows by length put them back, with their own bias and scale."""
+    monkeypatch.setenv("HEBBLINE_ISA", isa)
     monkeypatch.setenv("HEBBLINE_FAMILY", family)
     layout = LAYOUTS[name]
     rng = np.random.default_rng(7)
@@ -162,7 +167,7 @@ def test_rows_of_uneven_length(name, family, monkeypatch):
     tensors = layout.encode(weight, mask)
     session = open_or_skip(make_model(layout, tensors, 400, bias, function=False))
     if session is None:
-        pytest.skip(f"{family} needs AVX-512")
+        pytest.skip(f"{family} holds no such values with {isa}")
     for tokens in (1, 3, 15):
         x = rng.standard_normal((1, tokens, 400)).astype(np.float32)
         wanted = expected(x, layout.decode(tensors, 400)[0], bias, layout.values.name)

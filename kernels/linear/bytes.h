@@ -1,0 +1,35 @@
+// X as the integer kernels without AVX-512 take it: tokens rounded to signed bytes.
+//
+// Legend: M tokens, K columns.
+#pragma once
+
+#include <cstdint>
+
+#include "linear/packing.h"
+
+namespace hebbline {
+
+// One instruction set's kernel.
+struct ByteKernels {
+  // Rounds a token to whole numbers from -128 to 127, zeros up to column `padded`, a multiple of 32. Returns its scale:
+  // `fixed_scale` where that is above 0, else its own, by its largest magnitude.
+  float (*quantise)(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, int8_t* out_K);
+};
+
+// Rows `stride` bytes apart, of zeros after the columns; row M is zeros throughout. In scratch memory of the calling
+// thread until its next call.
+struct ByteActivations {
+  const int8_t* x_MK;
+  int64_t stride;
+  const float* scales_M;
+};
+
+// `reach`: columns that kernels may read of a row, at least K.
+ByteActivations quantise_tokens(const ByteKernels& kernels, const Call& call, int64_t columns, int64_t reach,
+                                const Parallel& parallel);
+
+namespace avx2 {
+extern const ByteKernels kByteKernels;
+}
+
+}  // namespace hebbline
