@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(shell find cmake kernels train/native -name "*.cmake" -o -name "*.cpp" -o -name "*.h" -o -name "*.inc")
 
-.PHONY: demo test gpu-check lint clean
+.PHONY: demo test gpu-check lint wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -20,6 +20,21 @@ test: lint
 gpu-check:
 	@if [ -x $(BIN)/hebbline ]; then $(BIN)/hebbline gpu-check; else $(GPU_PYTHON) from_source.py kernels.gpu.check; fi
 
+# Into dist/: a wheel for x86-64 and one for AArch64, which Debian's g++-aarch64-linux-gnu compiles, for any Python and
+# for glibc 2.28 or later. WHEELS=x86_64 makes the one alone.
+WHEELS := x86_64 aarch64
+wheels: $(WHEELS:%=wheel-%)
+
+wheel-%: $(INSTALLED)
+	rm -rf .build/wheels/$*
+	PATH="$(abspath $(BIN)):$$PATH" _PYTHON_HOST_PLATFORM=linux-$* $(BIN)/python -m pip wheel --quiet --no-deps . \
+	    --wheel-dir .build/wheels/$* --config-settings build-dir=.build/wheel-$* \
+	    --config-settings cmake.define.HEBBLINE_MANYLINUX=ON $(TOOLCHAIN_$*)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --only-plat --plat manylinux_2_28_$* --wheel-dir dist \
+	    .build/wheels/$*/*.whl
+
+TOOLCHAIN_aarch64 := --config-settings cmake.define.CMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64-linux-gnu.cmake
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -32,4 +47,4 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(KERNELS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .build build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .build build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

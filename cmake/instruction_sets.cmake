@@ -26,8 +26,9 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(HEBBLINE_ARCHITECTURE x86_64)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
   set(HEBBLINE_ARCHITECTURE aarch64)
-else()
-  message(FATAL_ERROR "hebbline's kernels are for Linux on x86_64 and aarch64, not on ${CMAKE_SYSTEM_PROCESSOR}")
+endif()
+if(NOT CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  unset(HEBBLINE_ARCHITECTURE)
 endif()
 
 # Gives each source in the list the flags of its instruction set, and takes those of other architectures out.

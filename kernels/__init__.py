@@ -3,6 +3,8 @@
 # Nothing of ours is imported at the top: in the root of a checkout this folder is also importable as `kernels`, the
 # name of a library that transformers looks for and imports wherever it finds it.
 import os
+import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,19 @@ if TYPE_CHECKING:
 
 LIBRARY_FILE = "libhebbline_kernels.so"
 OVERRIDE = "HEBBLINE_KERNELS"
+ARCHITECTURES = ("x86_64", "aarch64")
+
+
+def unsupported() -> str | None:
+    """One line on why there are no kernels for this system; None where there are."""
+    system, machine = platform.system(), platform.machine()
+    if system == "Linux" and machine in ARCHITECTURES:
+        return None
+    return f"hebbline's kernels are for Linux on {' and '.join(ARCHITECTURES)}, not for {system} on {machine}"
+
+
+if reason := unsupported():
+    print(f"{reason}: models run in plain ONNX Runtime, at the speed of dense", file=sys.stderr)
 
 
 def library_path() -> Path:
@@ -20,7 +35,8 @@ def library_path() -> Path:
     The environment variable HEBBLINE_KERNELS names another build of it.
 
     Raises:
-        InputError: the variable names no file, or the package was installed without its library.
+        InputError: the variable names no file, the package was installed without its library, or there is none for this
+            system.
     """
     from ..artifacts.errors import InputError
 
@@ -49,7 +65,7 @@ def find_library(file: str, directories: Iterable[str]) -> Path:
     for path in places:
         if path.is_file():
             return path
-    raise InputError(f"{file} is not in {places[0].parent}; reinstall hebbline, which builds it")
+    raise InputError(unsupported() or f"{file} is not in {places[0].parent}; reinstall hebbline, which builds it")
 
 
 def register(options: "onnxruntime.SessionOptions") -> None:

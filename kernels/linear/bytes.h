@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "linear/packing.h"
+#include "platform/variants.h"
 
 namespace hebbline {
 
@@ -28,8 +29,8 @@ struct ByteActivations {
 ByteActivations quantise_tokens(const ByteKernels& kernels, const Call& call, int64_t columns, int64_t reach,
                                 const Parallel& parallel);
 
-namespace avx2 {
-extern const ByteKernels kByteKernels;
-}
+// Of AVX2, or of NEON with its dot product.
+HEBBLINE_DECLARE_IN(avx2, ByteKernels, kByteKernels)
+HEBBLINE_DECLARE_IN(neondot, ByteKernels, kByteKernels)
 
 }  // namespace hebbline

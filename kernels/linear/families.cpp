@@ -83,7 +83,7 @@ bool can_hold(Family family, const Workload& work, Isa isa) {
       if (isa == Isa::kAvx2) return quantised && work.columns <= kUint16Columns;
       return uses_avx512(isa) && work.columns <= kPickColumns;
     case Family::kQuad:
-      return isa == Isa::kAvx2 && quantised &&
+      return (isa == Isa::kAvx2 || isa == Isa::kNeonDot) && quantised &&
              (work.groups == 1 || group_width(work) <= static_cast<double>(kWidestQuadBlock));
   }
   return false;

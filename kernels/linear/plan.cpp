@@ -30,9 +30,9 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
       return pack_sell(matrix);
     case Family::kPick:
       return isa == Isa::kAvx2 ? pack_narrow_pick(matrix) : pack_pick(matrix);
+#endif
     case Family::kQuad:
       return pack_quad(matrix);
-#endif
     case Family::kTile:
       return pack_tile(matrix, isa);
     case Family::kPanel:

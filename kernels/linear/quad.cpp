@@ -7,17 +7,24 @@
 
 #include "linear/bytes.h"
 #include "linear/packing.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
+
+// The instruction set with integer products that the architecture has.
+#if defined(__x86_64__)
+namespace integers = avx2;
+#else
+namespace integers = neondot;
+#endif
+
 namespace {
 
 constexpr int64_t kNarrowestBlock = 256;
 constexpr double kLinksPerSegment = 100;  // fewer of a row in a block do not pay for its sums' way in and out
 constexpr int64_t kBlockStep = 16;        // columns
 constexpr int64_t kStripsPerTask = 2;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 class QuadPacking : public Packing {
  public:
@@ -43,7 +50,7 @@ class QuadPacking : public Packing {
 
   void multiply(const Call& call, const Parallel& parallel) const override {
     if (call.tokens == 0 || rows_ == 0) return;
-    const ByteActivations x = quantise_tokens(avx2::kByteKernels, call, columns_, blocks_ * width_, parallel);
+    const ByteActivations x = quantise_tokens(integers::kByteKernels, call, columns_, blocks_ * width_, parallel);
     const int64_t tiles = ceil_div(call.tokens, kQuadTokens);
     const int8_t* data = transposed(x, call.tokens, tiles, parallel);
     const Finish finish{row_scales_N_.data(), x.scales_M, call.bias_N, call.y_MN};
@@ -53,7 +60,7 @@ class QuadPacking : public Packing {
       const QuadTile tile = tile_of(static_cast<int64_t>(task) / tasks, call.tokens, data);
       const int64_t first = static_cast<int64_t>(task) % tasks * kStripsPerTask;
       for (int64_t strip = first; strip < std::min(strips_, first + kStripsPerTask); ++strip) {
-        avx2::kQuadKernels.strip(weight, strip, tile, finish);
+        integers::kQuadKernels.strip(weight, strip, tile, finish);
       }
     });
   }
@@ -144,8 +151,9 @@ class QuadPacking : public Packing {
     auto* data = reinterpret_cast<int8_t*>(scratch(Scratch::kTransposed, static_cast<size_t>(bytes)));
     parallel(static_cast<size_t>(blocks_ * tiles), [&](size_t task) {
       const QuadTile tile = tile_of(static_cast<int64_t>(task) / blocks_, tokens, data);
-      avx2::kQuadKernels.transpose(x.x_MK, x.stride, x.x_MK + tokens * x.stride, static_cast<int64_t>(task) % blocks_,
-                                   width_, tile, data + tile.token * 2 * blocks_ * width_);
+      integers::kQuadKernels.transpose(x.x_MK, x.stride, x.x_MK + tokens * x.stride,
+                                       static_cast<int64_t>(task) % blocks_, width_, tile,
+                                       data + tile.token * 2 * blocks_ * width_);
     });
     return data;
   }

@@ -50,8 +50,8 @@ struct QuadKernels {
   void (*strip)(const QuadView& weight, int64_t strip, const QuadTile& tile, const Finish& finish);
 };
 
-namespace avx2 {
-extern const QuadKernels kQuadKernels;
-}
+// Of AVX2, or of NEON with its dot product.
+HEBBLINE_DECLARE_IN(avx2, QuadKernels, kQuadKernels)
+HEBBLINE_DECLARE_IN(neondot, QuadKernels, kQuadKernels)
 
 }  // namespace hebbline

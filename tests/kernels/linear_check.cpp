@@ -15,6 +15,7 @@
 
 namespace {
 
+using hebbline::Family;
 using hebbline::Isa;
 using hebbline::SparseMatrix;
 using hebbline::ValueType;

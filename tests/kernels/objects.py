@@ -1,6 +1,7 @@
 """The object files of the native libraries, compiled as they are for users, and what is in them."""
 
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build/release"
+
+INSTRUCTION = re.compile(r"\s*([0-9a-f]+):\s+(\S+)\s*(.*)")
+JUMP = re.compile(r"j|b\.|b$|cbn?z|tbn?z")  # of x86-64 and of AArch64
+TARGET = re.compile(r"\b([0-9a-f]+) <")
 
 needs_native_tools = pytest.mark.skipif(
     platform.machine() != "x86_64"
@@ -45,3 +50,28 @@ def compile_objects(files):
 def library_of(file):
     """The target that a source file belongs to."""
     return "hebbline_train" if file.startswith("train/") else "hebbline_kernels"
+
+
+def read_functions(path, objdump="objdump"):
+    """The instructions (address, operation, operands) of each function of an object file."""
+    listing = subprocess.run([objdump, "-dC", "--no-show-raw-insn", path], check=True, capture_output=True, text=True)
+    functions = {}
+    for line in listing.stdout.splitlines():
+        if header := re.match(r"[0-9a-f]+ <(.*)>:", line):
+            instructions = functions.setdefault(header[1], [])
+        elif found := INSTRUCTION.match(line):
+            instructions.append((int(found[1], 16), found[2], found[3]))
+    return functions
+
+
+def innermost_loops(instructions):
+    """What stands between the target of a backward jump and the jump, where no other such pair lies within."""
+    index = {address: number for number, (address, _, _) in enumerate(instructions)}
+    loops = []
+    for number, (_, operation, operands) in enumerate(instructions):
+        target = TARGET.search(operands)
+        if JUMP.match(operation) and target and index.get(int(target[1], 16), number + 1) <= number:
+            loops.append((index[int(target[1], 16)], number))
+    for first, last in loops:
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops):
+            yield instructions[first : last + 1]

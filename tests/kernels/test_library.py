@@ -30,6 +30,21 @@ def test_an_override_that_is_no_file_is_refused(monkeypatch):
         library_path()
 
 
+def test_a_system_without_kernels_is_told_in_one_line_and_stock_onnx_runtime_still_runs():
+    code = (
+        "import platform; platform.machine = lambda: 'riscv64'\n"
+        "import hebbline.kernels, hebbline.export, onnxruntime\n"
+        "hebbline.kernels.LIBRARY_FILE = 'nowhere.so'\n"
+        "from hebbline.artifacts.errors import InputError\n"
+        "try: hebbline.kernels.register(onnxruntime.SessionOptions())\n"
+        "except InputError as error: assert 'not for Linux on riscv64' in str(error)\n"
+        "else: raise SystemExit('registered')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("\n") == 1 and "not for Linux on riscv64" in run.stderr
+
+
 def test_a_file_that_is_no_library_is_refused(monkeypatch, tmp_path):
     (tmp_path / "library.so").write_text("not a library")
     monkeypatch.setenv("HEBBLINE_KERNELS", str(tmp_path / "library.so"))
