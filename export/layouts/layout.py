@@ -13,7 +13,7 @@ from .values import Tensors, ValueType
 
 DOMAIN = "ai.hebbline"
 DOMAIN_VERSION = 1
-OPSET = 24
+OPSET = 23
 IR_VERSION = 11
 
 
