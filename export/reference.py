@@ -75,7 +75,7 @@ def float32_rounding(model: PreTrainedModel, ids_S: Sequence[int], last: int = 0
 
 
 class _WidenedWeights(TorchFunctionMode):
-    """Inside, embeddings come as float64, and linear layers take it: all else follows the type of its inputs."""
+    """Inside, embeddings come as float64, and what a function is given beside float64 is widened to it."""
 
     def __torch_function__(
         self,
@@ -87,8 +87,19 @@ class _WidenedWeights(TorchFunctionMode):
         given = kwargs or {}
         if func is functional.linear:
             return _linear(*args, **given)
+        if any(_is(value, torch.float64) for value in (*args, *given.values())):
+            args = tuple(_widened(value) for value in args)
+            given = {name: _widened(value) for name, value in given.items()}
         result = func(*args, **given)
         return result.double() if func is functional.embedding else result
+
+
+def _is(value: object, kind: torch.dtype) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype == kind
+
+
+def _widened(value: Any) -> Any:
+    return value.double() if _is(value, torch.float32) else value
 
 
 def _linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:

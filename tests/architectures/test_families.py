@@ -7,6 +7,7 @@ from families import FAMILIES, make_model
 from family_graphs import TOKENS, assert_close, build, source_of, steps
 
 from hebbline.export.graph import StockAttention, VarlenAttention
+from hebbline.export.reference import float32_rounding
 from hebbline.export.tensorrt.decoder import build_static_decoder
 from hebbline.export.tensorrt.parity import OnnxStepExecutor
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
@@ -26,6 +27,12 @@ def case(request):
         expected = source.model(torch.tensor([ids])).logits[0].numpy()
     yield source, ids, expected
     torch.set_num_threads(threads)
+
+
+def test_its_rounding_is_measured(case):
+    """Against the same weights in float64, whatever functions a family's modules call."""
+    source, ids, expected = case
+    assert 0 < float32_rounding(source.model, ids) < 3e-5 * max(1.0, np.abs(expected).max())
 
 
 def test_stock_graph(case, tmp_path):

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from hebbline.architectures import decoder_of, use_linear_layers
 from hebbline.artifacts import InputError, UnsupportedModelError
+from hebbline.cli import main
 from hebbline.export.graph import load_source
 from hebbline.train import Sparsifier, SparsityConfig
 from hebbline.train.dynamics import decoder_chains, model_chains, remove_chains
@@ -61,7 +62,7 @@ def test_a_configuration_is_trained_saved_and_read(variant, text_file, tmp_path)
     assert all(int(mask.sum()) == round(0.3 * mask.numel()) for mask in result.masks.values())
 
 
-def test_gpt2_is_trained_from_its_weights(tokenizer, text_file, tmp_path):
+def test_gpt2_is_trained_from_its_weights(tokenizer, text_file, tmp_path, capsys):
     model = make_model("gpt2", len(tokenizer), density=1.0)
     model.save_pretrained(tmp_path / "dense")
     tokenizer.save_pretrained(tmp_path / "dense")
@@ -83,6 +84,7 @@ def test_gpt2_is_trained_from_its_weights(tokenizer, text_file, tmp_path):
         method="static",
         weights=result.model.state_dict(),
     )
+    assert main(["inspect", str(tmp_path / "model")]) == 0 and "family GPT-2" in capsys.readouterr().err
     assert before[mask].abs().mean() > 1.5 * before[~mask].abs().mean(), "the largest weights stay"
 
 
