@@ -80,6 +80,11 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(dense, tmp_path):
     assert said == ["going on with a run that was cut: 1 blocks are done"] and set(seen[:-1]) == {written}
     whole = prune_directory(source, texts, config, tmp_path / "whole", lambda *_: None, said.append)
     assert report.costs == whole.costs
+    with pytest.raises(KeyboardInterrupt):
+        prune_directory(source, texts, config, tmp_path / "again", cut, said.append)
+    [remembered] = (tmp_path / "again.run/prune").glob("dense-*.json")
+    remembered.write_text(json.dumps(json.loads(remembered.read_text()) | {"value": 7.0}))
+    assert prune_directory(source, texts, config, tmp_path / "again", lambda *_: None, said.append).costs[0].before == 7
     states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("cut", "whole")]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert report.pruned.layers == whole.pruned.layers

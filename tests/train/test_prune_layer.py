@@ -10,6 +10,7 @@ from hebbline.export.layouts.values import VALUE_TYPES, Places
 from hebbline.train.prune.alps import refine
 from hebbline.train.prune.gram import damped, relative_error
 from hebbline.train.prune.methods import METHODS
+from hebbline.train.prune.reconstruction import token_errors
 from hebbline.train.prune.rounding import round_links
 from hebbline.train.prune.selection import select
 from hebbline.train.topology.initial import link_count
@@ -137,3 +138,15 @@ def test_groups_of_scales_are_multiples_of_64_columns():
 def test_a_structure_that_a_layer_does_not_admit_is_named():
     with pytest.raises(InputError, match=r"'2:4' in layer 'x' \(4x8\): a density of 0\.6 is infeasible"):
         Structure("2:4").check("x", 4, 8, 0.6)
+
+
+def test_a_token_counts_by_its_relative_error_and_never_for_more_than_four():
+    generator = torch.Generator().manual_seed(0)
+    dense_1SD = torch.randn(1, 1000, 32, generator=generator)
+    near_1SD = dense_1SD + 0.01 * torch.randn(dense_1SD.shape, generator=generator)
+    assert token_errors([near_1SD], [dense_1SD]) == pytest.approx(32 / 30 * 1e-4, rel=0.03)  # E[1 / chi^2]
+    assert token_errors([near_1SD], [dense_1SD]) == pytest.approx(
+        token_errors([100 * near_1SD], [100 * dense_1SD]), rel=1e-3
+    )
+    near_1SD[0, 7] *= -1e4
+    assert token_errors([near_1SD], [dense_1SD]) < 5 / 1000

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def prune_directory(
     store = open_store(out.with_name(f"{out.name}.run") / "prune", run_digest(model, ids_BS, config))
     if store.finished:
         say(f"going on with a run that was cut: {store.finished} blocks are done")
-    before = {name: _perplexity(model, ids) for name, ids in windows.items()}
+    before = {name: store.recall(ids, partial(_perplexity, model)) for name, ids in windows.items()}
     pruned = prune_blocks(model, ids_BS, config, store, progress)
     after = {name: _perplexity(model, ids) for name, ids in windows.items()}
     costs = [TextCost(name, found.value, after[name].value, found.tokens) for name, found in before.items()]

@@ -2,14 +2,15 @@
 
 Legend: N out_features, K in_features.
 
-A folder holds `run.json`, which says what the run is of, and a safetensors file for each finished block:
-`weight.<layer>` as the layer holds it, `mask.<layer>` packed, and the block's figures as metadata. Files appear whole
-or not at all.
+A folder holds `run.json`, which says what the run is of; a safetensors file for each finished block: `weight.<layer>`
+as the layer holds it, `mask.<layer>` packed, and the block's figures as metadata; and `dense-*.json`, the dense model's
+perplexity of a text. Files appear whole or not at all.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from ...artifacts import DamagedArtifactError, pack_mask, unpack_mask
 from ...artifacts.publish import sync, write_atomically
+from ...evaluate import Perplexity
 from .layers import Layer
 from .result import BlockResult, LayerResult
 
@@ -70,6 +72,16 @@ class BlockStore:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DamagedArtifactError(f"{path} is damaged ({error}); delete it to prune the block again") from error
         return masks, result
+
+    def recall(self, ids_BS: Tensor, measure: Callable[[Tensor], Perplexity]) -> Perplexity:
+        """What was measured of the dense model on a text, or what is now; a run that goes on need not measure again."""
+        path = self.folder / f"dense-{hashlib.sha256(ids_BS.numpy().tobytes()).hexdigest()[:16]}.json"
+        if not path.is_file():
+            write_atomically(path, json.dumps(asdict(measure(ids_BS))) + "\n")
+        try:
+            return Perplexity(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise DamagedArtifactError(f"{path} is damaged ({error}); delete it to measure again") from error
 
     def remove(self) -> None:
         """Delete all of it, and the folder above where nothing else is in it."""
