@@ -3,8 +3,8 @@
 Legend: N out_features, K in_features.
 
 A folder holds `run.json`, which says what the run is of; a safetensors file for each finished block: `weight.<layer>`
-as the layer holds it, `mask.<layer>` packed, and the block's figures as metadata; and `dense-*.json`, the dense
-model's perplexity of a text. Files appear whole or not at all.
+as the layer holds it, `mask.<layer>` packed, and the block's figures as metadata; and `dense-*.json`, the dense model's
+perplexity of a text. Files appear whole or not at all.
 """
 
 import hashlib
