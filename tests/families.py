@@ -1,7 +1,12 @@
 """Tiny models with random weights of every family, and of every variant of a part that a family may have."""
 
+from pathlib import Path
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from hebbline.architectures import check_fits, describe, pin_frequencies, use_linear_layers
+from hebbline.export.graph import SourceModel
 
 SIZES = {
     "hidden_size": 64,
@@ -142,3 +147,18 @@ def randomise(model, density=0.4):
             values.normal_(0, 0.15).mul_(torch.rand_like(values) < density)
         elif values.ndim == 1:
             values.add_(torch.empty_like(values).normal_(0, 0.2))
+
+
+def source_of(model):
+    """The model as export reads it."""
+    use_linear_layers(model)
+    decoder = describe(model.config)
+    check_fits(decoder, model)
+    pin_frequencies(model, decoder)
+    tied = model.get_parameter(f"{decoder.head}.weight") is model.get_parameter(f"{decoder.embedding}.weight")
+    masks = {
+        name: module.weight.detach().numpy() != 0
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not (tied and name == decoder.head)
+    }
+    return SourceModel(Path("model"), model, decoder, masks, masks_stored=True, manifest=None, eos_token_ids=())

@@ -1,14 +1,11 @@
 """Every family and variant, as torch computes it, against both graphs of ONNX Runtime and the one for TensorRT."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, make_model
+from families import FAMILIES, make_model, source_of
 
-from hebbline.architectures import check_fits, describe, pin_frequencies, use_linear_layers
-from hebbline.export.graph import SourceModel, StockAttention, WeightFile, build_decoder, save_graph
+from hebbline.export.graph import StockAttention, WeightFile, build_decoder, save_graph
 from hebbline.export.tensorrt.decoder import build_static_decoder
 from hebbline.export.tensorrt.parity import OnnxStepExecutor
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
@@ -17,20 +14,6 @@ from hebbline.serve.engine.static_cache import StaticCacheRunner, StepLimits
 
 TOKENS = 40
 """Past the windows and the original contexts of the variants, and over two borders of the cache's blocks."""
-
-
-def source_of(model):
-    use_linear_layers(model)
-    decoder = describe(model.config)
-    check_fits(decoder, model)
-    pin_frequencies(model, decoder)
-    tied = model.get_parameter(f"{decoder.head}.weight") is model.get_parameter(f"{decoder.embedding}.weight")
-    masks = {
-        name: module.weight.detach().numpy() != 0
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not (tied and name == decoder.head)
-    }
-    return SourceModel(Path("model"), model, decoder, masks, masks_stored=True, manifest=None, eos_token_ids=())
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
