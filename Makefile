@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.10 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-KERNELS := $(shell find kernels -name "*.cpp" -o -name "*.h" -o -name "*.inc")
+KERNELS := $(shell find cmake kernels train/native -name "*.cmake" -o -name "*.cpp" -o -name "*.h" -o -name "*.inc")
 
 .PHONY: demo test gpu-check lint clean
 .DELETE_ON_ERROR:

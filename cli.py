@@ -9,6 +9,7 @@ from .console import fail
 
 COMMANDS = {
     "train": ("train", "train a sparse model from a recipe"),
+    "prune": ("prune", "make a pretrained model sparse on a calibration text"),
     "export": ("export", "turn a trained model into a sparse ONNX artifact"),
     "pack": ("pack", "pack the zeros of any ONNX file"),
     "serve": ("serve", "serve an artifact over gRPC with Triton Inference Server"),

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoints import check_plain_checkpoint
+from .checkpoints import check_checkpoint
 from .errors import InputError
 from .manifest import MANIFEST_FILE, Manifest, read_manifest
 from .masks import MASKS_FILE, load_masks
-
-TOKENIZER_FILE = "tokenizer.json"
+from .tokenizer_files import check_tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,10 @@ def open_model_directory(path: Path) -> ModelDirectory:
         raise InputError(f"{path} is not a directory")
     if not (path / "config.json").is_file():
         raise InputError(f"{path} is not a model directory: it has no config.json")
-    if not (path / TOKENIZER_FILE).is_file():
-        raise InputError(f"{path} has no {TOKENIZER_FILE}; save the model's fast tokenizer beside it")
+    check_tokenizer(path)
     manifest = read_manifest(path) if (path / MANIFEST_FILE).is_file() else None
     if manifest is not None and manifest.kind != "model":
         raise InputError(f"{path} holds an artifact of kind '{manifest.kind}', not a model")
-    check_plain_checkpoint(path)
+    check_checkpoint(path)
     masks = load_masks(path / MASKS_FILE) if (path / MASKS_FILE).is_file() else None
     return ModelDirectory(path, manifest, masks)

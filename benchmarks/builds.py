@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..architectures import describe
 from ..artifacts import InputError
 from ..export.graph import (
     HeadForm,
@@ -25,7 +26,7 @@ from ..export.graph import (
     StockAttention,
     VarlenAttention,
     WeightFile,
-    build_llama,
+    build_decoder,
     load_source,
     save_graph,
 )
@@ -129,14 +130,14 @@ def _random_model(name: str, density: float, context: int) -> SourceModel:
     }
     if not config.tie_word_embeddings:
         masks["lm_head"] = np.ones(tuple(model.lm_head.weight.shape), bool)
-    return SourceModel(Path(name), model, masks, masks_stored=True, manifest=None, eos_token_ids=())
+    return SourceModel(Path(name), model, describe(config), masks, masks_stored=True, manifest=None, eos_token_ids=())
 
 
 def _build_dense(source: SourceModel, variant: Variant, folder: Path) -> None:
     dense = replace(source, masks={name: np.ones_like(mask) for name, mask in source.masks.items()})
     path = folder / MODEL_FILE
     with WeightFile(folder / "weights") as weights:
-        save_graph(build_llama(dense, weights, StockAttention()), path)
+        save_graph(build_decoder(dense, weights, StockAttention()), path)
     if variant.bits < 32:
         model = nbits_model(_with_head_as_matmul(onnx.load(path)), variant.bits)
         (folder / "weights").unlink()
@@ -161,4 +162,4 @@ def _with_head_as_matmul(model: onnx.ModelProto) -> onnx.ModelProto:
 def _build_sparse(source: SourceModel, variant: Variant, folder: Path) -> None:
     with WeightFile(folder / "weights", variant.values, Aim(model_bytes=source.dense_bytes)) as weights:
         head: HeadForm = "int8" if variant.int8_head else "packed"
-        save_graph(build_llama(source, weights, VarlenAttention(), head), folder / MODEL_FILE)
+        save_graph(build_decoder(source, weights, VarlenAttention(), head), folder / MODEL_FILE)

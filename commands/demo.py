@@ -156,8 +156,8 @@ def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
 
 def _stream(client: "Client") -> "Chunk":
     """Show a completion as it comes, and its speed; returns all of it."""
+    from ..serve.generation import join_chunks
     from ..serve.sampling import SamplingParameters
-    from ..serve.triton.protocol import join_chunks
 
     whole, arrivals = None, []
     console.print(f"[bold]{PROMPT}[/bold]", end="")

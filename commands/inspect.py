@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ..artifacts import LayerFacts, Manifest, read_manifest
-from ..artifacts.checkpoints import check_plain_checkpoint
+from ..artifacts.checkpoints import check_checkpoint
 from ..artifacts.manifest import MANIFEST_FILE
 from ..console import Parser, console, print_json
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     values = parser.parse_args(arguments)
     if (values.path / "config.json").is_file() and not (values.path / MANIFEST_FILE).is_file():
-        check_plain_checkpoint(values.path)  # names the tool that wrote it
+        check_checkpoint(values.path)  # names the tool that wrote it
     manifest = read_manifest(values.path)
     if values.json:
         print_json(asdict(manifest))

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     from ..export.foreign.options import OBJECTIVES, VALUES
 
     parser = Parser(prog="hebbline pack", description="Pack the zeros in the linear layers of any ONNX file.")
-    parser.add_argument("model", type=Path, help="an ONNX file, opset 13 or newer; it is never changed")
+    parser.add_argument("model", type=Path, help="an ONNX file, opset 7 or newer; it is never changed")
     parser.add_argument("--out", type=Path, required=True, help="where to publish the packed model and its report")
     parser.add_argument(
         "--values",
@@ -66,7 +66,7 @@ def _show(report: "PackReport", out: Path) -> None:
 
     table = Table("layer", "shape", "density", "layout", "reason")
     for layer in report.layers:
-        shape = "" if layer.out_features is None else f"{layer.out_features}x{layer.in_features}"
+        shape = "x".join(map(str, layer.shape))
         density = "" if layer.density is None else f"{layer.density:.4f}"
         # Names come from the file, and could hold the markup of the terminal library.
         table.add_row(escape(layer.name), shape, density, layer.layout, escape(layer.explained))

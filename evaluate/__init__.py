@@ -1,6 +1,6 @@
 """Evaluation: the same code over a torch model, an exported artifact, and a served model."""
 
-from .perplexity import Perplexity, perplexity, token_windows
+from .perplexity import Perplexity, Window, perplexity, stream_perplexity, stream_windows, token_windows
 from .targets import Target, open_target
 from .tasks import Score, recipe_of, score_task
 
@@ -8,9 +8,12 @@ __all__ = [
     "Perplexity",
     "Score",
     "Target",
+    "Window",
     "open_target",
     "perplexity",
     "recipe_of",
     "score_task",
+    "stream_perplexity",
+    "stream_windows",
     "token_windows",
 ]

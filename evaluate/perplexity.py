@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,52 @@ class Perplexity:
     value: float
     tokens: int
     seconds: float
+
+
+class Window(NamedTuple):
+    """Tokens to score: the last `predicted` of `ids` count, those before them are only read."""
+
+    ids: Sequence[int]
+    predicted: int
+
+
+def stream_windows(token_ids: Sequence[int], window: int, stride: int) -> list[Window]:
+    """Windows over one stream of tokens, in order, that together predict each token after the first at most once.
+
+    This is how perplexity on a whole text such as WikiText-2 is published: window `i` begins at `i * stride`, and of
+    its tokens those count that no window before it held. With `stride` equal to `window` they do not overlap, and the
+    first token of each is given, not predicted (the form of the papers on pruning and quantisation, with windows of
+    2048); a smaller stride gives every predicted token at least `window - stride` tokens to be predicted from.
+
+    Args:
+        token_ids: the whole text.
+        window: the most tokens of a window, at least 2 and at most the model's context.
+        stride: tokens from the beginning of one window to that of the next, from 1 to `window`.
+
+    Raises:
+        InputError: a window or a stride outside these bounds, or a text of fewer than two tokens.
+    """
+    if window < 2:
+        raise InputError(f"a window of {window} tokens predicts none; it takes at least 2")
+    if not 1 <= stride <= window:
+        raise InputError(f"a stride of {stride} tokens is outside [1, {window}], the window")
+    if len(token_ids) < 2:
+        raise InputError(f"the text has {len(token_ids)} tokens; to score one it takes at least 2")
+    windows, seen = [], 0
+    for start in range(0, len(token_ids), stride):
+        ids = token_ids[start : start + window]
+        predicted = min(start + len(ids) - seen, len(ids) - 1)
+        if predicted > 0:
+            windows.append(Window(ids, predicted))
+        seen = start + len(ids)
+        if seen == len(token_ids):
+            break
+    return windows
+
+
+def stream_perplexity(windows: Iterable[Window], scorer: Scorer) -> Perplexity:
+    """Perplexity over the predicted tokens of `stream_windows`."""
+    return _summary(scorer(window.ids)[-window.predicted :] for window in windows)
 
 
 def token_windows(

@@ -4,16 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..artifacts import InputError, read_manifest
-from ..artifacts.checkpoints import check_weights_fit
+from ..artifacts.checkpoints import load_model
 from ..artifacts.manifest import MANIFEST_FILE
-from ..artifacts.model_directory import TOKENIZER_FILE, open_model_directory
+from ..artifacts.model_directory import open_model_directory
+from ..artifacts.tokenizer_files import read_tokenizer
 from ..serve.engine.onnxruntime import OnnxRunner
 from ..serve.engine.scoring import log_probs, token_log_probs
 from .perplexity import Scorer
@@ -56,28 +56,18 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     """A model directory, through transformers and torch in float32."""
     import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     open_model_directory(path)
-    logging.disable_progress_bar()
     if threads:
         torch.set_num_threads(threads)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise InputError(f"{path}: the model cannot be loaded: {' '.join(str(error).split())}") from error
-    model, found = loaded
-    check_weights_fit(str(path), found)
-    model.eval()
+    model = load_model(AutoModelForCausalLM, path).model.eval()
 
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
         with torch.inference_mode():
             logits_SV = model(torch.tensor([list(ids_S)])).logits[0].numpy()
         return token_log_probs(logits_SV[:-1], ids_S[1:])
 
-    return Target("torch", _tokenizer(path), _eos_token_id(path), model.config.max_position_embeddings, score)
+    return Target("torch", read_tokenizer(path), _eos_token_id(path), model.config.max_position_embeddings, score)
 
 
 def _artifact(path: Path, threads: int | None) -> Target:
@@ -86,7 +76,7 @@ def _artifact(path: Path, threads: int | None) -> Target:
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
         return log_probs(runner, ids_S)
 
-    return Target("onnxruntime", _tokenizer(path), _eos_token_id(path), runner.context_length, score)
+    return Target("onnxruntime", read_tokenizer(path), _eos_token_id(path), runner.context_length, score)
 
 
 def _served(address: str, tokenizer: Path | None) -> Target:
@@ -99,13 +89,7 @@ def _served(address: str, tokenizer: Path | None) -> Target:
     client = Client(address)
     client.wait_ready(timeout=2)
     context_length = _context_length(tokenizer)
-    return Target("triton", _tokenizer(tokenizer), _eos_token_id(tokenizer), context_length, client.log_probs)
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    if not (path / TOKENIZER_FILE).is_file():
-        raise InputError(f"{path} has no {TOKENIZER_FILE}")
-    return Tokenizer.from_file(str(path / TOKENIZER_FILE))
+    return Target("triton", read_tokenizer(tokenizer), _eos_token_id(tokenizer), context_length, client.log_probs)
 
 
 def _eos_token_id(path: Path) -> int | None:

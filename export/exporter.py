@@ -11,8 +11,8 @@ from typing import Literal
 import onnxruntime
 
 from ..artifacts import InputError, KvFormat, Manifest, publish
-from ..artifacts.model_directory import TOKENIZER_FILE
 from ..artifacts.publish import check_target
+from ..artifacts.tokenizer_files import publish_tokenizer
 from ..kernels import register
 from ..kernels.cost import check_isa
 from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
@@ -25,7 +25,7 @@ from .graph import (
     StockAttention,
     VarlenAttention,
     WeightFile,
-    build_llama,
+    build_decoder,
     load_source,
     save_graph,
 )
@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 
 
 def export_model(
-    model_directory: Path,
-    out: Path,
+    model_directory: str | Path,
+    out: str | Path,
     progress: Callable[[str], None] = lambda stage: None,
     *,
     values: str = "float32",
@@ -60,7 +60,7 @@ def export_model(
     passes: PassOptions = NO_PASSES,
     for_isa: str | None = None,
 ) -> ExportReport:
-    """Export a Llama directory to sparse ONNX, and publish it where it agrees with torch.
+    """Export a model directory to sparse ONNX, and publish it where it agrees with torch.
 
     The artifact has two graphs over one file of weights: one of stock ops for any ONNX Runtime, and one for the op
     library of this installation. Both must pass the parity gate. Without the library there is only the first, since
@@ -83,16 +83,17 @@ def export_model(
         `kv_cache` needs the op library and there is none; CheckError: parity failed, or rounding costs too much.
         Nothing is published then.
     """
-    check_target(out)
+    target = Path(out)
+    check_target(target)
     if for_isa is not None:
         check_isa(for_isa)
     progress("reading the model")
-    source = load_source(model_directory)
+    source = load_source(Path(model_directory))
     packed, pass_reports = run_passes(source, passes, progress)
     return export_packed(
         source,
         packed,
-        out,
+        target,
         progress,
         values=values,
         lm_head=lm_head,
@@ -143,8 +144,8 @@ def export_packed(
             runners = {graph.file: partial(graph.open, built, kv_cache) for graph in published}
             quality = measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
             report = replace(report, quality=quality)
-        write_reports(staging, report, packed.masks)
-        shutil.copyfile(source.path / TOKENIZER_FILE, staging / TOKENIZER_FILE)
+        write_reports(staging, report, packed.projection_masks())
+        publish_tokenizer(source.path, staging)
         publication.finish(_manifest(packed, weights, kv_cache))
     return report
 
@@ -160,7 +161,7 @@ class _Built:
     def cells(self) -> dict[str, int]:
         """The possible links of each projection that is not dense."""
         choices = self.weights.choices.items()
-        return {name: self.packed.masks[name].size for name, choice in choices if choice.layout is not None}
+        return {name: self.packed.mask(name).size for name, choice in choices if choice.layout is not None}
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _build(
     progress("packing the layers")
     with WeightFile(directory / DATA_FILE, values, Aim(for_isa, packed.dense_bytes)) as weights:
         for graph in graphs:
-            save_graph(build_llama(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
+            save_graph(build_decoder(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
     return weights
 
 
@@ -267,7 +268,7 @@ def _worst(figures: Sequence[ParityFigures]) -> ParityFigures:
 
 
 def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, staging: Path) -> ExportReport:
-    layers = [layer_report(name, source.masks[name], choice) for name, choice in weights.choices.items()]
+    layers = [layer_report(name, source.mask(name), choice) for name, choice in weights.choices.items()]
     file_bytes = sum(path.stat().st_size for path in staging.iterdir())
     return ExportReport(
         source=source.path.name,

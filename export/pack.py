@@ -31,7 +31,7 @@ def pack(
     ONNX runtime. While at work, temporary files beside `out_dir` take about the size of the original.
 
     Args:
-        onnx_path: opset 13 or newer.
+        onnx_path: opset 7 or newer; before 13 it is converted.
         out_dir: a new directory, or one that hebbline published before.
         values, min_speedup, autotune, objective, calibration, for_isa: see `PackOptions`.
         progress: told each stage as it begins.

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ..artifacts import CheckError
-from ..artifacts.model_directory import TOKENIZER_FILE
+from ..artifacts.tokenizer_files import read_tokenizer
 from ..evaluate import Perplexity, perplexity, token_windows
 from ..serve.engine.scoring import scored_chunk, token_log_probs
 from .reference import torch_logits
@@ -86,11 +85,11 @@ def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int)
 
     texts = load_documents(PYTHON_SOURCE, 0.05).validation
     length = min(_WINDOW, context_length)
-    return token_windows(Tokenizer.from_file(str(tokenizer / TOKENIZER_FILE)), texts, eos_token_id, length, _WINDOWS)
+    return token_windows(read_tokenizer(tokenizer), texts, eos_token_id, length, _WINDOWS)
 
 
 def measure_quality(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     runners: Mapping[str, Callable[[], AnyRunner]],
     windows_WS: Sequence[list[int]],
     rounding: Rounding,

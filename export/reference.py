@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 _WIDENED_BYTES = 64 << 20
 """Of a weight, so many bytes at a time are in float64."""
@@ -20,7 +20,7 @@ _WIDENED_BYTES = 64 << 20
 class TorchReference:
     """The answers of a float32 model, each computed once: all graphs of an artifact are held against the same ones."""
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._known: dict[tuple[object, ...], Any] = {}
 
@@ -42,13 +42,13 @@ class TorchReference:
         return self._known[key]
 
 
-def torch_logits(model: LlamaForCausalLM, ids_S: Sequence[int]) -> NDArray[np.float32]:
+def torch_logits(model: PreTrainedModel, ids_S: Sequence[int]) -> NDArray[np.float32]:
     """The logits [S, V] of a whole sequence."""
     with torch.inference_mode():
         return model(torch.tensor([list(ids_S)])).logits[0].numpy()
 
 
-def torch_greedy(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
+def torch_greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
     """The `count` tokens that torch generates greedily, and the least margin between its two best logits."""
     ids, margin, cache = list(prompt), float("inf"), None
     step = torch.tensor([ids])
@@ -63,7 +63,7 @@ def torch_greedy(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> 
     return ids[len(prompt) :], margin
 
 
-def float32_rounding(model: LlamaForCausalLM, ids_S: Sequence[int]) -> float:
+def float32_rounding(model: PreTrainedModel, ids_S: Sequence[int]) -> float:
     """Largest difference between the logits of a float32 model and of the same weights in float64.
 
     The weights stay as they are: each is widened as it is used, a part at a time.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ..artifacts import CheckError
 from .reference import TorchReference, float32_rounding, torch_greedy
@@ -59,7 +59,7 @@ class ParityFigures:
         return asdict(self)
 
 
-def check_parity(model: LlamaForCausalLM, runner: AnyRunner, progress: Callable[[str], None]) -> ParityFigures:
+def check_parity(model: PreTrainedModel, runner: AnyRunner, progress: Callable[[str], None]) -> ParityFigures:
     """`check_against` a model, in float32, of which there is one runner."""
     return check_against(TorchReference(model), runner, progress)
 

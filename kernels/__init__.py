@@ -3,6 +3,7 @@
 # Nothing of ours is imported at the top: in the root of a checkout this folder is also importable as `kernels`, the
 # name of a library that transformers looks for and imports wherever it finds it.
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,28 @@ def library_path() -> Path:
         if not Path(override).is_file():
             raise InputError(f"{OVERRIDE}={override}: no such file; unset it to use the installed library")
         return Path(override)
-    # An editable installation has the sources in one place and what was built in another.
-    for directory in __path__:
-        if (path := Path(directory) / LIBRARY_FILE).is_file():
+    return find_library(LIBRARY_FILE, __path__)
+
+
+def find_library(file: str, directories: Iterable[str]) -> Path:
+    """Path of a native library of ours, in the first of a package's directories that holds it.
+
+    An editable installation has the sources in one place and what was built in another.
+
+    Args:
+        file: its name.
+        directories: `__path__` of the package that the library belongs to.
+
+    Raises:
+        InputError: none of them holds it.
+    """
+    from ..artifacts.errors import InputError
+
+    places = [Path(directory) / file for directory in directories]
+    for path in places:
+        if path.is_file():
             return path
-    raise InputError(f"{LIBRARY_FILE} is not beside {__file__}; reinstall hebbline, which builds it")
+    raise InputError(f"{file} is not in {places[0].parent}; reinstall hebbline, which builds it")
 
 
 def register(options: "onnxruntime.SessionOptions") -> None:

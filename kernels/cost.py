@@ -11,8 +11,8 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 
+from ..artifacts.scales import group_count
 from . import library_path
-from .groups import group_count
 
 TERMS = (
     "call",

@@ -1,7 +1,7 @@
 """One request from prompt to finish: what is asked, what comes back, and the state in between. It knows no slots."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,18 @@ class Chunk:
     num_output_tokens: int = 0
     prompt_log_probs: tuple[float, ...] | None = None
     cumulative_log_prob: float | None = None
+
+
+def join_chunks(first: Chunk | None, second: Chunk) -> Chunk:
+    """Two consecutive chunks of a request as one."""
+    if first is None:
+        return second
+    return replace(
+        second,
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        log_probs=first.log_probs + second.log_probs,
+    )
 
 
 class Generation:

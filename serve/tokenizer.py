@@ -7,8 +7,8 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from ..artifacts import InputError
+from ..artifacts.tokenizer_files import read_tokenizer
 
-TOKENIZER_FILE = "tokenizer.json"
 NORMALIZED_SHRINKAGE = 4
 """The most UTF-8 bytes that a Unicode normal form or lower case can make one of: U+1D433 (4) becomes z (1) in NFKC."""
 _KEEPS_TEXT = ("ByteLevel", "Digits", "Metaspace", "Split", "Punctuation", "UnicodeScripts")
@@ -21,11 +21,7 @@ def load_tokenizer(artifact: Path) -> Tokenizer:
     Raises:
         InputError: the file is missing, or is no tokenizer.
     """
-    path = artifact / TOKENIZER_FILE
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path}: cannot read the tokenizer: {error}") from error
+    tokenizer = read_tokenizer(artifact)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

@@ -38,7 +38,7 @@ _COLUMNS: dict[str, Callable[[Measures], str]] = {
     "power law of outputs": lambda found: _law(found.output_power_law),
     "power law of inputs": lambda found: _law(found.input_power_law),
 }
-_STYLE = (
+STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
     "th,td{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}"
     "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
@@ -76,17 +76,17 @@ def training_report(trained: Trained, facts: Mapping[str, Any], graphs: Mapping[
     )
     measures = {when: _plain(found) for when, found in graphs.items()}
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hebbline training report</title><style>{_STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>hebbline training report</title><style>{STYLE}</style></head><body>
 <h1>Training report</h1>
 <table>{figures}</table>
 <h2>Course</h2>
-{_image(_plot_curves(trained.log), "curves of the training log")}
+{image(_plot_curves(trained.log), "curves of the training log")}
 <h2>Graphs after training</h2>
 {_table(graphs["final"])}
 <h2>Graphs before training</h2>
 {_table(graphs["initial"])}
 <h2>Degrees</h2>
-{_image(_plot_degrees(trained.initial_masks, trained.masks), "degree distributions")}
+{image(_plot_degrees(trained.initial_masks, trained.masks), "degree distributions")}
 <script type="application/json" id="measures">{json.dumps(measures).replace("<", "")}</script>
 </body></html>
 """
@@ -155,7 +155,8 @@ def _plot_degrees(initial: Mapping[str, Tensor], final: Mapping[str, Tensor]) ->
     return figure
 
 
-def _image(figure: Any, description: str) -> str:
+def image(figure: Any, description: str) -> str:
+    """An HTML image of a matplotlib figure."""
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=110)
     return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'

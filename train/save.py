@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
@@ -21,7 +22,7 @@ LOG_FILE = "training.jsonl"
 
 
 def save_model_directory(
-    out: Path,
+    out: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     masks: Mapping[str, Tensor],
@@ -59,7 +60,7 @@ def save_model_directory(
     _check_weights(model, masks, weights)
     arrays = {name: mask_NK.cpu().numpy() for name, mask_NK in masks.items()}
     transformers_logging.disable_progress_bar()
-    with publish(out) as publication:
+    with publish(Path(out)) as publication:
         directory = publication.directory
         model.save_pretrained(directory, state_dict=None if weights is None else dict(weights))
         if tokenizer is not None:
@@ -83,6 +84,8 @@ def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mappi
             raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
         weight_NK = layer.weight if weights is None else weights[f"{name}.weight"]
         assert isinstance(weight_NK, Tensor)
+        if isinstance(layer, Conv1D):  # holds its weight as [K, N]
+            weight_NK = weight_NK.T
         off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
         if off:
             raise CheckError(

@@ -7,9 +7,10 @@ bodies see their own inputs only.
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 FunctionKey = tuple[str, str, str]
 """Domain, name and overload of a model-local function."""
@@ -21,7 +22,8 @@ class Body:
 
     `title` is where it is, in words ("" for the main graph); `nodes` are its nodes when it was read, and their places
     in this list are their identity; `producers` maps a value to the place of the node that writes it;
-    `sparse_names` are initializers in ONNX's own sparse form.
+    `sparse_initializers` are those in ONNX's own sparse form; `folded` are weights that constant nodes compute, from
+    `folding`.
     """
 
     proto: GraphProto | FunctionProto
@@ -32,7 +34,8 @@ class Body:
     inputs: frozenset[str] = field(init=False)
     outputs: frozenset[str] = field(init=False)
     producers: dict[str, int] = field(init=False)
-    sparse_names: frozenset[str] = field(init=False)
+    sparse_initializers: dict[str, SparseTensorProto] = field(init=False)
+    folded: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         proto = self.proto
@@ -42,9 +45,9 @@ class Body:
             self.initializers = {tensor.name: tensor for tensor in proto.initializer}
             self.inputs = frozenset(value.name for value in proto.input)
             self.outputs = frozenset(value.name for value in proto.output)
-            self.sparse_names = frozenset(tensor.values.name for tensor in proto.sparse_initializer)
+            self.sparse_initializers = {tensor.values.name: tensor for tensor in proto.sparse_initializer}
         else:
-            self.initializers, self.sparse_names = {}, frozenset()
+            self.initializers, self.sparse_initializers = {}, {}
             self.inputs, self.outputs = frozenset(proto.input), frozenset(proto.output)
 
     @property
@@ -59,7 +62,8 @@ class Body:
 
     def defines(self, name: str) -> bool:
         """Whether a value of this name is made here."""
-        return name in self.producers or name in self.initializers or name in self.inputs or name in self.sparse_names
+        places = (self.producers, self.initializers, self.inputs, self.sparse_initializers)
+        return any(name in place for place in places)
 
     def find(self, name: str) -> "Body | None":
         """The body that defines a value visible here, or None."""

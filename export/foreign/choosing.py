@@ -14,6 +14,7 @@ from ...kernels.cost import BASELINE, predict
 from ..layouts import LAYOUTS, Aim, BitmaskLayout, BlockLayout, Choice, CsrLayout, Layout, choose_layout
 from ..layouts.block import whole_blocks
 from ..layouts.choose import HERE, LATENCY_TOKENS, THROUGHPUT_TOKENS, predictable_isa
+from ..layouts.values import Float16Values
 from .options import PackOptions
 
 TOKENS = {"latency": LATENCY_TOKENS, "throughput": THROUGHPUT_TOKENS, "size": LATENCY_TOKENS}
@@ -58,6 +59,7 @@ def decide(
     stays: str | None,
     options: PackOptions,
     measure: Measure | None,
+    values: str = "",
     aim: Aim = HERE,
 ) -> Decision:
     """Choose for one weight.
@@ -68,16 +70,18 @@ def decide(
         stays: what else reads the dense weight, so that it stays in the file; None where nothing does.
         options: of the whole run.
         measure: times candidates; None asks the cost model.
+        values: how weights are stored, where it is not what the options say: `HALF`.
         aim: what the cost model predicts for.
     """
+    values = values or options.values
     if weight_NK.size == 0:
         return Decision(None, stored_bytes, "left: one of its dimensions is 0")
     links = int(np.count_nonzero(mask_NK))
     if links == weight_NK.size:
         return Decision(None, stored_bytes, "left: none of its weights is zero")
-    if options.values != "float32" and not np.isfinite(weight_NK).all():
-        return Decision(None, stored_bytes, f"left: it has infinite or NaN weights, which {options.values} cannot hold")
-    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure, aim)
+    if values not in ("float32", HALF) and not np.isfinite(weight_NK).all():
+        return Decision(None, stored_bytes, f"left: it has infinite or NaN weights, which {values} cannot hold")
+    layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure, values, aim)
     if layout is None:
         return Decision(None, stored_bytes, reason, times)
     return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
@@ -85,11 +89,15 @@ def decide(
 
 STRUCTURES = (BitmaskLayout, CsrLayout, BlockLayout)
 """Those that the op library computes on a CPU."""
+HALF = "float16"
+"""The values of weights that a file holds in float16, where the weights are asked for as they are."""
+HALF_LAYOUTS: tuple[Layout, ...] = tuple(structure(Float16Values()) for structure in STRUCTURES)
 
 
 def candidates(mask_NK: NDArray[np.bool_], values: str) -> list[Layout]:
     """The layouts that can hold this mask with these values; blocks only where the mask is made of whole ones."""
-    fitting = [layout for layout in LAYOUTS.values() if isinstance(layout, STRUCTURES) and layout.values.name == values]
+    known = (*LAYOUTS.values(), *HALF_LAYOUTS)
+    fitting = [layout for layout in known if isinstance(layout, STRUCTURES) and layout.values.name == values]
     return [
         layout
         for layout in fitting
@@ -103,11 +111,12 @@ def _candidate(
     links: int,
     options: PackOptions,
     measure: Measure | None,
+    values: str,
     aim: Aim,
 ) -> tuple[Layout | None, int, Times | None, str]:
     """The best layout by measurement or by the cost model, with bytes, times and reason."""
     out_features, in_features = weight_NK.shape
-    layouts = candidates(mask_NK, options.values)
+    layouts = candidates(mask_NK, values)
     sizes = {layout.name: layout.packed_bytes(out_features, in_features, links) for layout in layouts}
     if measure is not None:
         layout, measured, reason = measure(weight_NK, mask_NK, layouts)
@@ -116,12 +125,16 @@ def _candidate(
         out_features,
         in_features,
         links,
-        values=options.values,
+        values="float32" if values == HALF else values,
         objective=options.objective,
         whole_blocks=any(isinstance(layout, BlockLayout) for layout in layouts),
         aim=aim,
     )
-    return choice.layout, choice.packed_bytes, _predicted_times(choice, options, aim), choice.reason
+    times = _predicted_times(choice, options, aim)
+    if choice.layout is None or values != HALF:
+        return choice.layout, choice.packed_bytes, times, choice.reason
+    smallest = min(layouts, key=lambda layout: sizes[layout.name])
+    return smallest, sizes[smallest.name], times, f"{smallest.name}: {choice.reason}"
 
 
 def _predicted_times(choice: Choice, options: PackOptions, aim: Aim) -> Times | None:
@@ -139,8 +152,8 @@ def _check(decision: Decision, stored_bytes: int, stays: str | None, options: Pa
     if size >= stored_bytes:
         kept = f"left: packed it would take {size:,} bytes, the file holds it in {stored_bytes:,}"
         return Decision(None, stored_bytes, kept, times)
-    if options.objective == "size" and stays is not None:
-        return Decision(None, stored_bytes, f"left: {stays}, so that packing adds {size:,} bytes", times)
+    if stays is not None:
+        return Decision(None, stored_bytes, f"left: {stays}, so that packing would add {size:,} bytes", times)
     if times is not None and times.speedup < options.min_speedup:
         kept = f"left: its speed-up {times.speedup:.2f} is below {options.min_speedup:g} ({decision.reason})"
         return Decision(None, stored_bytes, kept, times)

@@ -8,7 +8,6 @@ the difference between the two is the measure, where it is more than a small fix
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from onnx import ModelProto
 
 from ...artifacts import CheckError, InputError
 from .inputs import NoInputsError, input_attempts
+from .isolation import run_isolated
 
 TOLERANCE = 1e-4
 """Largest difference allowed, over the largest magnitude of an output."""
@@ -36,7 +36,6 @@ ROUNDING_OPS = frozenset(
 """Operators that can turn a difference in the last bit into a whole step."""
 ROUNDING_SHARE = 0.05
 _FEEDS = 2
-_SECONDS = 1800
 _RUNNER = Path(__file__).with_name("model_runs.py")
 _UNKNOWN_OP = ("not a registered function/op", "NOT_IMPLEMENTED", "No opset import for domain")
 
@@ -105,6 +104,7 @@ def compare_models(
     if library is not None:
         models.append((packed, True, library))
     answer = run_models(source, models, attempts, scratch)
+    _forget_paths(answer, {original: source, packed: source})
     first = answer["models"][0]
     if first["load_error"] and not any(text in first["error"] for text in _UNKNOWN_OP):
         raise InputError(f"{source}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_line(first['error'])}")
@@ -193,14 +193,10 @@ def run_models(
         "out": str(scratch),
     }
     (scratch / "request.json").write_text(json.dumps(request))
-    # With the packages of this process and nothing else: neither the working directory nor the script's own.
-    packages = [path for path in sys.path if path]
-    start = f"import runpy, sys; sys.path[:] = {packages!r}; runpy.run_path({str(_RUNNER)!r}, run_name='__main__')"
-    command = [sys.executable, "-I", "-c", start, str(scratch / "request.json")]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = run_isolated(_RUNNER, str(scratch / "request.json"))
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{source}: the model did not finish within {_SECONDS} s on small inputs") from error
+        raise InputError(f"{source}: the model did not finish within {error.timeout:.0f} s on small inputs") from error
     if done.returncode != 0:
         raise _died(source, models, done)
     answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text())
@@ -278,6 +274,14 @@ def _share_off(actual: list[NDArray], expected: list[NDArray], allowed: float) -
 
 def _not_compared(reason: str) -> EndToEnd:
     return EndToEnd(None, None, None, None, None, 0, f"{reason}; every layer was verified alone")
+
+
+def _forget_paths(answer: dict[str, Any], shown: dict[Path, Path]) -> None:
+    """Put the user's file where messages name a temporary one."""
+    for path, instead in shown.items():
+        answer["errors"] = [error.replace(str(path), str(instead)) for error in answer["errors"]]
+        for result in answer["models"]:
+            result["error"] = result["error"] and result["error"].replace(str(path), str(instead))
 
 
 def _line(text: str | None) -> str:

@@ -18,11 +18,12 @@ from onnx import GraphProto, ModelProto, NodeProto
 from ...artifacts import InputError
 from .bodies import Body, FunctionKey, all_bodies, function_key, node_title, subgraphs
 from .files import DataDirectory, quoted, read_model_bytes
+from .sparse_tensors import check_sparse, sparse_tensors_of_nodes
 from .tensors import check_tensor, tensors_of_nodes
 
-OLDEST_OPSET = 13
-OLDEST_IR = 4
-"""Before it every initializer was also an input that the caller could replace."""
+OLDEST_CONVERTED_OPSET = 7
+"""What ONNX Runtime still runs; `conversion` brings it to the oldest opset that packed ops can be written for."""
+OLDEST_IR = 3
 MAX_CALL_DEPTH = 64
 MAX_EXPANDED_NODES = 500_000
 """Nodes that the calls of functions may add up to: each level can double them."""
@@ -90,10 +91,10 @@ def _check_header(path: Path, proto: ModelProto) -> None:
         raise InputError(f"{path} is not an ONNX model: it has no graph, or one without nodes")
     if proto.ir_version < OLDEST_IR:
         raise InputError(f"{path}: IR version {proto.ir_version} is older than {OLDEST_IR}; export the model again")
-    if standard_opset(proto) < OLDEST_OPSET:
+    if standard_opset(proto) < OLDEST_CONVERTED_OPSET:
         raise InputError(
-            f"{path}: opset {standard_opset(proto)} is older than {OLDEST_OPSET}; convert it first, as with "
-            "onnx.version_converter"
+            f"{path}: opset {standard_opset(proto)} is older than {OLDEST_CONVERTED_OPSET}, which ONNX Runtime cannot "
+            "run; export the model again"
         )
     if proto.training_info:
         raise InputError(f"{path} holds a training graph; export the model for inference")
@@ -102,19 +103,18 @@ def _check_header(path: Path, proto: ModelProto) -> None:
 def _check_tensors(path: Path, body: Body, files: DataDirectory) -> None:
     for tensor in tensors_of_nodes(body.nodes):
         check_tensor(tensor, path, files)
+    for title, sparse in sparse_tensors_of_nodes(body.nodes):
+        check_sparse(sparse, title, path, files)
     if not isinstance(body.proto, GraphProto):
         return
     names = [tensor.name for tensor in body.proto.initializer]
+    names += [sparse.values.name for sparse in body.proto.sparse_initializer]
     if "" in names or len(set(names)) != len(names):
         raise InputError(f"{path}: two initializers of {quoted(body.proto.name)} have the same name, or one has none")
     for tensor in body.proto.initializer:
         check_tensor(tensor, path, files)
     for sparse in body.proto.sparse_initializer:
-        check_tensor(sparse.values, path, files)
-        check_tensor(sparse.indices, path, files)
-        if any(size < 0 for size in sparse.dims):
-            title = quoted(sparse.values.name)
-            raise InputError(f"{path}: tensor {title}: its dimensions {list(sparse.dims)} include a negative one")
+        check_sparse(sparse, sparse.values.name, path, files)
 
 
 def _check_calls(path: Path, proto: ModelProto, bodies: Iterable[Body]) -> None:

@@ -11,6 +11,7 @@ from ...artifacts import InputError
 from .bodies import Body, FunctionKey, all_bodies, function_key
 from .document import Document
 from .files import quoted
+from .folding import Constants
 from .linears import rank_of
 from .weights import NotConstant, chain_input, trace
 
@@ -34,15 +35,19 @@ def inline_weight_functions(document: Document) -> Document:
 
 def _selected(document: Document) -> set[tuple[str, str]]:
     bodies = all_bodies(document.proto)
-    uses = _weight_arguments(bodies)
+    uses, constants = _weight_arguments(bodies), Constants(document, bodies)
     selected = set()
     for body in bodies:
         for node in body.nodes:
             names = [node.input[place] for place in uses.get(function_key(node), ()) if place < len(node.input)]
-            constants = (trace(body, name) for name in names if name)
-            if any(not isinstance(item, NotConstant) and rank_of(item) >= 2 for item in constants):
+            if any(name and (constants.computed(body, name) or _is_matrix(body, name)) for name in names):
                 selected.add((node.domain, node.op_type))
     return selected
+
+
+def _is_matrix(body: Body, name: str) -> bool:
+    constant = trace(body, name)
+    return not isinstance(constant, NotConstant) and rank_of(constant) >= 2
 
 
 def _weight_arguments(bodies: list[Body]) -> dict[FunctionKey, set[int]]:

@@ -18,7 +18,7 @@ from ..layouts.values import INT8_LARGEST
 from .files import quoted
 from .rewriting import PackedWeight
 
-ERROR_BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 4e-2, "int4": 0.3}
+ERROR_BOUNDS = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-2, "int8": 4e-2, "int4": 0.3}
 """Largest error of a layer's output that is allowed, over its largest magnitude, by the type of the values."""
 _ROWS = 4
 _IR_VERSION = 11
@@ -59,9 +59,9 @@ def check_layer(
     """Compare decoded weights, and outputs in ONNX Runtime for random inputs, with the weights W [N, K] in float64.
 
     Raises:
-        CheckError: float32 weights do not come back bit for bit, or an output is off by more than `ERROR_BOUNDS`.
+        CheckError: exact weights do not come back bit for bit, or an output is off by more than `ERROR_BOUNDS`.
     """
-    if values == "float32" and decoded_NK.tobytes() != weight_NK.tobytes():
+    if values in ("float32", "float16") and decoded_NK.tobytes() != weight_NK.tobytes():
         raise CheckError(f"layer {quoted(title)}: decoding does not give back its weights; nothing was published")
     weight_error = _relative(decoded_NK, weight_NK)
     if not np.isfinite(weight_NK).all():  # bit for bit is then all that can be said
@@ -69,6 +69,8 @@ def check_layer(
     x_TK = np.random.default_rng(0).standard_normal((_ROWS, weight_NK.shape[1])).astype(np.float32)
     if scale := float(tensors.get("activation_scale", np.zeros(1))[0]):
         x_TK *= INT8_LARGEST * scale / np.abs(x_TK).max()  # the range that the layer is made for
+    if values == "float16":
+        x_TK = x_TK.astype(np.float16).astype(np.float32)  # what it gets, and rounds X to
     session = open_session(layer_model(packed, tensors, len(weight_NK), opset))
     (y_TN,) = session.run(None, {"X": x_TK})
     error = LayerError(weight_error, _relative(y_TN, x_TK.astype(np.float64) @ weight_NK.astype(np.float64).T))

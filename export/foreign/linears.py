@@ -3,7 +3,7 @@
 Legend: N out_features, K in_features. A layer is Y = X W^T with W [N, K].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +12,20 @@ from onnx import NodeProto, helper
 
 from .bodies import Body, Readers, ValueTypes, node_title
 from .document import Document
-from .weights import Constant, NotConstant, Stored, has_references, load, parts_of, source_of, trace
+from .operators import has_weights, operator, weight_places
+from .tensors import float32_values
+from .weights import (
+    Constant,
+    Folded,
+    NotConstant,
+    Stored,
+    folded_nodes,
+    has_references,
+    load,
+    parts_of,
+    source_of,
+    trace,
+)
 
 SWAP = (1, 0)
 """Permutation that transposes a matrix."""
@@ -82,8 +95,11 @@ class Left:
 
 def find_linears(document: Document, bodies: list[Body], readers: Readers, types: ValueTypes) -> list[Linear | Left]:
     """Every layer with a constant weight, in the order of the file."""
-    finder = _Finder(document, readers, types)
-    return [layer for body in bodies for place in range(len(body.nodes)) if (layer := finder.match(body, place))]
+    finder, computing = _Finder(document, readers, types), folded_nodes(bodies)
+    places = [(body, place) for body in bodies for place in range(len(body.nodes))]
+    return [
+        layer for body, place in places if (id(body), place) not in computing for layer in finder.match(body, place)
+    ]
 
 
 Matcher = Callable[[Body, int, int, Constant], Linear | str]
@@ -94,13 +110,15 @@ class _Finder:
     def __init__(self, document: Document, readers: Readers, types: ValueTypes) -> None:
         self._document, self._readers, self._types = document, readers, types
 
-    def match(self, body: Body, place: int) -> Linear | Left | None:
+    def match(self, body: Body, place: int) -> list[Linear | Left]:
+        """The layers that a node is: one for each of its weights."""
         node = body.nodes[place]
-        if node.domain in ("", "ai.onnx") and node.op_type == "MatMul" and len(node.input) == 2:
-            return self._product(body, place, self._matmul)
-        if node.domain in ("", "ai.onnx") and node.op_type == "Gemm" and len(node.input) >= 2:
-            return self._product(body, place, self._gemm)
-        return self._other(body, place)
+        matchers: dict[tuple[str, str], Matcher] = {("", "MatMul"): self._matmul, ("", "Gemm"): self._gemm}
+        matcher = matchers.get(operator(node))
+        if matcher is None or len(node.input) < 2:
+            return list(self._others(body, place))
+        layer = self._product(body, place, matcher)
+        return [] if layer is None else [layer]
 
     def _product(self, body: Body, place: int, match: Matcher) -> Linear | Left | None:
         node = body.nodes[place]
@@ -114,8 +132,8 @@ class _Finder:
                 except (ValueError, TypeError) as error:
                     outcome = f"its attributes cannot be read: {error}"
                 return Left(body, place, weight, outcome) if isinstance(outcome, str) else outcome
-            if weight.is_weight:
-                return Left(body, place, None, weight.reason)
+            if weight.stored is not None:
+                return Left(body, place, weight.stored, weight.reason)
         return None
 
     def _matmul(self, body: Body, place: int, side: int, weight: Constant) -> Linear | str:
@@ -181,7 +199,7 @@ class _Finder:
         return replace(layer, places=(*layer.places, place), output=node.output[0], bias=bias[0], bias_N=bias[1])
 
     def _bias(self, layer: Linear, name: str, rank: int) -> tuple[Constant, NDArray[np.float32]] | None:
-        """A constant that adds one float32 number to each output feature and no dimension, spread to [N]."""
+        """A constant that adds one number to each output feature and no dimension, spread to [N]."""
         constant = trace(layer.body, name)
         if isinstance(constant, NotConstant) or rank_of(constant) > rank:
             return None
@@ -193,29 +211,33 @@ class _Finder:
             values = load(constant, self._document)
         except ValueError:
             return None  # not a bias that can be folded; the runtime computes it as before
-        if values.dtype != np.float32:
+        if values.dtype not in (np.float32, np.float16):
             return None
-        return constant, np.ascontiguousarray(np.broadcast_to(values.reshape(-1), out_features))
+        return constant, np.ascontiguousarray(np.broadcast_to(float32_values(values).reshape(-1), out_features))
 
-    def _other(self, body: Body, place: int) -> Left | None:
-        """A line in the report for a big constant of an operator without packed form."""
+    def _others(self, body: Body, place: int) -> Iterator[Left]:
+        """Lines in the report for the weights of an operator without packed form, and big constants of any other."""
         node = body.nodes[place]
-        for name in node.input:
-            constant = trace(body, name) if name else None
-            if not isinstance(constant, Stored) or node.op_type in _CARRIERS or len(constant.tensor.dims) < 2:
+        known = has_weights(node)
+        for index in weight_places(node) if known else range(0 if node.op_type in _CARRIERS else len(node.input)):
+            constant = trace(body, node.input[index]) if node.input[index] else None
+            if isinstance(constant, NotConstant):
+                constant = constant.stored
+            if constant is None or rank_of(constant) < 2:
                 continue
-            if np.prod(constant.tensor.dims, dtype=float) >= _BIG_WEIGHT:
-                return Left(body, place, constant, f"'{node.op_type}' has no packed form")
-        return None
+            if known or np.prod(_shape(constant), dtype=float) >= _BIG_WEIGHT:
+                yield Left(body, place, constant, f"'{node.op_type}' has no packed form")
 
 
-_CARRIERS = ("Identity", "Transpose", "Cast", "DequantizeLinear")
+_CARRIERS = ("Identity", "Transpose", "Cast", "DequantizeLinear", "QuantizeLinear")
 
 
 def _shape(constant: Constant) -> tuple[int, ...]:
     """Shape of a constant; raises nothing: a bad permutation is found when the values are computed."""
     if isinstance(constant, Stored):
         return tuple(constant.tensor.dims)
+    if isinstance(constant, Folded):
+        return tuple(constant.array.shape)
     first = constant.inputs[0] if constant.inputs else None
     if first is None:
         return ()
@@ -237,7 +259,11 @@ def _out_features(layer: Linear) -> int:
 
 def weight_title(layer: Linear | Left) -> str:
     """The name under which the file stores the weight."""
-    return "" if layer.weight is None else source_of(layer.weight).name
+    if layer.weight is None:
+        return ""
+    source = source_of(layer.weight)
+    stored = [part for part in parts_of(source) if isinstance(part, Stored)]
+    return max(stored, key=lambda part: (part.bytes, len(part.tensor.dims)), default=source).name
 
 
 def layer_title(layer: Linear | Left) -> str:

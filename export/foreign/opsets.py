@@ -16,6 +16,8 @@ from onnx.defs import OpSchema
 OLDEST_IR_WITH_FUNCTIONS = 9
 """Functions came with version 8, default values of their attributes with 9."""
 
+OLDEST_CAST_LIKE = 15
+
 Nodes = list[NodeProto]
 
 
@@ -73,6 +75,7 @@ class _Lowering:
         self._opset, self._types = opset, value_types
         self._writers = {name: node for node in function.node for name in node.output if name}
         self._added = 0
+        self.results = frozenset(function.output)
 
     def lower(self, node: NodeProto) -> Nodes:
         since, rule = _RULES.get(node.op_type, (0, None))
@@ -203,10 +206,27 @@ def _bitwise_xor(lowering: _Lowering, node: NodeProto) -> Nodes:
 
 
 def _reshape(lowering: _Lowering, node: NodeProto) -> Nodes:
-    """Without `allowzero`, 0 copies the size of the same dimension. Where a vector without elements is reshaped that is
-    0 too. X without tokens is taken only where they are its first dimension."""
-    del lowering
-    return [helper.make_node("Reshape", list(node.input), list(node.output))]
+    """Without `allowzero`, 0 copies the size of the same dimension. Where a vector without elements is reshaped within
+    a function that is 0 too. The float32 result may have its 0 anywhere: without elements it is made anew."""
+    data, shape = node.input
+    if node.output[0] not in lowering.results:
+        return [helper.make_node("Reshape", [data, shape], list(node.output))]
+    count, none, is_empty, empty, full = (lowering.value() for _ in range(5))
+    branches: dict[str, Any] = {
+        "then_branch": _branch([helper.make_node("ConstantOfShape", [shape], [empty])], empty),
+        "else_branch": _branch([helper.make_node("Reshape", [data, shape], [full])], full),
+    }
+    return [
+        helper.make_node("Size", [data], [count]),
+        _constant(none, np.array(0, np.int64)),
+        helper.make_node("Equal", [count, none], [is_empty]),
+        helper.make_node("If", [is_empty], list(node.output), **branches),
+    ]
+
+
+def _branch(nodes: Nodes, output: str) -> onnx.GraphProto:
+    """A branch of an If, over values of the graph around it."""
+    return helper.make_graph(nodes, output, [], [onnx.ValueInfoProto(name=output)])
 
 
 def _reduce(lowering: _Lowering, node: NodeProto) -> Nodes:
@@ -223,7 +243,7 @@ def _reduce(lowering: _Lowering, node: NodeProto) -> Nodes:
 _RULES: dict[str, tuple[int, Callable[[_Lowering, NodeProto], Nodes]]] = {
     "BitwiseAnd": (18, _bitwise_and),
     "BitwiseXor": (18, _bitwise_xor),
-    "CastLike": (15, _cast_like),
+    "CastLike": (OLDEST_CAST_LIKE, _cast_like),
     "Shape": (15, _shape),
     "ScatterElements": (16, _scatter_elements),
     "ReduceMax": (18, _reduce),

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import FunctionProto, ModelProto
+from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from ...artifacts import CheckError, InputError
 from ...kernels import library_path, register
@@ -21,19 +21,23 @@ from ..page import local_density
 from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .calibration import activation_scales, in_main_graph, load_feeds
-from .choosing import Decision, decide, split_zeros
+from .choosing import HALF, Decision, decide, split_zeros
 from .comparison import EndToEnd, compare_models
+from .conversion import OLDEST_OPSET, modernised
 from .document import Document
 from .files import quoted
+from .folding import fold_weights
 from .inlining import inline_weight_functions
 from .layer_check import LayerError, check_layer
+from .left_weights import left_facts
 from .linears import Left, Linear, find_linears, layer_title, weight_title
-from .opsets import OpsetError
+from .opsets import OLDEST_CAST_LIKE, OpsetError
 from .options import PackOptions
 from .report import PackedLayer, PackReport
+from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .rows import Weight, left_row, shared_row, weight_row
-from .tensors import byte_count
+from .tensors import byte_count, float32_values
 from .weights import parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
@@ -78,6 +82,7 @@ class Packing:
         operators = frozenset(node.op_type for body in all_bodies(self._document.proto) for node in body.nodes)
         self._target = Target(self._document.opset, quantised="DequantizeLinear" in operators)
         self._check_domain()
+        self._modernise()
         self._inline()
         packed = self._out / MODEL_FILE
         rows = self._rewrite(packed)
@@ -96,7 +101,8 @@ class Packing:
         )
 
     def _autotuner(self) -> Autotuner:
-        return Autotuner(self._options.objective, self._document.opset, self._weight_bytes())
+        opset = max(self._document.opset, OLDEST_OPSET)
+        return Autotuner(self._options.objective, opset, self._weight_bytes())
 
     def _weight_bytes(self) -> int:
         tensors = (tensor for body in all_bodies(self._document.proto) for tensor in body.initializers.values())
@@ -116,6 +122,11 @@ class Packing:
             if entry.domain == DOMAIN and entry.version != DOMAIN_VERSION:
                 raise InputError(f"{self._document.path} imports version {entry.version} of {DOMAIN}, which is unknown")
 
+    def _modernise(self) -> None:
+        self._document, notes = modernised(self._document, self._scratch)
+        self._notes += notes
+        self._target = replace(self._target, opset=self._document.opset)
+
     def _inline(self) -> None:
         before = {(function.domain, function.name) for function in self._document.proto.functions}
         self._document = inline_weight_functions(self._document)
@@ -127,6 +138,7 @@ class Packing:
     def _rewrite(self, path: Path) -> list[PackedLayer]:
         bodies = all_bodies(self._document.proto)
         readers, types = Readers(bodies), ValueTypes(self._document.proto, bodies)
+        self._notes += fold_weights(self._document, bodies, self._scratch)
         layers = find_linears(self._document, bodies, readers, types)
         if self._feeds is not None:
             self._progress("calibrating")
@@ -146,7 +158,7 @@ class Packing:
         groups: dict[tuple[int, str, bool], list[int]] = {}
         for index, layer in enumerate(layers):
             if isinstance(layer, Left):
-                rows[index] = left_row(layer, f"left: {layer.reason}")
+                rows[index] = left_row(layer, f"left: {layer.reason}", left_facts(layer, self._document))
             else:
                 key = (id(layer.weight.owner), layer.weight.name, layer.transposed)
                 groups.setdefault(key, []).append(index)
@@ -164,10 +176,10 @@ class Packing:
             matrix_NK = group[0].weight_matrix(self._document)
         except ValueError as error:
             return [left_row(layer, f"left: {error}") for layer in group]
-        if matrix_NK.dtype != np.float32:
-            reason = f"left: it multiplies in {matrix_NK.dtype}, the packed ops in float32"
-            return [left_row(layer, reason) for layer in group]
-        weight = Weight(group[0], *split_zeros(matrix_NK), stays)
+        if matrix_NK.dtype not in (np.float32, np.float16):
+            return [left_row(layer, _other_type(matrix_NK)) for layer in group]
+        kind = helper.np_dtype_to_tensor_dtype(matrix_NK.dtype)
+        weight = Weight(group[0], *split_zeros(float32_values(matrix_NK)), stays, kind)
         if matrix_NK.size:
             self.pictures[weight_title(group[0])] = local_density(weight.mask_NK)
         scale = self._activation_scale(group)
@@ -190,8 +202,10 @@ class Packing:
     def _decide(self, weight: Weight, scale: float) -> tuple[Decision, PackedLayer]:
         """Choose for a weight that is new, and verify its packed form alone."""
         stored = stored_bytes(weight.layer.weight)
-        asked = (weight.values_NK, weight.mask_NK, stored, weight.stays, self._options, self._measure)
-        decision = decide(*asked, self._aim)
+        values = HALF if self._keeps_half(weight) else self._options.values
+        stays = None if restorable(weight.layer, values) else weight.stays
+        asked = (weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure)
+        decision = decide(*asked, values, self._aim)
         error = None
         if (layout := decision.layout) is not None:
             try:
@@ -200,19 +214,25 @@ class Packing:
                 decision = replace(decision, layout=None, packed_bytes=stored, reason=f"left: {fault}")
             else:
                 error = self._check_layer(weight, packed, layout)
-        return decision, weight_row(weight, decision, error, self._options.values)
+        return decision, weight_row(weight, decision, error)
+
+    def _keeps_half(self, weight: Weight) -> bool:
+        """Whether a weight is stored in float16. Older opsets write the type into the function that layers share."""
+        exact = self._options.values == "float32" and weight.element_type == TensorProto.FLOAT16
+        return exact and self._document.opset >= OLDEST_CAST_LIKE
 
     def _check_layer(self, weight: Weight, packed: PackedWeight, layout: Layout) -> LayerError:
         tensors = packed.encode()
         decoded_NK, _ = layout.decode(tensors, packed.in_features)
-        title, values = layer_title(weight.layer), self._options.values
+        title, values = layer_title(weight.layer), layout.values.name
         return check_layer(title, packed, tensors, decoded_NK, weight.values_NK, values, self._document.opset)
 
     def _packed_weight(self, weight: Weight, name: str, layout: Layout, scale: float) -> PackedWeight:
         key = _packed_key(weight, scale)
         packed = pack_weight(key, name, layout, weight.values_NK, weight.mask_NK, self._target, scale)
         self._check_conflict(packed.function)
-        return packed
+        target = restorable(weight.layer, layout.values.name)
+        return replace(packed, element_type=weight.element_type, restorable=target)
 
     def _check_conflict(self, function: FunctionProto) -> None:
         for existing in self._document.proto.functions:
@@ -253,6 +273,13 @@ class Packing:
             return None
 
 
+def _other_type(matrix_NK: NDArray) -> str:
+    return (
+        f"left: it multiplies in {matrix_NK.dtype}, the packed ops in float32; convert the model to float32 where that "
+        f"is precise enough (density {np.count_nonzero(matrix_NK) / max(1, matrix_NK.size):.4f})"
+    )
+
+
 def _packed_key(weight: Weight, scale: float) -> str:
     """What tells packed weights apart."""
     return f"{weight.key} {scale}"
@@ -263,18 +290,22 @@ def _other_reader(layer: Linear, linears: Sequence[Linear], readers: Readers) ->
     places = {(id(other.body), place) for other in linears for place in other.places}
     source = source_of(layer.weight)
     chain = {(id(part.owner), part.name) for other in linears for part in parts_of(other.weight)}
-    pending: list[tuple[Body, str]] = [(source.owner, source.name)]
+    pending: list[tuple[Body, str]] = [(part.owner, part.name) for part in parts_of(source)]
+    seen = set()
     while pending:
         owner, name = pending.pop()
+        if (id(owner), name) in seen:
+            continue
+        seen.add((id(owner), name))
         for body, place in readers.of(owner, name):
             if place is None:
                 return f"the dense weight is an output of the graph ({quoted(name)})"
             if (id(body), place) in places:
                 continue
             node = body.nodes[place]
-            if (id(body), node.output[0]) not in chain:
+            if not any((id(body), output) in chain for output in node.output):
                 return f"{quoted(node_title(node))} ({node.op_type}) also reads the dense weight"
-            pending.append((body, node.output[0]))
+            pending += [(body, output) for output in node.output if output]
     return None
 
 
@@ -288,5 +319,5 @@ def _onnx_fault(path: Path) -> str | None:
     try:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        return " ".join(str(error).split())[:300]
+        return " ".join(str(error).replace(f"{path.parent}/", "").split())[:300]
     return None

@@ -4,6 +4,7 @@ Legend: N out_features, K in_features.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
@@ -28,7 +29,7 @@ class PackedLayer:
     original file; a weight that an earlier layer already has counts there, and `shared_with` names that layer.
     `dense_time`, `packed_time` and `time_unit` say what the choice was made by. `weight_error` and `output_error` are
     the largest over the largest magnitude; None where the layer was left. `largest_activation` is that of a calibrated
-    layer, which cuts off what is larger.
+    layer, which cuts off what is larger. `weight_shape` is that of a weight that is no linear layer's.
     """
 
     name: str
@@ -49,13 +50,21 @@ class PackedLayer:
     weight_error: float | None = None
     output_error: float | None = None
     largest_activation: float | None = None
+    weight_shape: tuple[int, ...] | None = None
 
     @property
     def density(self) -> float | None:
         """Links over possible links."""
-        if self.links is None or not self.out_features or not self.in_features:
+        if self.links is None or not self.shape or 0 in self.shape:
             return None
-        return self.links / (self.out_features * self.in_features)
+        return self.links / math.prod(self.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Output and input features of a linear layer, the tensor's own shape of another weight, () where unknown."""
+        if self.out_features is None or self.in_features is None:
+            return self.weight_shape or ()
+        return self.out_features, self.in_features
 
     @property
     def explained(self) -> str:
@@ -178,7 +187,7 @@ def _times(report: PackReport) -> str:
 
 def _row(layer: PackedLayer, pictures: Mapping[str, NDArray[np.float64]]) -> str:
     density = layer.density
-    shape = "" if layer.out_features is None else f"{layer.out_features}&times;{layer.in_features}"
+    shape = "&times;".join(map(str, layer.shape))
     numbers = [shape, "" if layer.links is None else f"{layer.links:,}", "" if density is None else f"{density:.4f}"]
     sizes = [f"{layer.bytes / 1e3:,.1f}", f"{layer.stored_bytes / 1e3:,.1f}", _figure(layer.output_error)]
     image = picture(pictures[layer.weight], layer.weight) if layer.weight in pictures else ""

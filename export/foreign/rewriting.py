@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import FunctionProto, GraphProto, NodeProto, helper, numpy_helper
+from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from .bodies import Body, Readers, all_bodies
 from .document import Document
 from .linears import Linear, constants_of
 from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, shielded, tensor_type
+from .restoring import Restorable, restoring_nodes, weight_function
 from .weights import Stored
 from .writing import ModelWriter
 
@@ -23,7 +24,9 @@ from .writing import ModelWriter
 class PackedWeight:
     """One weight in its packed form: the op, its function, and what makes its tensors, in the op's order.
 
-    `key` tells weights apart; names of the tensors are built on `name`.
+    `key` tells weights apart; names of the tensors are built on `name`. `element_type` is that of the product's input
+    and output in the file: where it is not float32, they are cast around the op. `restorable`
+    is the dense tensor that can be decoded from it, should something else read that.
     """
 
     key: str
@@ -32,6 +35,8 @@ class PackedWeight:
     in_features: int
     function: FunctionProto
     encode: Callable[[], dict[str, NDArray]]
+    element_type: int = TensorProto.FLOAT
+    restorable: Restorable | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Rewriter:
         self._tensor_names: dict[tuple[int, str], list[str]] = {}
         self._functions: dict[str, FunctionProto] = {}
         self._layers: list[Linear] = []
+        self._restorable: dict[str, tuple[PackedWeight, list[str]]] = {}
 
     def replace(self, layer: Linear, packed: PackedWeight) -> None:
         """Note that a packed op stands for the layer. The same `packed.key` again shares the tensors."""
@@ -101,6 +107,8 @@ class Rewriter:
         self._replaced[id(layer.body), place] = nodes
         self._dropped.update((id(layer.body), other) for other in layer.places if other != place)
         self._functions[packed.op_type] = packed.function
+        if packed.restorable is not None:
+            self._restorable[packed.restorable.name] = packed, self._tensor_names[key]
         self._layers.append(layer)
 
     def apply(self) -> None:
@@ -110,20 +118,44 @@ class Rewriter:
         for body in self._bodies:  # inner bodies first: rebuilding a list of nodes copies the graphs in them
             self._rebuild(body)
         self._prune()  # before functions are added, while bodies still have their places
+        self._restore()
         self._import_domain()
+
+    def _restore(self) -> None:
+        """Dense weights that are read still are decoded from the packed ones, so that the file holds them once."""
+        graph = self._main.proto
+        assert isinstance(graph, GraphProto), "the main body is a graph"
+        kept, nodes = [], []
+        for tensor in graph.initializer:
+            packed, tensors = self._restorable.get(tensor.name, (None, []))
+            if packed is None or packed.restorable is None:
+                kept.append(tensor)
+                continue
+            function = weight_function(packed.function)
+            self._functions[function.name] = function
+            nodes += restoring_nodes(packed.restorable, function, tensors, packed.in_features)
+        if nodes:
+            nodes += list(graph.node)
+            for field, items in ((graph.initializer, kept), (graph.node, nodes)):
+                del field[:]
+                field.extend(items)  # type: ignore[arg-type]
 
     def _nodes(self, layer: Linear, packed: PackedWeight, tensors: list[str], bias: str) -> list[NodeProto]:
         """The packed op with what surrounds it; each step writes a new value, the last one the layer's output."""
         steps: list[tuple[str, list[str], dict[str, object]]] = []
         if layer.x_perm is not None:
             steps.append(("Transpose", [], {"perm": layer.x_perm}))
+        if packed.element_type != TensorProto.FLOAT:
+            steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
         product = len(steps)
         steps.append((packed.op_type, [*tensors, bias], {"domain": DOMAIN, "in_features": packed.in_features}))
         if layer.alpha != 1:
             steps.append(("Mul", [self._scalar(layer, "alpha", layer.alpha)], {}))
+        if packed.element_type != TensorProto.FLOAT:
+            steps.append(("Cast", [], {"to": packed.element_type}))
         if layer.y_perm is not None:
             steps.append(("Transpose", [], {"perm": layer.y_perm}))
-        before, addend = self._addend(layer)
+        before, addend = self._addend(layer, packed.element_type)
         if addend is not None:
             steps.append(("Add", [addend], {}))
         nodes, value = before, layer.x
@@ -138,27 +170,29 @@ class Rewriter:
                 nodes[-1].metadata_props.extend(layer.node.metadata_props)
         return nodes
 
-    def _addend(self, layer: Linear) -> tuple[list[NodeProto], str | None]:
+    def _addend(self, layer: Linear, element_type: int) -> tuple[list[NodeProto], str | None]:
         """Gemm's C times beta: nodes that make it, and its name."""
         if layer.addend is None:
             return [], None
         if layer.addend.scale == 1:
             return [], layer.addend.name
         scaled = self._fresh(f"{layer.output}.addend")
-        scale = self._scalar(layer, "beta", layer.addend.scale)
+        scale = self._scalar(layer, "beta", layer.addend.scale, element_type)
         return [helper.make_node("Mul", [layer.addend.name, scale], [scaled])], scaled
 
     def _bias(self, layer: Linear, scope: Body, name: str) -> str:
         """The bias's own tensor where it is one row of N as it stands, else a new one; "" without bias."""
         if layer.bias_N is None:
             return ""
-        if isinstance(layer.bias, Stored) and layer.bias.tensor.dims == list(layer.bias_N.shape) and not layer.scaled:
+        if isinstance(layer.bias, Stored) and not layer.scaled and _is_row(layer.bias.tensor, layer.bias_N):
             return layer.bias.name
         return self._constant(scope, f"{name}.bias", layer.bias_N)
 
-    def _scalar(self, layer: Linear, name: str, value: float) -> str:
+    def _scalar(self, layer: Linear, name: str, value: float, element_type: int = TensorProto.FLOAT) -> str:
         scope = self._main if not layer.body.root.is_function else layer.body.root
-        return self._constant(scope, f"{layer.output}.{name}", np.array(value, np.float32))
+        return self._constant(
+            scope, f"{layer.output}.{name}", np.array(value, helper.tensor_dtype_to_np_dtype(element_type))
+        )
 
     def _constant(self, scope: Body, wanted: str, array: NDArray) -> str:
         """A new initializer of the main graph or, in a function, a new Constant node."""
@@ -219,10 +253,19 @@ class Rewriter:
             _forget_removed_values(body)
 
 
+def _is_row(tensor: TensorProto | SparseTensorProto, bias_N: NDArray[np.float32]) -> bool:
+    """Whether a stored tensor can be the bias as it is."""
+    dense = isinstance(tensor, TensorProto) and tensor.data_type == TensorProto.FLOAT
+    return dense and list(tensor.dims) == list(bias_N.shape)
+
+
 def _remove(body: Body, name: str, readers: Readers) -> bool:
     """Remove the initializer or the node that makes a value; a node only where none of its outputs is read."""
     if name in body.initializers and isinstance(body.proto, GraphProto):
         del body.proto.initializer[[tensor.name for tensor in body.proto.initializer].index(name)]
+        return True
+    if name in body.sparse_initializers and isinstance(body.proto, GraphProto):
+        del body.proto.sparse_initializer[[item.values.name for item in body.proto.sparse_initializer].index(name)]
         return True
     if any(readers.of(body, output) for output in body.nodes[body.producers[name]].output if output):
         return False
@@ -245,5 +288,5 @@ def _forget_removed_values(body: Body) -> None:
 
 
 def _names(body: Body) -> set[str]:
-    names = {*body.inputs, *body.outputs, *body.initializers, *body.producers, *body.sparse_names}
+    names = {*body.inputs, *body.outputs, *body.initializers, *body.producers, *body.sparse_initializers}
     return names | {node.name for node in body.nodes}

@@ -8,10 +8,12 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from .choosing import Decision, digest
 from .files import quoted
 from .layer_check import LayerError
+from .left_weights import Facts
 from .linears import Left, Linear, layer_title, weight_title
 from .report import PackedLayer
 from .weights import chain_words, stored_bytes
@@ -22,7 +24,7 @@ class Weight:
     """A weight that was read, as its first layer uses it.
 
     `values_NK` has +0 for every zero; `minus_zeros` counts those that were -0. `stays` says what else reads the dense
-    weight, None where nothing does.
+    weight, None where nothing does. `element_type` is that of the weight in the file.
     """
 
     layer: Linear
@@ -30,14 +32,15 @@ class Weight:
     mask_NK: NDArray[np.bool_]
     minus_zeros: int
     stays: str | None
+    element_type: int = TensorProto.FLOAT
 
     @cached_property
     def key(self) -> str:
         """What tells weights apart. Function bodies cannot see the main graph's tensors: each has its own copy."""
-        return f"{digest(self.values_NK)} {self.layer.body.root.title}"
+        return f"{digest(self.values_NK)} {self.element_type} {self.layer.body.root.title}"
 
 
-def weight_row(weight: Weight, decision: Decision, error: LayerError | None, values: str) -> PackedLayer:
+def weight_row(weight: Weight, decision: Decision, error: LayerError | None) -> PackedLayer:
     """The line of the first layer that uses a weight."""
     layer, times, packed = weight.layer, decision.times, decision.layout is not None
     return PackedLayer(
@@ -48,7 +51,7 @@ def weight_row(weight: Weight, decision: Decision, error: LayerError | None, val
         in_features=weight.mask_NK.shape[1],
         links=int(np.count_nonzero(weight.mask_NK)),
         layout="dense" if decision.layout is None else decision.layout.name,
-        values=values if packed else "as stored",
+        values="as stored" if decision.layout is None else decision.layout.values.name,
         bytes=decision.packed_bytes,
         stored_bytes=stored_bytes(layer.weight),
         reason="; ".join([decision.reason, *_remarks(weight, packed)]),
@@ -67,7 +70,7 @@ def _remarks(weight: Weight, packed: bool) -> list[str]:
     if packed and weight.minus_zeros:
         remarks.append(f"{weight.minus_zeros:,} weights of -0 are stored as no links, and count as +0")
     if packed and weight.stays:
-        remarks.append(f"{weight.stays}, so it stays in the file too")
+        remarks.append(f"{weight.stays}, for which it is decoded when the file is loaded")
     return remarks
 
 
@@ -88,8 +91,8 @@ def shared_row(row: PackedLayer, layer: Linear) -> PackedLayer:
     )
 
 
-def left_row(layer: Left | Linear, reason: str) -> PackedLayer:
-    """The line of a layer whose weight was not read."""
+def left_row(layer: Left | Linear, reason: str, facts: Facts | None = None) -> PackedLayer:
+    """The line of a layer that has no packed form, with what is known of its weight."""
     size = 0 if layer.weight is None else stored_bytes(layer.weight)
     return PackedLayer(
         name=layer_title(layer),
@@ -97,10 +100,11 @@ def left_row(layer: Left | Linear, reason: str) -> PackedLayer:
         op_type=layer.node.op_type,
         out_features=None,
         in_features=None,
-        links=None,
+        links=None if facts is None else facts[1],
         layout="dense",
         values="as stored",
         bytes=size,
         stored_bytes=size,
         reason=reason,
+        weight_shape=None if facts is None else facts[0],
     )

@@ -4,17 +4,18 @@ Followed: Identity, Transpose, Cast and DequantizeLinear, in chains. Each keeps 
 file cannot ask for a large array.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, SparseTensorProto, TensorProto, helper
 
 from .bodies import Body, function_key, node_title
 from .document import Document
 from .files import quoted
+from .sparse_tensors import load_sparse, sparse_bytes
 from .tensors import byte_count, float32_values, load_tensor
 
 MAX_CHAIN = 32
@@ -22,11 +23,22 @@ MAX_CHAIN = 32
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in the file: `owner` defines it under `name`."""
+    """A tensor in the file, dense or in ONNX's own sparse form: `owner` defines it under `name`."""
 
     owner: Body
     name: str
-    tensor: TensorProto
+    tensor: TensorProto | SparseTensorProto
+
+    @property
+    def bytes(self) -> int:
+        """What the file holds for it."""
+        return byte_count(self.tensor) if isinstance(self.tensor, TensorProto) else sparse_bytes(self.tensor)
+
+    def load(self, document: Document) -> NDArray:
+        """Its values, dense."""
+        if isinstance(self.tensor, TensorProto):
+            return load_tensor(self.tensor, document.files)
+        return load_sparse(self.tensor, document.files)
 
 
 @dataclass(frozen=True)
@@ -44,35 +56,48 @@ class Derived:
         return self.owner.nodes[self.place]
 
 
-Constant = Stored | Derived
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The value `name` of `owner` that constant nodes compute, and has been computed.
+
+    `parts` are the nodes and the stored tensors that it needs; the latter's bytes are `bytes`, shared among the values
+    that need them.
+    """
+
+    owner: Body
+    name: str
+    array: NDArray
+    parts: "tuple[Derived | Stored, ...]"
+    bytes: int
+
+
+Constant = Stored | Derived | Folded
 
 
 @dataclass(frozen=True)
 class NotConstant:
-    """Why a value is no weight that can be packed; `is_weight` tells a refusal worth a line in the report."""
+    """Why a value is no weight that can be packed; `stored` is it, where it deserves a line in the report all the
+    same."""
 
     reason: str
-    is_weight: bool
+    stored: Stored | None = None
 
 
 def trace(body: Body, name: str, depth: int = 0) -> Constant | NotConstant:
     """The constant that a value visible in `body` is, or why it is none."""
     owner = body.find(name)
     if owner is None or name in owner.inputs:
-        overridable = owner is not None and name in owner.initializers
-        return NotConstant("the weight is also an input of the graph, so that a caller may replace it", overridable)
-    if name in owner.initializers:
-        return Stored(owner, name, owner.initializers[name])
-    if name in owner.sparse_names:
-        return NotConstant("the weight is stored in ONNX's own sparse form", True)
+        tensor = None if owner is None else owner.initializers.get(name)
+        stored = None if owner is None or tensor is None else Stored(owner, name, tensor)
+        return NotConstant("the weight is also an input of the graph, so that a caller may replace it", stored)
+    if (folded := owner.folded.get(name)) is not None:
+        return folded
+    if (stored := trace_stored(owner, name)) is not None:
+        return stored
     place = owner.producers[name]
     node = owner.nodes[place]
-    if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-        return _constant_node(owner, name, node)
-    if function_key(node) not in _STEPS or depth >= MAX_CHAIN or node.output[0] != name or has_references(node):
-        return NotConstant(f"{quoted(node_title(node))} ({node.op_type}) computes it", False)
-    if not node.input or not node.input[0]:
-        return NotConstant(f"{quoted(node_title(node))} ({node.op_type}) has no input", False)
+    if not is_step(node, name) or depth >= MAX_CHAIN:
+        return NotConstant(f"{quoted(node_title(node))} ({node.op_type}) computes it")
     inputs: list[Constant | None] = []
     for index, source in enumerate(node.input):
         # Scales and zero points must be stored as they are: a chain on each input could be walked in endless ways.
@@ -83,20 +108,42 @@ def trace(body: Body, name: str, depth: int = 0) -> Constant | NotConstant:
     return Derived(owner, name, place, tuple(inputs))
 
 
+def is_step(node: NodeProto, name: str) -> bool:
+    """Whether the value `name` is one step of a chain that is followed."""
+    known = function_key(node) in _STEPS and node.output[0] == name and not has_references(node)
+    return known and bool(node.input) and bool(node.input[0])
+
+
+def trace_stored(body: Body, name: str) -> Stored | None:
+    """The tensor that a value visible in `body` is as it stands, None where it is none or a caller may replace it."""
+    owner = body.find(name)
+    if owner is None or name in owner.inputs:
+        return None
+    tensor = owner.initializers.get(name) or owner.sparse_initializers.get(name)
+    if tensor is not None:
+        return Stored(owner, name, tensor)
+    place = owner.producers.get(name)
+    return None if place is None else _constant_node(owner, name, owner.nodes[place])
+
+
 def has_references(node: NodeProto) -> bool:
     """Whether an attribute is one of the enclosing function's, so that each caller may give another value."""
     return any(item.ref_attr_name for item in node.attribute)
 
 
-def _constant_node(owner: Body, name: str, node: NodeProto) -> Constant | NotConstant:
-    tensor = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-    if tensor is None or has_references(node):
-        return NotConstant("the weight is a Constant without a dense tensor", False)
-    return Stored(owner, name, tensor)
+def _constant_node(owner: Body, name: str, node: NodeProto) -> Stored | None:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    for attribute in () if has_references(node) else node.attribute:
+        if attribute.name == "value":
+            return Stored(owner, name, attribute.t)
+        if attribute.name == "sparse_value":
+            return Stored(owner, name, attribute.sparse_tensor)
+    return None
 
 
-def source_of(constant: Constant) -> Stored:
-    """The stored tensor at the start of the chain."""
+def source_of(constant: Constant) -> Stored | Folded:
+    """The stored or computed tensor at the start of the chain."""
     while isinstance(constant, Derived):
         first = constant.inputs[0]
         assert first is not None, "a chain node has its data input"
@@ -119,14 +166,20 @@ def chain_input(body: Body, name: str) -> str | None:
 
 def parts_of(constant: Constant) -> list[Constant]:
     """The constant itself and all that it is computed from."""
+    if isinstance(constant, Folded):
+        return [constant, *constant.parts]
     inner = [part for part in constant.inputs if part is not None] if isinstance(constant, Derived) else []
     return [constant, *(part for source in inner for part in parts_of(source))]
 
 
 def stored_bytes(constant: Constant) -> int:
     """Bytes that the file holds for a constant: its source and, for quantised ones, scales and zero points."""
-    stored = {(id(part.owner), part.name): part for part in parts_of(constant) if isinstance(part, Stored)}
-    return sum(byte_count(part.tensor) for part in stored.values())
+    source = source_of(constant)
+    computed = source.parts if isinstance(source, Folded) else ()
+    shared = {(id(part.owner), part.name) for part in computed}  # of which the computed tensor has its share
+    held = {(id(part.owner), part.name): part for part in parts_of(constant) if isinstance(part, Stored)}
+    own = sum(part.bytes for key, part in held.items() if key not in shared)
+    return own + (source.bytes if isinstance(source, Folded) else 0)
 
 
 def chain_words(constant: Constant) -> str:
@@ -137,7 +190,16 @@ def chain_words(constant: Constant) -> str:
         first = constant.inputs[0]
         assert first is not None, "a chain node has its data input"
         constant = first
+    if isinstance(constant, Folded):
+        nodes = [part.node.op_type for part in constant.parts if isinstance(part, Derived)]
+        steps += reversed(dict.fromkeys(nodes))
     return ", ".join(reversed(steps))
+
+
+def folded_nodes(bodies: Iterable[Body]) -> set[tuple[int, int]]:
+    """Body and place of every node that computes a weight."""
+    computed: Iterable[Folded] = (folded for body in bodies for folded in body.folded.values())
+    return {(id(part.owner), part.place) for item in computed for part in item.parts if isinstance(part, Derived)}
 
 
 def load(constant: Constant, document: Document) -> NDArray:
@@ -147,7 +209,9 @@ def load(constant: Constant, document: Document) -> NDArray:
         ValueError: a chain node's shapes or attributes do not fit together; the message names the node.
     """
     if isinstance(constant, Stored):
-        return load_tensor(constant.tensor, document.files)
+        return constant.load(document)
+    if isinstance(constant, Folded):
+        return constant.array
     inputs = [None if part is None else load(part, document) for part in constant.inputs]
     try:
         return _STEPS[function_key(constant.node)](constant.node, inputs)

@@ -1,8 +1,8 @@
 """From a model directory to an ONNX graph."""
 
 from .attention import AttentionForm, StockAttention, VarlenAttention
+from .decoder import build_decoder
 from .head import HeadForm
-from .llama import build_llama
 from .source import SourceModel, load_source
 from .weights import WeightFile, save_graph
 
@@ -13,7 +13,7 @@ __all__ = [
     "StockAttention",
     "VarlenAttention",
     "WeightFile",
-    "build_llama",
+    "build_decoder",
     "load_source",
     "save_graph",
 ]

@@ -1,4 +1,4 @@
-"""The lm_head of an exported Llama, exact or with an int8 pass before it.
+"""The lm_head of an exported decoder, exact or with an int8 pass before it.
 
 Legend: R rows whose logits are wanted, V vocabulary, E hidden size.
 """
@@ -19,11 +19,12 @@ SHORTLIST = 64
 _LARGEST = 127
 _BLOCK_WEIGHTS = 1 << 22
 """Weights that are rounded at a time: what lies between them and the integers takes several times their memory."""
-_EMBEDDING = "model.embed_tokens.weight"
 
 
-def add_head(builder: GraphBuilder, source: SourceModel, form: HeadForm, portable: bool, normed: str) -> None:
-    """The node `logits` [R, V] from the normed hidden states [R, E].
+def add_head(
+    builder: GraphBuilder, source: SourceModel, form: HeadForm, portable: bool, normed: str, output: str
+) -> None:
+    """The node `output` [R, V] from the normed hidden states [R, E], without the bias that lm_head may have.
 
     "packed": the exact product, with a weight of its own packed like that of any projection; as "dense" where the
     weight is the embedding, or has no zeros to leave out. "dense": the exact product with float32 weights [V, E], which
@@ -33,31 +34,38 @@ def add_head(builder: GraphBuilder, source: SourceModel, form: HeadForm, portabl
     less than a hundredth of it on average and by a tenth at worst (SmolLM2-135M). Graphs over one weight file may mix
     the last two.
     """
-    if form == "packed" and not source.config.tie_word_embeddings:
-        layer = LinearLayer("lm_head", source.weight("lm_head"), source.masks["lm_head"])
+    name = source.decoder.head
+    if form == "packed" and not source.head_is_tied:
+        layer = LinearLayer(name, source.weight(name), source.mask(name))
         if builder.layout(layer) is not None:
-            builder.linear(normed, layer, "logits")
+            builder.linear(normed, layer, output)
             return
     weight = _dense_weight(builder, source)
     if portable:
-        builder.node("Gemm", [normed, weight], "logits", transB=1)
+        builder.node("Gemm", [normed, weight], output, transB=1)
         return
     if form != "int8":
-        builder.node("DenseHead", [normed, weight], "logits", DOMAIN)
+        builder.node("DenseHead", [normed, weight], output, DOMAIN)
         return
     int8_VE, scales_V = quantise_rows(source.parameter(weight))
     inputs = [normed, builder.initializer("lm_head.int8", int8_VE), builder.initializer("lm_head.scales", scales_V)]
-    builder.node("ShortlistHead", [*inputs, weight], "logits", DOMAIN, shortlist=SHORTLIST)
+    builder.node("ShortlistHead", [*inputs, weight], output, DOMAIN, shortlist=SHORTLIST)
+
+
+def has_bias(source: SourceModel) -> bool:
+    """Whether lm_head has a bias."""
+    return source.model.get_submodule(source.decoder.head).bias is not None
 
 
 def _dense_weight(builder: GraphBuilder, source: SourceModel) -> str:
     """The initializer [V, E]: the embedding where the two are tied."""
-    if source.config.tie_word_embeddings:
-        return builder.initializer(_EMBEDDING, source.parameter(_EMBEDDING))
-    weight_VE = source.weight("lm_head")
+    head, embedding = source.decoder.head, f"{source.decoder.embedding}.weight"
+    if source.head_is_tied:
+        return builder.initializer(embedding, source.parameter(embedding))
+    weight_VE = source.weight(head)
     size = weight_VE.size * FLOAT32_BYTES
-    builder.choose("lm_head", Choice(None, size, size, "left dense: lm_head in int8 computes its best logits from it"))
-    return builder.initializer("lm_head.weight", weight_VE)
+    builder.choose(head, Choice(None, size, size, "left dense: lm_head in int8 computes its best logits from it"))
+    return builder.initializer(f"{head}.weight", weight_VE)
 
 
 def quantise_rows(weight_VE: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

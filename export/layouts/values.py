@@ -23,13 +23,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.groups import group_count, group_width
+from ...artifacts.scales import INT4_LARGEST, INT8_LARGEST, group_count, group_width
 
 Tensors = Mapping[str, NDArray]
 
 SCALE_NAMES = ("scales", "activation_scale")
-INT8_LARGEST = 127
-INT4_LARGEST = 7
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,28 @@ class Float32Values:
     def packed_bytes(self, count: int, shape: tuple[int, ...], links: int) -> int:
         """See `ValueType.packed_bytes`."""
         return 4 * count
+
+
+class Float16Values:
+    """Half the bytes, of a model in float16: what is decoded is what was encoded. X is float16 itself."""
+
+    name = "float16"
+    op_suffix = ""  # as bfloat16
+    scaled = False
+    per_element = 1
+
+    def encode(self, weight_S: NDArray[np.float32], places: Places) -> dict[str, NDArray]:
+        """See `ValueType.encode`."""
+        return {"values": weight_S.astype(np.float16)}
+
+    def decode(self, tensors: Tensors, places: Places) -> NDArray[np.float32]:
+        """See `ValueType.decode`."""
+        _check_count(tensors["values"].shape, len(places.rows_S))
+        return tensors["values"].astype(np.float32)
+
+    def packed_bytes(self, count: int, shape: tuple[int, ...], links: int) -> int:
+        """See `ValueType.packed_bytes`."""
+        return 2 * count
 
 
 class BFloat16Values:

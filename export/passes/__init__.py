@@ -1,4 +1,4 @@
-"""Passes over a Llama and its masks that keep its function: compact and permute."""
+"""Passes over a decoder and its masks that keep its function: compact and permute."""
 
 from .compact import compact
 from .permute import permute

@@ -3,11 +3,13 @@
 Lossless: what leaves multiplies or adds zeros. A neuron that carries a bias which is not 0 is never touched.
 
 What is dead, sought until nothing more is found:
-- A neuron of an MLP without a link in gate, in up, or out in down: silu(0) up, silu(gate) 0, or read by nothing.
+- A neuron of an MLP without a link in gate, in up (or in the one input), or out in down: activation(0) up,
+  activation(gate) 0, or read by nothing. Every activation is 0 at 0.
 - A place of a value head without a link in v, or out to o from any query head that reads it.
 - A query head that o reads nothing of; all its queries.
 - A pair of places that RoPE turns together, in a key head without a link in k, or in all of its query heads: it adds 0
-  to every score. (A head without any queries is not dead: it attends to all alike.)
+  to every score. (A head without any queries is not dead: it attends to all alike.) Where queries and keys are normed,
+  every place counts in the norm, and only whole heads are.
 
 What then shrinks: the MLPs, to the largest that a layer needs (`config.json` has one `intermediate_size`) or each to
 its own; key/value heads, and the query heads of each, by as many as are dead in every layer. Other dead places keep
@@ -16,20 +18,17 @@ their rows and columns, without links.
 Legend: N out_features, K in_features, F neurons of an MLP, G key/value heads, R query heads that read one, D head size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
-from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP
+from transformers import PreTrainedModel
 
-from ...artifacts import UnsupportedModelError
-from .edit import Heads, ModelEdit, Use, decoder_layers, heads_of, parameters_of
-from .liveness import LayerLinks, read_layer
+from ...architectures import Decoder, Part
+from .edit import Heads, ModelEdit, Use, heads_of, mlp_parts, parameters_of, rows_of
+from .liveness import LayerLinks, read_layer, settled_masks
 from .report import LayerChange, Masks, Passed, PassReport, shape_of
 
 WIDTH_STEP = 8
@@ -44,46 +43,42 @@ _HEAD_SIZE_NOTE = (
 _Layers = Mapping[str, LayerLinks]
 
 
-def compact(model: LlamaForCausalLM, masks: Masks, *, for_graph: bool = False) -> Passed:
+def compact(model: PreTrainedModel, masks: Masks, *, for_graph: bool = False, decoder: Decoder | None = None) -> Passed:
     """Remove what has no effect.
 
     Args:
         model, masks: the model, of finite weights, and the mask of each sparse layer. Both are left as they are.
         for_graph: shrink each MLP to its own need, and query heads to numbers that do not divide the hidden size. A
-        graph can have such layers, `config.json` cannot say so: the result runs in torch but cannot be saved as a
-        Hugging Face directory. Its configuration names the largest MLP.
+        graph can have such layers, `config.json` cannot say so: the result cannot be saved as a Hugging Face directory.
+        Its configuration names the largest MLP.
+        decoder: what the model is; None: what its configuration says.
 
     Raises:
         InputError: a projection has no mask, or masks and weights do not fit together. UnsupportedModelError: the
-            activation of the MLP is not 0 at 0, so that a neuron without links would have an effect.
+            model is of no family that is known.
     """
-    _check_activation(model)
-    edit = ModelEdit(model, masks)
-    layers = {layer: read_layer(model, masks, layer) for layer in decoder_layers(model)}
-    reasons = {f"{layer}.mlp": _neurons_reason(links) for layer, links in layers.items()}
+    edit = ModelEdit(model, masks, decoder)
+    decoder = edit.decoder
+    layers = {layer: read_layer(model, masks, decoder, layer) for layer in decoder.layer_paths()}
+    reasons: dict[str, str] = {}
     for layer, links in layers.items():
+        neurons = _neurons_reason(links)
         links.settle()
-        for part, mask_NK in links.masks().items():
-            if not np.array_equal(mask_NK, masks[f"{layer}.{part}"]):
-                edit.clear(f"{layer}.{part}", mask_NK)
-        reasons[f"{layer}.self_attn"] = _places_reason(links)
+        for name, mask_NK in settled_masks(model, masks, decoder, layer, links).items():
+            if not np.array_equal(mask_NK, masks[name]):
+                edit.clear(name, mask_NK)
+        reasons |= {f"{layer}.{path}": neurons for path in (*decoder.mlp.inputs, decoder.mlp.output)}
+        places = _places_reason(links)
+        reasons |= {f"{layer}.{path}": places for path in (*decoder.attention.inputs, decoder.attention.output)}
     _shrink_mlps(edit, layers, for_graph)
     heads_note = _shrink_heads(edit, layers, for_graph)
     changes = tuple(_change(name, masks[name], edit.masks[name], _reason(name, reasons)) for name in masks)
-    return Passed(edit.model, edit.masks, PassReport("compact", changes, (_RESIDUAL_NOTE, _HEAD_SIZE_NOTE, heads_note)))
-
-
-def _check_activation(model: LlamaForCausalLM) -> None:
-    at_zero = ACT2FN[model.config.hidden_act](torch.zeros(1))
-    if at_zero != 0:
-        raise UnsupportedModelError(
-            f"hidden_act '{model.config.hidden_act}' is {at_zero.item():g} at 0: neurons without links have an effect "
-            "and cannot be removed; export without compaction"
-        )
+    report = PassReport("compact", changes, (_RESIDUAL_NOTE, _HEAD_SIZE_NOTE, heads_note))
+    return Passed(edit.model, edit.decoder, edit.masks, report)
 
 
 def _reason(name: str, reasons: Mapping[str, str]) -> str:
-    return reasons.get(name.rpartition(".")[0], "left: it is in no decoder layer")
+    return reasons.get(name, "left: it is in no decoder layer")
 
 
 def _neurons_reason(links: LayerLinks) -> str:
@@ -92,19 +87,22 @@ def _neurons_reason(links: LayerLinks) -> str:
     dead_F = without_out_F | without_in_F
     carried = int(np.count_nonzero(dead_F & links.neurons_carried))
     kept = f"; {carried} of them stay, they carry a bias" if carried else ""
+    inputs = "gate or up" if len(links.inputs) == 2 else "the input"
     return (
         f"{np.count_nonzero(dead_F)} of {len(dead_F)} neurons are dead: {np.count_nonzero(without_out_F)} without a "
-        f"link out, {np.count_nonzero(without_in_F & ~without_out_F)} without a link in gate or up{kept}"
+        f"link out, {np.count_nonzero(without_in_F & ~without_out_F)} without a link in {inputs}{kept}"
     )
 
 
 def _places_reason(links: LayerLinks) -> str:
     """What is dead in an attention, after links are cleared."""
     groups_G, heads_GR = links.live_groups(), links.live_query_heads()
+    dead, units = links.dead_units()
+    kind = "rotary pairs" if units < links.k_carried.size else "places"
     return (
         f"dead: {np.count_nonzero(~groups_G)} of {groups_G.size} key/value heads, {np.count_nonzero(~heads_GR)} of "
         f"{heads_GR.size} query heads, {links.dead_values()} of {links.v_carried.size} value places, "
-        f"{links.dead_pairs()} of {links.k_carried.size // 2} rotary pairs of keys"
+        f"{dead} of {units} {kind} of keys"
     )
 
 
@@ -128,10 +126,16 @@ def _shrink_mlps(edit: ModelEdit, layers: _Layers, for_graph: bool) -> None:
     for layer, live_F in live.items():
         kept_F = _first_live(live_F, widths[layer] if for_graph else widest)
         if len(kept_F) < len(live_F):
-            for use in _neuron_uses(edit.model, layer):
-                edit.select(use, kept_F)
-        cast(LlamaMLP, edit.model.get_submodule(f"{layer}.mlp")).intermediate_size = len(kept_F)
-    edit.model.config.intermediate_size = widest
+            _keep_neurons(edit, layer, kept_F)
+        _tell_module(edit, f"{layer}.{edit.decoder.mlp.output}", "intermediate_size", len(kept_F))
+    setattr(edit.model.config, edit.decoder.names.width, widest)
+    edit.decoder = replace(edit.decoder, mlp=replace(edit.decoder.mlp, width=widest))
+
+
+def _keep_neurons(edit: ModelEdit, layer: str, kept_F: NDArray[np.int64]) -> None:
+    parts = mlp_parts(edit.model, edit.decoder, layer)
+    _keep_rows(edit, _kept_rows(edit, parts, [kept_F] * len(parts)))
+    edit.select(Use(f"{layer}.{edit.decoder.mlp.output}.weight", 1), kept_F)
 
 
 def _width(live_F: NDArray[np.bool_]) -> int:
@@ -145,21 +149,27 @@ def _first_live(live: NDArray[np.bool_], count: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(~live, kind="stable")[:count])
 
 
-def _neuron_uses(model: LlamaForCausalLM, layer: str) -> list[Use]:
-    rows = [use for part in ("gate", "up") for use in parameters_of(model, f"{layer}.mlp.{part}_proj", 0)]
-    return [*rows, Use(f"{layer}.mlp.down_proj.weight", 1)]
-
-
 def _shrink_heads(edit: ModelEdit, layers: _Layers, for_graph: bool) -> str:
     """Take away as many heads as every layer can spare; returns what was done, in words."""
-    config, now = edit.model.config, heads_of(edit.model)
+    decoder, config, now = edit.decoder, edit.model.config, heads_of(edit.decoder)
+    norm = decoder.attention.norm
+    if norm is not None and norm.span != "head":
+        return "heads keep their number: each has a weight of its own in the norms of queries and keys"
     needed = _needed_heads(layers, now.size)
-    new = needed if for_graph else _expressible(now, needed, config.hidden_size)
+    names = decoder.names
+    named = bool(names.heads and names.kv_heads and names.head_size)
+    new = needed if for_graph else _expressible(now, needed, decoder.hidden_size) if named else now
     if new != now:
         for layer, links in layers.items():
             _keep_heads(edit, layer, links, new)
-        config.num_key_value_heads, config.num_attention_heads = new.groups, new.queries
+        if named:
+            setattr(config, names.kv_heads, new.groups)
+            setattr(config, names.heads, new.queries)
+        attention = replace(decoder.attention, heads=new.queries, kv_heads=new.groups)
+        edit.decoder = replace(edit.decoder, attention=attention)
     reason = "all layers have one number" if for_graph else "all layers have one number, which divides hidden_size"
+    if not named and not for_graph:
+        reason = f"the configuration of a {decoder.family} has no size of heads apart from hidden_size"
     return (
         f"of {now.groups} key/value heads with {now.readers} query heads each the layers need {needed.groups} with "
         f"{needed.readers}, and {new.groups} with {new.readers} stay: {reason}"
@@ -189,12 +199,36 @@ def _keep_heads(edit: ModelEdit, layer: str, links: LayerLinks, new: Heads) -> N
     heads_GR = links.live_query_heads()
     readers = heads_GR.shape[1]
     heads = np.concatenate([group * readers + _first_live(heads_GR[group], new.readers) for group in groups_G])
-    attention = f"{layer}.self_attn"
-    for part, kept in (("q", heads), ("k", groups_G), ("v", groups_G)):
-        for use in parameters_of(edit.model, f"{attention}.{part}_proj", 0):
-            edit.select(use, _places_of(kept, new.size))
-    edit.select(Use(f"{attention}.o_proj.weight", 1), _places_of(heads, new.size))
-    cast(LlamaAttention, edit.model.get_submodule(attention)).num_key_value_groups = new.readers
+    attention = edit.decoder.attention
+    places = [_places_of(kept, new.size) for kept in (heads, groups_G, groups_G)]
+    _keep_rows(edit, _kept_rows(edit, attention.parts(layer), places))
+    output = f"{layer}.{attention.output}"
+    edit.select(Use(f"{output}.weight", 1), places[0])
+    _tell_module(edit, output, "num_key_value_groups", new.readers)
+
+
+def _kept_rows(
+    edit: ModelEdit, parts: Sequence[Part], kept: Sequence[NDArray[np.int64]]
+) -> dict[str, list[NDArray[np.int64]]]:
+    """The rows to keep of each linear layer, from the places to keep of each projection in it."""
+    found: dict[str, list[NDArray[np.int64]]] = {}
+    for part, places in zip(parts, kept, strict=True):
+        found.setdefault(part.module, []).append(rows_of(edit.model, part)[places])
+    return found
+
+
+def _keep_rows(edit: ModelEdit, kept: Mapping[str, Sequence[NDArray[np.int64]]]) -> None:
+    """In the order in which they stand, so that a layer of several projections keeps their places."""
+    for module, rows in kept.items():
+        for use in parameters_of(edit.model, module, 0):
+            edit.select(use, np.sort(np.concatenate(rows)))
+
+
+def _tell_module(edit: ModelEdit, output: str, attribute: str, value: int) -> None:
+    """Some modules keep a size beside their weights."""
+    module: Any = edit.model.get_submodule(output.rpartition(".")[0])
+    if hasattr(module, attribute):
+        setattr(module, attribute, value)
 
 
 def _places_of(heads: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -1,23 +1,19 @@
-"""Changing a Llama without touching the one that was given: selecting from axes of its parameters, and clearing links.
+"""Changing a decoder without touching the one given: selecting from axes of its parameters, and clearing links.
 
 Legend: N out_features, K in_features.
 """
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
+from ...architectures import Decoder, Part, describe
 from ...artifacts import InputError
 from .report import Masks
-
-PROJECTIONS = tuple(f"self_attn.{part}_proj" for part in "qkvo") + tuple(
-    f"mlp.{part}_proj" for part in ("gate", "up", "down")
-)
 
 
 @dataclass(frozen=True)
@@ -51,14 +47,17 @@ class Heads:
 class ModelEdit:
     """A model that shares its parameters with `model` until they are changed, and the masks that go with it.
 
+    `decoder` says what it is; None: what its configuration says.
+
     Raises:
         InputError: a projection has no mask, one does not fit its weight, or a weight off its mask is not zero.
     """
 
-    def __init__(self, model: LlamaForCausalLM, masks: Masks) -> None:
-        _check(model, masks)
+    def __init__(self, model: PreTrainedModel, masks: Masks, decoder: Decoder | None = None) -> None:
+        self.decoder = decoder or describe(model.config)
+        _check(model, masks, self.decoder)
         shared = {id(parameter): parameter for parameter in model.parameters()}
-        self.model: LlamaForCausalLM = copy.deepcopy(model, shared)
+        self.model: PreTrainedModel = copy.deepcopy(model, shared)
         self.masks: dict[str, NDArray[np.bool_]] = dict(masks)
 
     def select(self, use: Use, indices: NDArray[np.int64], size: int | None = None) -> None:
@@ -91,7 +90,7 @@ class ModelEdit:
                     _resize(module, new)
 
 
-def parameters_of(model: LlamaForCausalLM, layer: str, axis: int, start: int = 0) -> list[Use]:
+def parameters_of(model: PreTrainedModel, layer: str, axis: int, start: int = 0) -> list[Use]:
     """The uses of a dimension that is `axis` of a linear layer's weight: the weight, and along axis 0 the bias."""
     uses = [Use(f"{layer}.weight", axis, start)]
     if axis == 0 and model.get_submodule(layer).bias is not None:
@@ -99,17 +98,20 @@ def parameters_of(model: LlamaForCausalLM, layer: str, axis: int, start: int = 0
     return uses
 
 
-def heads_of(model: LlamaForCausalLM) -> Heads:
-    """The heads that the configuration names."""
-    config = model.config
-    queries = config.num_attention_heads
-    groups = config.num_key_value_heads or queries
-    return Heads(groups, queries // groups, config.head_dim or config.hidden_size // queries)
+def rows_of(model: PreTrainedModel, part: Part) -> NDArray[np.int64]:
+    """The rows of a projection in its linear layer."""
+    return np.arange(len(model.get_parameter(f"{part.module}.weight"))) if part.rows is None else part.rows
 
 
-def decoder_layers(model: LlamaForCausalLM) -> Sequence[str]:
-    """The names of the decoder layers."""
-    return [f"model.layers.{layer}" for layer in range(model.config.num_hidden_layers)]
+def mlp_parts(model: PreTrainedModel, decoder: Decoder, layer: str) -> tuple[Part, ...]:
+    """Gate and up of a layer, which may be narrower than the configuration says, or its one input."""
+    return decoder.mlp.parts(layer, model.get_parameter(f"{layer}.{decoder.mlp.output}.weight").shape[1])
+
+
+def heads_of(decoder: Decoder) -> Heads:
+    """The heads of every layer."""
+    attention = decoder.attention
+    return Heads(attention.kv_heads, attention.readers, attention.head_size)
 
 
 def _resize(module: torch.nn.Module, weight: torch.Tensor) -> None:
@@ -117,8 +119,8 @@ def _resize(module: torch.nn.Module, weight: torch.Tensor) -> None:
         module.out_features, module.in_features = weight.shape
 
 
-def _check(model: LlamaForCausalLM, masks: Masks) -> None:
-    for layer in [f"{layer}.{part}" for layer in decoder_layers(model) for part in PROJECTIONS]:
+def _check(model: PreTrainedModel, masks: Masks, decoder: Decoder) -> None:
+    for layer in decoder.projections():
         if layer not in masks:
             raise InputError(f"layer '{layer}' has no mask; give every projection one, all True where it is dense")
     for layer, mask_NK in masks.items():

@@ -1,10 +1,10 @@
-"""Which dimensions of a Llama may be put in another order, everywhere they are indexed, with the same result.
+"""Which dimensions of a decoder may be put in another order, everywhere they are indexed, with the same result.
 
-- The neurons of each MLP: rows of gate and up, columns of down.
+- The neurons of each MLP: rows of gate and up or of the one input, columns of the output.
 - The places of each value head: rows of v, and the columns of o for every query head that reads this head. Attention
   weighs whole heads, so places may move within a head and not from one to another.
 - The residual stream, in one order for the whole model: embedding, norms, what reads it (columns) and writes it (rows).
-  RMSNorm averages over all places and scales each, which an order does not touch.
+  Norms average over all places and scale each, which an order does not touch.
 
 What is not free. The places of queries and keys: RoPE turns the pair (d, d + D / 2) by an angle that belongs to d, from
 one table for all heads and layers, so a pair that moves meets another frequency, and a pair that is turned round would
@@ -15,9 +15,10 @@ that their order changes neither 2:4 nor blocks.
 
 from dataclasses import dataclass
 
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
-from .edit import Use, decoder_layers, heads_of, parameters_of
+from ...architectures import Decoder, describe
+from .edit import Use, heads_of, mlp_parts, parameters_of, rows_of
 
 ROTARY_NOTE = (
     "queries and keys keep their order: rotary embedding ties each pair of places (d, d + D / 2) to its frequency, and "
@@ -34,41 +35,58 @@ class Dimension:
     uses: tuple[Use, ...]
 
 
-def free_dimensions(model: LlamaForCausalLM) -> list[Dimension]:
-    """All free dimensions, the residual stream first."""
-    found = [_residual(model)]
-    for layer in decoder_layers(model):
-        found.append(_neurons(model, f"{layer}.mlp"))
-        found += _value_heads(model, f"{layer}.self_attn")
+def free_dimensions(model: PreTrainedModel, decoder: Decoder | None = None) -> list[Dimension]:
+    """All free dimensions, the residual stream first. `decoder` says what the model is; None: by its configuration."""
+    decoder = decoder or describe(model.config)
+    found = [_residual(model, decoder)]
+    for layer in decoder.layer_paths():
+        found.append(_neurons(model, decoder, layer))
+        found += _value_heads(model, decoder, layer)
     return found
 
 
-def _residual(model: LlamaForCausalLM) -> Dimension:
-    uses = [Use("model.embed_tokens.weight", 1), Use("model.norm.weight", 0)]
-    for layer in decoder_layers(model):
-        norms = ("input_layernorm", "post_attention_layernorm")
-        uses += [Use(f"{layer}.{norm}.weight", 0) for norm in norms]
-        for part in ("self_attn.q", "self_attn.k", "self_attn.v", "mlp.gate", "mlp.up"):
-            uses.append(Use(f"{layer}.{part}_proj.weight", 1))
-        for part in ("self_attn.o", "mlp.down"):
-            uses += parameters_of(model, f"{layer}.{part}_proj", 0)
-    if model.lm_head.weight is not model.get_parameter("model.embed_tokens.weight"):
-        uses.append(Use("lm_head.weight", 1))
-    return Dimension("residual stream", model.config.hidden_size, tuple(uses))
+def _residual(model: PreTrainedModel, decoder: Decoder) -> Dimension:
+    uses = [Use(f"{decoder.embedding}.weight", 1), *_norm_uses(model, decoder, decoder.final_norm)]
+    if decoder.positions is not None:
+        uses.append(Use(f"{decoder.positions.module}.weight", 1))
+    norms = [path for norms in (decoder.attention_norms, decoder.mlp_norms) for path in vars(norms).values() if path]
+    for layer in decoder.layer_paths():
+        for path in dict.fromkeys(norms):
+            uses += _norm_uses(model, decoder, f"{layer}.{path}")
+        uses += [Use(f"{layer}.{path}.weight", 1) for path in (*decoder.attention.inputs, *decoder.mlp.inputs)]
+        for path in (decoder.attention.output, decoder.mlp.output):
+            uses += parameters_of(model, f"{layer}.{path}", 0)
+    head = f"{decoder.head}.weight"
+    if model.get_parameter(head) is not model.get_parameter(f"{decoder.embedding}.weight"):
+        uses.append(Use(head, 1))
+    return Dimension("residual stream", decoder.hidden_size, tuple(uses))
 
 
-def _neurons(model: LlamaForCausalLM, mlp: str) -> Dimension:
-    uses = [use for part in ("gate", "up") for use in parameters_of(model, f"{mlp}.{part}_proj", 0)]
-    size = model.get_parameter(f"{mlp}.down_proj.weight").shape[1]
-    return Dimension(f"{mlp} neurons", size, (*uses, Use(f"{mlp}.down_proj.weight", 1)))
+def _norm_uses(model: PreTrainedModel, decoder: Decoder, norm: str) -> list[Use]:
+    """The parameters of a norm; none where it has no weights, or there is none."""
+    if not norm or not decoder.norm.affine:
+        return []
+    return [Use(f"{norm}.{name}", 0) for name, _ in model.get_submodule(norm).named_parameters()]
 
 
-def _value_heads(model: LlamaForCausalLM, attention: str) -> list[Dimension]:
-    heads = heads_of(model)
-    found = []
+def _neurons(model: PreTrainedModel, decoder: Decoder, layer: str) -> Dimension:
+    output = f"{layer}.{decoder.mlp.output}"
+    uses = [
+        use
+        for part in mlp_parts(model, decoder, layer)
+        for use in parameters_of(model, part.module, 0, int(rows_of(model, part)[0]))
+    ]
+    size = model.get_parameter(f"{output}.weight").shape[1]
+    return Dimension(f"{output.rpartition('.')[0]} neurons", size, (*uses, Use(f"{output}.weight", 1)))
+
+
+def _value_heads(model: PreTrainedModel, decoder: Decoder, layer: str) -> list[Dimension]:
+    heads, (_, _, values) = heads_of(decoder), decoder.attention.parts(layer)
+    output = f"{layer}.{decoder.attention.output}"
+    rows, found = rows_of(model, values), []
     for group in range(heads.groups):
-        uses = parameters_of(model, f"{attention}.v_proj", 0, group * heads.size)
+        uses = parameters_of(model, values.module, 0, int(rows[group * heads.size]))
         for reader in range(group * heads.readers, (group + 1) * heads.readers):
-            uses.append(Use(f"{attention}.o_proj.weight", 1, reader * heads.size))
-        found.append(Dimension(f"{attention} value head {group}", heads.size, tuple(uses)))
+            uses.append(Use(f"{output}.weight", 1, reader * heads.size))
+        found.append(Dimension(f"{output.rpartition('.')[0]} value head {group}", heads.size, tuple(uses)))
     return found

@@ -1,41 +1,36 @@
 """Which neurons of one decoder layer have an effect, and the links of those that have none.
 
 Legend: N out_features, K in_features, F neurons of the MLP, E hidden size, G key/value heads, R query heads that read
-one of them, D head size, P = D / 2 pairs of places that RoPE turns together: (d, d + P).
+one of them, D head size, U units of places that stand or fall together: the pairs (d, d + S / 2) that RoPE turns, of
+the first S places, and each of the others alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
-from .edit import heads_of
+from ...architectures import Decoder, Part
+from .edit import heads_of, mlp_parts, rows_of
 from .report import Masks
 
 Flags = NDArray[np.bool_]
-
-_PARTS = {
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-}
 
 
 @dataclass
 class LayerLinks:
     """The masks of one decoder layer, and which of the rows carry a bias that is not 0.
 
-    Shapes: gate, up [F, E]; down [E, F]; q [G, R, 2, P, E]; k [G, 2, P, E]; v [G, D, E]; o [E, G, R, D].
-    `*_carried` is of a row each: [F], [G, R, 2, P], [G, 2, P], [G, D].
+    Shapes: inputs of the MLP [F, E] each, down [E, F]; q [G, R, D, E]; k [G, D, E]; v [G, D, E]; o [E, G, R, D].
+    `*_carried` is of a row each: [F], [G, R, D], [G, D], [G, D]. `units` [U, D] says which places are of a unit.
+
+    Where queries and keys are normed, no place of a head is without effect while another is there: all count in the
+    norm. `norm_span` is None, or what a norm is over: "head", or "all" heads.
     """
 
-    gate: Flags
-    up: Flags
+    inputs: tuple[Flags, ...]
     down: Flags
     q: Flags
     k: Flags
@@ -45,6 +40,8 @@ class LayerLinks:
     q_carried: Flags
     k_carried: Flags
     v_carried: Flags
+    units: Flags
+    norm_span: str | None
 
     def settle(self) -> None:
         """Clear the links of dead neurons until no more are found. Each step can only clear."""
@@ -54,36 +51,28 @@ class LayerLinks:
             self._clear_values()
             self._clear_queries_and_keys()
 
-    def masks(self) -> dict[str, Flags]:
-        """The masks [N, K] by the name of the projection in the layer."""
-        hidden = self.gate.shape[1]
-        flat = {
-            "q": self.q.reshape(-1, hidden),
-            "k": self.k.reshape(-1, hidden),
-            "v": self.v.reshape(-1, hidden),
-            "o": self.o.reshape(hidden, -1),
-            "gate": self.gate,
-            "up": self.up,
-            "down": self.down,
-        }
-        return {_PARTS[part]: mask_NK for part, mask_NK in flat.items()}
+    def attention_masks(self) -> tuple[Flags, Flags, Flags, Flags]:
+        """The masks [N, K] of queries, keys, values and output."""
+        hidden = self.down.shape[0]
+        q, k, v = (flags.reshape(-1, hidden) for flags in (self.q, self.k, self.v))
+        return q, k, v, self.o.reshape(hidden, -1)
 
     def live_neurons(self) -> Flags:
         """Neurons [F] of the MLP that have any link or carry a bias."""
-        return self.gate.any(axis=1) | self.up.any(axis=1) | self.down.any(axis=0) | self.neurons_carried
+        ins = np.logical_or.reduce([mask.any(axis=1) for mask in self.inputs])
+        return ins | self.down.any(axis=0) | self.neurons_carried
 
     def neurons_without(self) -> tuple[Flags, Flags]:
-        """Neurons [F] without a link out, and those without a link in gate or in up."""
-        return ~self.down.any(axis=0), ~(self.gate.any(axis=1) & self.up.any(axis=1))
+        """Neurons [F] without a link out, and those without a link in one of the inputs."""
+        return ~self.down.any(axis=0), ~np.logical_and.reduce([mask.any(axis=1) for mask in self.inputs])
 
     def live_query_heads(self) -> Flags:
         """Query heads [G, R] that have any link or carry a bias."""
-        rows = self.q.any(axis=(2, 3, 4)) | self.q_carried.any(axis=(2, 3))
-        return rows | self.o.any(axis=(0, 3))
+        return self.q.any(axis=(2, 3)) | self.q_carried.any(axis=2) | self.o.any(axis=(0, 3))
 
     def live_groups(self) -> Flags:
         """Key/value heads [G] that have any link, carry a bias, or are read by a live query head."""
-        keys = self.k.any(axis=(1, 2, 3)) | self.k_carried.any(axis=(1, 2))
+        keys = self.k.any(axis=(1, 2)) | self.k_carried.any(axis=1)
         values = self.v.any(axis=(1, 2)) | self.v_carried.any(axis=1)
         return keys | values | self.live_query_heads().any(axis=1)
 
@@ -91,18 +80,27 @@ class LayerLinks:
         """Places of value heads without a link and without a bias."""
         return int(np.count_nonzero(~(self.v.any(axis=2) | self.v_carried | self.o.any(axis=(0, 2)))))
 
-    def dead_pairs(self) -> int:
-        """Pairs of places of key heads without a link and without a bias."""
-        return int(np.count_nonzero(~(self.k.any(axis=3) | self.k_carried).any(axis=1)))
+    def dead_units(self) -> tuple[int, int]:
+        """Units of places of key heads without a link and without a bias, of all."""
+        live_GU = self._in_units(self.k.any(axis=2) | self.k_carried)
+        return int(np.count_nonzero(~live_GU)), live_GU.size
+
+    def _in_units(self, places: Flags) -> Flags:
+        """Units [..., U] any of whose places [..., D] is set."""
+        return (places[..., None, :] & self.units).any(axis=-1)
+
+    def _of_units(self, units: Flags) -> Flags:
+        """The places [..., D] of the units [..., U] that are set."""
+        return (units[..., :, None] & self.units).any(axis=-2)
 
     def _count(self) -> int:
-        return sum(int(np.count_nonzero(mask_NK)) for mask_NK in self.masks().values())
+        return sum(int(np.count_nonzero(mask)) for mask in (*self.inputs, self.down, self.q, self.k, self.v, self.o))
 
     def _clear_neurons(self) -> None:
         without_out_F, without_in_F = self.neurons_without()
         dead_F = (without_out_F | without_in_F) & ~self.neurons_carried
-        self.gate[dead_F] = False
-        self.up[dead_F] = False
+        for mask in self.inputs:
+            mask[dead_F] = False
         self.down[:, dead_F] = False
 
     def _clear_values(self) -> None:
@@ -112,37 +110,65 @@ class LayerLinks:
 
     def _clear_queries_and_keys(self) -> None:
         # Rows that carry a bias keep their links, whatever becomes of what they feed.
+        if self.norm_span == "all":
+            return
         unread_GR = ~self.o.any(axis=(0, 3))
-        self.q &= (self.q_carried | ~unread_GR[:, :, None, None])[..., None]
-        keys_GP = (self.k.any(axis=3) | self.k_carried).any(axis=1)
-        self.q &= (self.q_carried | keys_GP[:, None, None])[..., None]
-        queries_GP = (self.q.any(axis=4) | self.q_carried).any(axis=(1, 2))
-        self.k &= (self.k_carried | queries_GP[:, None])[..., None]
+        self.q &= (self.q_carried | ~unread_GR[:, :, None])[..., None]
+        if self.norm_span is not None:
+            return
+        keys_GD = self._of_units(self._in_units(self.k.any(axis=2) | self.k_carried))
+        self.q &= (self.q_carried | keys_GD[:, None])[..., None]
+        queries_GD = self._of_units(self._in_units((self.q.any(axis=3) | self.q_carried).any(axis=1)))
+        self.k &= (self.k_carried | queries_GD)[..., None]
 
 
-def read_layer(model: LlamaForCausalLM, masks: Masks, layer: str) -> LayerLinks:
+def read_layer(model: PreTrainedModel, masks: Masks, decoder: Decoder, layer: str) -> LayerLinks:
     """The links of a decoder layer; copies, so that clearing leaves `masks` as they are."""
-    heads = heads_of(model)
+    heads, hidden = heads_of(decoder), decoder.hidden_size
     groups, readers, size = heads.groups, heads.readers, heads.size
-    mask = {part: masks[f"{layer}.{name}"].copy() for part, name in _PARTS.items()}
-    carried = {part: _carried(model, f"{layer}.{name}") for part, name in _PARTS.items()}
-    hidden, half = model.config.hidden_size, size // 2
+    q, k, v = (_Rows(model, masks, part) for part in decoder.attention.parts(layer))
+    inputs = [_Rows(model, masks, part) for part in mlp_parts(model, decoder, layer)]
+    norm = decoder.attention.norm
     return LayerLinks(
-        gate=mask["gate"],
-        up=mask["up"],
-        down=mask["down"],
-        q=mask["q"].reshape(groups, readers, 2, half, hidden),
-        k=mask["k"].reshape(groups, 2, half, hidden),
-        v=mask["v"].reshape(groups, size, hidden),
-        o=mask["o"].reshape(hidden, groups, readers, size),
-        neurons_carried=carried["gate"] | carried["up"],
-        q_carried=carried["q"].reshape(groups, readers, 2, half),
-        k_carried=carried["k"].reshape(groups, 2, half),
-        v_carried=carried["v"].reshape(groups, size),
+        inputs=tuple(rows.mask for rows in inputs),
+        down=masks[f"{layer}.{decoder.mlp.output}"].copy(),
+        q=q.mask.reshape(groups, readers, size, hidden),
+        k=k.mask.reshape(groups, size, hidden),
+        v=v.mask.reshape(groups, size, hidden),
+        o=masks[f"{layer}.{decoder.attention.output}"].reshape(hidden, groups, readers, size).copy(),
+        neurons_carried=np.logical_or.reduce([rows.carried for rows in inputs]),
+        q_carried=q.carried.reshape(groups, readers, size),
+        k_carried=k.carried.reshape(groups, size),
+        v_carried=v.carried.reshape(groups, size),
+        units=_units(decoder),
+        norm_span=None if norm is None else "all" if norm.span == "all" else "head",
     )
 
 
-def _carried(model: LlamaForCausalLM, layer: str) -> Flags:
-    linear = model.get_submodule(layer)
-    bias = linear.bias
-    return np.zeros(linear.out_features, bool) if bias is None else (bias.detach() != 0).numpy()  # type: ignore[operator]
+def settled_masks(model: PreTrainedModel, masks: Masks, decoder: Decoder, layer: str, links: LayerLinks) -> Masks:
+    """The masks of a layer's linear layers by name, as `links` has them."""
+    *attention, o = links.attention_masks()
+    parts = [*decoder.attention.parts(layer), *mlp_parts(model, decoder, layer)]
+    found = {part.module: masks[part.module].copy() for part in parts}
+    for part, mask in zip(parts, [*attention, *links.inputs], strict=True):
+        found[part.module][rows_of(model, part)] = mask
+    outputs: Mapping[str, Flags] = {decoder.attention.output: o, decoder.mlp.output: links.down}
+    return found | {f"{layer}.{path}": mask for path, mask in outputs.items()}
+
+
+class _Rows:
+    """The mask of a projection, a copy, and which of its rows carry a bias."""
+
+    def __init__(self, model: PreTrainedModel, masks: Masks, part: Part) -> None:
+        rows = rows_of(model, part)
+        self.mask = masks[part.module][rows]
+        bias = model.get_submodule(part.module).bias
+        self.carried = np.zeros(len(rows), bool) if bias is None else (bias.detach() != 0).numpy()[rows]  # type: ignore[operator]
+
+
+def _units(decoder: Decoder) -> Flags:
+    """[U, D]: the places of each unit. Layers without rotary embedding have the same, which is only more careful."""
+    size = decoder.attention.head_size
+    turned = decoder.rotary.size if decoder.rotary is not None else 0
+    unit_of_D = np.concatenate([np.arange(turned) % max(1, turned // 2), np.arange(turned // 2, size - turned // 2)])
+    return unit_of_D == np.arange(size - turned // 2)[:, None]

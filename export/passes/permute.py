@@ -12,8 +12,9 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
+from ...architectures import Decoder
 from ...artifacts import InputError
 from ..layouts.nm24 import GROUP, fitting_links
 from .edit import ModelEdit, Use
@@ -45,21 +46,22 @@ class _Goal:
 
 
 def permute(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     masks: Masks,
     objective: Objective = "2:4",
     *,
     seed: int = 0,
     progress: Callable[[str], None] = lambda dimension: None,
     dimensions: Sequence[Dimension] | None = None,
+    decoder: Decoder | None = None,
 ) -> Passed:
-    """Order the free dimensions of a Llama (see `freedom`).
+    """Order the free dimensions of a decoder (see `freedom`).
 
     Args:
         model, masks: the model and the mask of each sparse layer. Both are left as they are.
         objective: "2:4": the links of a best two of every four columns; "block": links over the places of all 16 x 16
         blocks that have any. seed: the result follows from it. progress: told each dimension as its search begins.
-        dimensions: to order; None: all that are free.
+        dimensions: to order; None: all that are free. decoder: what the model is; None: what its configuration says.
 
     Raises:
         InputError: the objective is unknown, or masks and weights do not fit together.
@@ -67,8 +69,9 @@ def permute(
     if objective not in get_args(Objective):
         raise InputError(f"objective '{objective}' is none of {', '.join(get_args(Objective))}")
     goal = _GOALS[objective]
-    edit = ModelEdit(model, masks)
-    movable, notes = _movable(free_dimensions(model) if dimensions is None else dimensions, goal.width)
+    edit = ModelEdit(model, masks, decoder)
+    free = free_dimensions(model, edit.decoder) if dimensions is None else dimensions
+    movable, notes = _movable(free, goal.width)
     moved: dict[str, list[str]] = {layer: [] for layer in masks}
     for sweep, ordering in enumerate(goal.sweeps):
         for number, dimension in enumerate(movable):
@@ -78,12 +81,12 @@ def permute(
                 _note(moved, dimension)
     before = goal.fit(masks.values())
     if goal.fit(edit.masks.values()) <= before:
-        edit, moved = ModelEdit(model, masks), {layer: [] for layer in masks}
+        edit, moved = ModelEdit(model, masks, edit.decoder), {layer: [] for layer in masks}
         notes.append("no order was found that serves the objective better: all dimensions are as they were")
     layers = tuple(_change(name, masks[name], edit.masks[name], goal, moved[name]) for name in masks)
     after = goal.fit(edit.masks.values())
     report = PassReport(f"permute {objective}", layers, (*notes, ROTARY_NOTE), before, after)
-    return Passed(edit.model, edit.masks, report)
+    return Passed(edit.model, edit.decoder, edit.masks, report)
 
 
 def two_of_four_fit(mask_NK: NDArray[np.bool_]) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
+
+from ...architectures import Decoder
 
 Masks = Mapping[str, NDArray[np.bool_]]
 """The mask (bool [out_features, in_features]) of each sparse linear layer, by its name in the model."""
@@ -62,7 +64,8 @@ class Passed:
     Parameters that did not change are shared with the model that the pass was given, which is left as it was.
     """
 
-    model: LlamaForCausalLM
+    model: PreTrainedModel
+    decoder: Decoder
     masks: dict[str, NDArray[np.bool_]]
     report: PassReport
 

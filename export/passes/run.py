@@ -37,11 +37,11 @@ def run_passes(
 
     def take(passed: Passed) -> SourceModel:
         reports.append(passed.report)
-        return replace(source, model=passed.model, masks=passed.masks)
+        return replace(source, model=passed.model, decoder=passed.decoder, masks=passed.masks)
 
     if options.compact:
         progress("compacting")
-        source = take(compact(source.model, source.masks, for_graph=True))
+        source = take(compact(source.model, source.masks, for_graph=True, decoder=source.decoder))
     if options.permute is not None:
         ordering = options.permute
         source = take(
@@ -50,6 +50,7 @@ def run_passes(
                 source.masks,
                 ordering,
                 seed=options.seed,
+                decoder=source.decoder,
                 progress=lambda dimension: progress(f"ordering for {ordering}: {dimension}"),
             )
         )

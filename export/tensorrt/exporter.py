@@ -29,9 +29,9 @@ from ..report import ExportReport, write_reports
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
 from .carried import carried_layers
 from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
+from .decoder import build_static_decoder, step_profiles
 from .decoding import check_packed
 from .earlier import read_earlier
-from .llama import build_static_llama, step_profiles
 from .ordering import Orders, in_order, input_orders
 from .parity import EngineParity, check_graph, open_graph
 from .report import REPORT_FILE, EngineReport, write_engine_report
@@ -67,7 +67,7 @@ def export_engines(
     passes: PassOptions = NO_PASSES,
     for_isa: str | None = None,
 ) -> tuple[ExportReport, EngineReport]:
-    """Export a Llama directory to sparse ONNX and an engine, and publish both where they agree with torch.
+    """Export a model directory to sparse ONNX and an engine, and publish both where they agree with torch.
 
     Args:
         model_directory, out, progress: as `export_model`. options: of the engine. values, lm_head: of the ONNX; the
@@ -109,12 +109,12 @@ def export_engines(
             orders: Orders = {}
             if passes.permute == "2:4":
                 progress("ordering the inputs of single layers")
-                orders = input_orders(source.masks)
+                orders = input_orders(source.projection_masks())
             export = _Export(original, source, orders, runtime, gpu, options, progress)
             engine, report = export.build(work, staging)
             manifest = _move_portable(portable, staging)
             onnx_report = replace(onnx_report, engine_layers=report.stored)
-            write_reports(staging, onnx_report, source.masks)
+            write_reports(staging, onnx_report, source.projection_masks())
             write_engine_report(staging / REPORT_FILE, report)
             carried = earlier.carry(staging, engine) if earlier else ()
             reports = list(earlier.reports) if earlier else []
@@ -139,7 +139,9 @@ class _Export:
     @cached_property
     def masks(self) -> dict[str, NDArray[np.bool_]]:
         """The masks [N, K] of the layers, inputs in the order in which they are gathered."""
-        return {name: in_order(mask_NK, self.orders.get(name)) for name, mask_NK in self.source.masks.items()}
+        return {
+            name: in_order(mask_NK, self.orders.get(name)) for name, mask_NK in self.source.projection_masks().items()
+        }
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A weight [N, K], as `masks`."""
@@ -152,7 +154,7 @@ class _Export:
         forms = {name: choice.form for name, choice in choices.items() if choice.form != DENSE}
         graph = work / "graph.onnx"
         self.progress(f"building the graph in {precision.name}")
-        save_typed_model(build_static_llama(self.source, precision, forms, self.orders), graph)
+        save_typed_model(build_static_decoder(self.source, precision, forms, self.orders), graph)
         check_packed(graph, {name: self.weight(name) for name in forms}, self.masks, forms, precision)
         parity = check_graph(
             self.original.model, self.source, graph, precision, self._tell, forms=forms, orders=self.orders
@@ -219,7 +221,7 @@ class _Export:
         log = None if self.runtime.builds_without_gpu else parse_sparsity_log(build.log)
         precision, masks = PRECISIONS[facts.precision], self.masks
         dense = [name for name in masks if choices[name].form == DENSE]
-        weights = {n: self.weight(n).astype(precision.numpy) for n in (*dense, "model.embed_tokens")}
+        weights = {n: self.weight(n).astype(precision.numpy) for n in (*dense, self.source.decoder.embedding)}
         return EngineReport(
             engine=facts,
             engine_bytes=engine.stat().st_size,

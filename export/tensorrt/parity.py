@@ -22,14 +22,14 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from ...artifacts import CheckError, LanguageModelFacts
 from ...serve.engine.runner import Runner
 from ...serve.engine.static_cache import StaticCacheRunner, Step, StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from ..verify import ParityFigures, check_parity, torch_greedy
-from .llama import NO_FORMS, NO_ORDERS, build_static_llama
+from .decoder import NO_FORMS, NO_ORDERS, build_static_decoder
 from .ordering import Orders
 from .typed_graph import PRECISIONS, Precision, save_typed_model
 
@@ -84,7 +84,7 @@ class OnnxStepExecutor:
 
 
 def check_graph(
-    original: LlamaForCausalLM,
+    original: PreTrainedModel,
     source: SourceModel,
     graph: Path,
     precision: Precision,
@@ -98,13 +98,13 @@ def check_graph(
     Args:
         original: the model before any pass, which everything is held against. source: the model that the graph is of.
         graph: the file, in `precision`. progress: told each check. forms, orders: of the graph, as
-        `build_static_llama` takes them.
+        `build_static_decoder` takes them.
 
     Raises:
         CheckError: logits differ by more than the tolerance, or a greedy token differs.
     """
     single = graph.parent / "float32.onnx"
-    save_typed_model(build_static_llama(source, PRECISIONS["float32"], forms, orders), single)
+    save_typed_model(build_static_decoder(source, PRECISIONS["float32"], forms, orders), single)
     figures = check_parity(original, _runner(single, source), progress)
     progress(f"the graph in {precision.name}")
     runner = open_graph(source, graph, precision)
@@ -121,7 +121,7 @@ def open_graph(source: SourceModel, graph: Path, precision: Precision) -> Static
     return _runner(runnable, source)
 
 
-def check_precision(original: LlamaForCausalLM, runner: Runner, precision: Precision, what: str) -> tuple[float, float]:
+def check_precision(original: PreTrainedModel, runner: Runner, precision: Precision, what: str) -> tuple[float, float]:
     """Compare a runner in `precision` to torch in float32. `what` is for the message.
 
     Returns:
@@ -158,7 +158,7 @@ def _runner(model: Path, source: SourceModel) -> StaticCacheRunner:
     return StaticCacheRunner(facts, _SLOTS, limits, OnnxStepExecutor(model, facts, _SLOTS))
 
 
-def _precision_differences(original: LlamaForCausalLM, runner: Runner, precision: Precision) -> tuple[float, float]:
+def _precision_differences(original: PreTrainedModel, runner: Runner, precision: Precision) -> tuple[float, float]:
     """How far the runner, and torch in the precision, are from torch in float32, on a sequence that torch goes on."""
     prompt = np.random.default_rng(1).integers(0, runner.vocab_size, 8).tolist()
     length = min(_SEQUENCE, runner.context_length) - len(prompt)
@@ -173,6 +173,6 @@ def _precision_differences(original: LlamaForCausalLM, runner: Runner, precision
     return float(np.abs(actual_SV - expected_SV).max()), float(np.abs(rounded_SV - expected_SV).max())
 
 
-def _torch_logits(model: LlamaForCausalLM, ids_S: list[int]) -> NDArray[np.float32]:
+def _torch_logits(model: PreTrainedModel, ids_S: list[int]) -> NDArray[np.float32]:
     with torch.inference_mode():
         return model(torch.tensor([ids_S])).logits[0].numpy()

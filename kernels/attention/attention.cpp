@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "platform/cpu.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -39,7 +39,7 @@ class Plan {
         for (int64_t first = 0; first < rows; first += kTaskRows) {
           const int64_t count = std::min(kTaskRows, rows - first);
           const int64_t keys = step.past[s] + (first + count - 1) / group + 1;
-          const int64_t spans = rows <= kFewRows ? (keys + kSpanKeys - 1) / kSpanKeys : 1;
+          const int64_t spans = rows <= kFewRows ? ceil_div(keys, kSpanKeys) : 1;
           work_ += 2 * count * keys * step.cache.head_dim;
           add({s, head, first, count, keys, spans, 0}, step.cache.head_dim);
         }
@@ -66,26 +66,9 @@ class Plan {
   int64_t work_ = 0;  // multiply-adds, at most
 };
 
-// Memory that a thread keeps for its next step.
-float* grown(Buffer& buffer, int64_t floats) {
-  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
-  if (buffer.bytes() < bytes) buffer = Buffer(bytes + bytes / 4);
-  return buffer.as<float>();
-}
-
-float* rotated_memory(int64_t floats) {
-  thread_local Buffer buffer;
-  return grown(buffer, floats);
-}
-
-float* partial_memory(int64_t floats) {
-  thread_local Buffer buffer;
-  return grown(buffer, floats);
-}
-
-float* workspace_memory(int64_t floats) {
-  thread_local Buffer buffer;
-  return grown(buffer, floats);
+// Memory that the thread keeps for its next step.
+float* memory(Scratch slot, int64_t floats) {
+  return reinterpret_cast<float*>(scratch(slot, static_cast<size_t>(floats) * sizeof(float)));
 }
 
 void write_token(const AttentionStep& step, const AttentionKernels& kernels, int64_t token, float* rotated) {
@@ -133,19 +116,8 @@ const char* first_block(const AttentionTask& task) {
 }  // namespace
 
 const AttentionKernels& attention_kernels() {
-#if defined(__x86_64__)
-  switch (select_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return avx512::kAttentionKernels;
-    case Isa::kAvx2:
-      return avx2::kAttentionKernels;
-    case Isa::kScalar:
-    case Isa::kAmxEmulated:
-      break;
-  }
-#endif
-  return scalar::kAttentionKernels;
+  const Isa isa = select_isa();
+  return HEBBLINE_CHOOSE(isa, kAttentionKernels);
 }
 
 int64_t block_bytes(CacheFormat format, int64_t head_dim) {
@@ -162,13 +134,13 @@ int64_t workspace_floats(int64_t head_dim) {
 void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& threads) {
   const int64_t tokens = step.cu_seqlens.back();
   const Plan plan(step);
-  float* rotated = rotated_memory(tokens * step.heads * step.cache.head_dim);
-  float* partial = partial_memory(plan.partial_floats());
+  float* rotated = memory(Scratch::kRotated, tokens * step.heads * step.cache.head_dim);
+  float* partial = memory(Scratch::kPartial, plan.partial_floats());
   const Parallel serial = [](size_t count, const std::function<void(size_t)>& task) {
     for (size_t i = 0; i < count; ++i) task(i);
   };
   const Parallel& parallel = plan.is_worth_threads() ? threads : serial;
-  parallel(static_cast<size_t>((tokens + kTokensPerTask - 1) / kTokensPerTask), [&](size_t task) {
+  parallel(static_cast<size_t>(ceil_div(tokens, kTokensPerTask)), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
     for (int64_t t = first; t < std::min(tokens, first + kTokensPerTask); ++t) write_token(step, kernels, t, rotated);
   });
@@ -185,7 +157,7 @@ void attend(const AttentionStep& step, const AttentionKernels& kernels, const Pa
   parallel(plan.pieces().size(), [&](size_t index) {
     AttentionTask task = task_of(plan.pieces()[index]);
     if (index + 1 < plan.pieces().size()) task.next = first_block(task_of(plan.pieces()[index + 1]));
-    task.workspace = workspace_memory(workspace_floats(step.cache.head_dim));
+    task.workspace = memory(Scratch::kWorkspace, workspace_floats(step.cache.head_dim));
     kernels.attend(task);
   });
   for (const Group& group : plan.groups()) {

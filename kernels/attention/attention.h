@@ -13,24 +13,23 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
+
+#include "numbers.h"
+#include "platform/parallel.h"
+#include "platform/variants.h"
 
 namespace hebbline {
 
-// Runs task(0) ... task(count - 1), at the same time where it can.
-using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+// How keys and values are kept: kFloat32, kBfloat16, or kInt8 with a scale for each token and head.
+using CacheFormat = ValueType;
 
-// How keys and values are kept. kInt8: a scale for each token and head, the largest magnitude / 127.
-enum class CacheFormat { kFloat32, kBfloat16, kInt8 };
-
-inline constexpr int64_t kPlaces = 16;            // tokens of a block of the cache
-inline constexpr int64_t kChunkKeys = 128;        // keys that a softmax update takes
-inline constexpr int64_t kSpanKeys = 256;         // keys of a span, a multiple of the above
-inline constexpr int64_t kTileRows = 6;           // most rows that are worked on together
-inline constexpr int64_t kTaskRows = 48;          // most rows of a task
-inline constexpr int64_t kFewRows = 12;           // up to this many rows of a head, keys are cut into spans
-inline constexpr float kSmallestScaled = 1e-30F;  // a token of zeros has a finite inverse scale
+inline constexpr int64_t kPlaces = 16;      // tokens of a block of the cache
+inline constexpr int64_t kChunkKeys = 128;  // keys that a softmax update takes
+inline constexpr int64_t kSpanKeys = 256;   // keys of a span, a multiple of the above
+inline constexpr int64_t kTileRows = 6;     // most rows that are worked on together
+inline constexpr int64_t kTaskRows = 48;    // most rows of a task
+inline constexpr int64_t kFewRows = 12;     // up to this many rows of a head, keys are cut into spans
 
 // Bytes of a block: the keys [D, 16] and values [16, D] of 16 tokens and one head, and for int8 the float32 scales of
 // the keys [16] and of the values [16]. The three formats differ in it for every head size.
@@ -106,16 +105,6 @@ const AttentionKernels& attention_kernels();
 // Computes the step; scores are scaled by D^-0.5.
 void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& threads);
 
-namespace scalar {
-extern const AttentionKernels kAttentionKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const AttentionKernels kAttentionKernels;
-}
-namespace avx512 {
-extern const AttentionKernels kAttentionKernels;
-}
-#endif
+HEBBLINE_DECLARE(AttentionKernels, kAttentionKernels)
 
 }  // namespace hebbline

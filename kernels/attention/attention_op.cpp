@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "attention/attention.h"
-#include "ops.h"
+#include "ort/op.h"
 
 namespace hebbline {
 namespace {
@@ -164,15 +164,12 @@ class VarlenAttention {
   const AttentionKernels& kernels_ = attention_kernels();
 };
 
+constexpr ort::InputSpec kFloats{ElementType::kFloat}, kOptional{ElementType::kFloat, true},
+    kIntegers{ElementType::kInt32}, kBytes{ElementType::kUint8};
+const ort::Op<VarlenAttention> varlen_attention("VarlenAttention",
+                                                {kFloats, kOptional, kOptional, kIntegers, kIntegers, kIntegers,
+                                                 kFloats, kFloats, kBytes},
+                                                {ElementType::kFloat, ElementType::kUint8});
+
 }  // namespace
-
-std::vector<const ort::CustomOp*> attention_ops() {
-  const ort::InputSpec floats{ElementType::kFloat}, optional{ElementType::kFloat, true}, integers{ElementType::kInt32},
-      bytes{ElementType::kUint8};
-  static const ort::Op<VarlenAttention> op(
-      "VarlenAttention", {floats, optional, optional, integers, integers, integers, floats, floats, bytes},
-      {ElementType::kFloat, ElementType::kUint8});
-  return {&op};
-}
-
 }  // namespace hebbline

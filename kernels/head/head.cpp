@@ -1,11 +1,10 @@
 #include "head/head.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "linear/activations.h"
-#include "platform/cpu.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -14,15 +13,6 @@ namespace {
 constexpr int64_t kRowsPerTask = 512;  // of the weight
 constexpr int64_t kFloatRowsPerTask = 128;
 constexpr int64_t kGroup = 64;  // logits whose largest is kept, to find the high ones; divides the above
-constexpr float kLargestQuant = 127;
-
-void quantise(const float* hidden_E, int64_t hidden, float inverse, int8_t* token_E) {
-  for (int64_t e = 0; e < hidden; ++e) {
-    float quant = std::nearbyint(hidden_E[e] * inverse);
-    quant = quant > -kLargestQuant ? quant : -kLargestQuant;  // and where it is NaN
-    token_E[e] = static_cast<int8_t>(quant < kLargestQuant ? quant : kLargestQuant);
-  }
-}
 
 // Rows as int8, and their scales.
 struct Tokens {
@@ -32,16 +22,15 @@ struct Tokens {
 
 // The result lives in memory of the calling thread until its next call.
 Tokens quantise_rows(const float* hidden_RE, int64_t rows, int64_t hidden) {
-  thread_local Buffer buffer;
   const size_t bytes = static_cast<size_t>(rows) * (sizeof(float) + static_cast<size_t>(hidden));
-  if (buffer.bytes() < bytes) buffer = Buffer(bytes);
-  auto* scales_R = buffer.as<float>();
+  auto* scales_R = reinterpret_cast<float*>(scratch(Scratch::kToken, bytes));
   auto* int8_RE = reinterpret_cast<int8_t*>(scales_R + rows);
   for (int64_t r = 0; r < rows; ++r) {
     const float* hidden_E = hidden_RE + r * hidden;
-    const TokenScale scale = token_scale(hidden_E, hidden, std::nullopt);
+    const Int8Scale scale = token_scale(hidden_E, hidden, std::nullopt);
     scales_R[r] = scale.scale;
-    quantise(hidden_E, hidden, scale.inverse, int8_RE + r * hidden);
+    int8_t* token_E = int8_RE + r * hidden;
+    for (int64_t e = 0; e < hidden; ++e) token_E[e] = static_cast<int8_t>(round_to_int8(hidden_E[e] * scale.inverse));
   }
   return {int8_RE, scales_R};
 }
@@ -71,7 +60,7 @@ float threshold(std::vector<float> largest_G, int64_t count) {
   return largest_G[static_cast<size_t>(count - 1)];
 }
 
-int64_t groups(int64_t vocabulary) { return (vocabulary + kGroup - 1) / kGroup; }
+int64_t groups(int64_t vocabulary) { return ceil_div(vocabulary, kGroup); }
 
 // Calls found(v) for every logit that is above `least`, or that is `least` where `equal`.
 template <class Found>
@@ -90,26 +79,18 @@ void each_above(const float* logits_V, int64_t vocabulary, std::span<const float
 }  // namespace
 
 const HeadKernels& head_kernels() {
-#if defined(__x86_64__)
-  switch (select_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return avx512::kHeadKernels;
-    case Isa::kAvx2:
-      return avx2::kHeadKernels;
-    case Isa::kScalar:
-    case Isa::kAmxEmulated:
-      break;
-  }
+  const Isa isa = select_isa();
+#if defined(__aarch64__)
+  if (isa == Isa::kNeonDot) return neondot::kHeadKernels;
 #endif
-  return scalar::kHeadKernels;
+  return HEBBLINE_CHOOSE(isa, kHeadKernels);
 }
 
 void multiply_head(const HeadKernels& kernels, const float* weight_VE, int64_t vocabulary, int64_t hidden,
                    const float* hidden_RE, int64_t rows, float* logits_RV, const Parallel& parallel) {
-  const int64_t steps = std::max<int64_t>(1, (rows + kFloatTokens - 1) / kFloatTokens);
-  const int64_t step = std::max<int64_t>(1, (rows + steps - 1) / steps);  // of about the same number of tokens
-  parallel(static_cast<size_t>((vocabulary + kFloatRowsPerTask - 1) / kFloatRowsPerTask), [&](size_t task) {
+  const int64_t steps = std::max<int64_t>(1, ceil_div(rows, kFloatTokens));
+  const int64_t step = std::max<int64_t>(1, ceil_div(rows, steps));  // of about the same number of tokens
+  parallel(static_cast<size_t>(ceil_div(vocabulary, kFloatRowsPerTask)), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * kFloatRowsPerTask;
     const int64_t last = std::min(vocabulary, first + kFloatRowsPerTask);
     for (int64_t r = 0; r < rows; r += step) {
@@ -135,7 +116,7 @@ void ShortlistHead::compute(const float* hidden_RE, int64_t rows, float* logits_
   const Tokens tokens = quantise_rows(hidden_RE, rows, weights_.hidden);
   const int64_t per_row = groups(weights_.vocabulary);
   std::vector<float> largest_RG(static_cast<size_t>(rows * per_row));
-  parallel(static_cast<size_t>((weights_.vocabulary + kRowsPerTask - 1) / kRowsPerTask), [&](size_t task) {
+  parallel(static_cast<size_t>(ceil_div(weights_.vocabulary, kRowsPerTask)), [&](size_t task) {
     const int64_t first = static_cast<int64_t>(task) * kRowsPerTask;
     const int64_t last = std::min(weights_.vocabulary, first + kRowsPerTask);
     estimate(tokens.int8_RE, tokens.scales_R, rows, first, last, logits_RV, largest_RG.data());

@@ -10,14 +10,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
-namespace hebbline {
+#include "platform/parallel.h"
+#include "platform/variants.h"
 
-// Runs task(0) ... task(count - 1), at the same time where it can.
-using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
+namespace hebbline {
 
 inline constexpr int kInt8Tokens = 4;   // most tokens of a call of HeadKernels::multiply_int8
 inline constexpr int kFloatTokens = 6;  // and of multiply_floats
@@ -72,16 +71,9 @@ class ShortlistHead {
   const HeadKernels& kernels_ = head_kernels();
 };
 
-namespace scalar {
-extern const HeadKernels kHeadKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const HeadKernels kHeadKernels;
-}
-namespace avx512 {
-extern const HeadKernels kHeadKernels;
-}
+HEBBLINE_DECLARE(HeadKernels, kHeadKernels)
+#if defined(__aarch64__)
+HEBBLINE_DECLARE_IN(neondot, HeadKernels, kHeadKernels)
 #endif
 
 }  // namespace hebbline

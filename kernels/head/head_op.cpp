@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "head/head.h"
-#include "ops.h"
+#include "ort/op.h"
 
 namespace hebbline {
 namespace {
@@ -120,13 +120,9 @@ class ShortlistHeadOp {
   ShortlistHead head_;
 };
 
+constexpr ort::InputSpec kFloats{ElementType::kFloat}, kBytes{ElementType::kInt8};
+const ort::Op<DenseHeadOp> dense("DenseHead", {kFloats, kFloats});
+const ort::Op<ShortlistHeadOp> shortlist("ShortlistHead", {kFloats, kBytes, kFloats, kFloats});
+
 }  // namespace
-
-std::vector<const ort::CustomOp*> head_ops() {
-  const ort::InputSpec floats{ElementType::kFloat}, int8{ElementType::kInt8};
-  static const ort::Op<DenseHeadOp> dense("DenseHead", {floats, floats});
-  static const ort::Op<ShortlistHeadOp> shortlist("ShortlistHead", {floats, int8, floats, floats});
-  return {&dense, &shortlist};
-}
-
 }  // namespace hebbline

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "linear/packing.h"
-#include "linear/quantisation.h"
+#include "numbers.h"
 
 namespace hebbline {
 
@@ -21,14 +21,8 @@ struct RoundedActivations {
 // until its next call.
 RoundedActivations round_activations(const Call& call, int64_t columns, ValueType values, const Parallel& parallel);
 
-// A token times `inverse` is rounded to whole numbers; times `scale` they are the token again.
-struct TokenScale {
-  float scale;
-  float inverse;
-};
-
 // From the token's largest magnitude, or `fixed`. The scale is NaN or infinite where the token is not finite, and with
 // it the result.
-TokenScale token_scale(const float* x_K, int64_t columns, const std::optional<float>& fixed);
+Int8Scale token_scale(const float* x_K, int64_t columns, const std::optional<float>& fixed);
 
 }  // namespace hebbline

@@ -1,7 +1,7 @@
 #include <immintrin.h>
 
 #include "linear/bytes.h"
-#include "linear/quantisation.h"
+#include "numbers.h"
 
 namespace hebbline::avx2 {
 namespace {

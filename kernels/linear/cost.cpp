@@ -29,6 +29,8 @@ struct CostTable {
 const CostTable& table_of(Isa isa) {
   switch (isa) {
     case Isa::kAvx2:
+    case Isa::kNeon:  // whose families are those of AVX2 in narrower vectors, as is its dense product; not measured
+    case Isa::kNeonDot:
       return kAvx2Costs;
     case Isa::kAvx512:
       return kAvx512Costs;
@@ -321,6 +323,6 @@ double baseline_microseconds(const Workload& work, Isa isa, double tokens, Found
   return nanoseconds(baseline_amounts(work, tokens, found), table_of(isa).baseline) / 1e3;
 }
 
-bool is_measured(Isa isa) { return table_of(isa).is_measured; }
+bool is_measured(Isa isa) { return table_of(isa).is_measured && !uses_neon(isa); }
 
 }  // namespace hebbline

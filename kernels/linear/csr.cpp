@@ -7,6 +7,7 @@
 
 #include "linear/activations.h"
 #include "linear/packing.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -20,17 +21,11 @@ constexpr int64_t kColumnsPerTask = 512;
 constexpr int64_t kStripsPerTask = 2;
 constexpr int64_t kFloatTokens = 16;  // up to here floats are as fast as pairs of bfloat16
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 const CsrKernels& kernels_of(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) {
-    return cpu_features().avx512_bf16 ? avx512bf16::kCsrKernels : avx512::kCsrKernels;
-  }
-  if (isa == Isa::kAvx2) return avx2::kCsrKernels;
+  if (uses_avx512(isa) && cpu_features().avx512_bf16) return avx512bf16::kCsrKernels;
 #endif
-  static_cast<void>(isa);
-  return scalar::kCsrKernels;
+  return HEBBLINE_CHOOSE(isa, kCsrKernels);
 }
 
 // A link before it is stored: the column and the payload's bits.

@@ -12,14 +12,17 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "numbers.h"
+#include "platform/variants.h"
+
 namespace hebbline {
 
 inline constexpr int64_t kStripRows = 64;
 inline constexpr int64_t kTileTokens = 64;        // of the widest tile
 inline constexpr int64_t kWidestBlock = 1 << 15;  // places and counts within a block are uint16
 
-// How an entry's payload is stored.
-enum class Payload { kFloat32, kBfloat16 };
+// How an entry's payload is stored: kFloat32 or kBfloat16.
+using Payload = ValueType;
 
 // What a kernel reads.
 struct CsrView {
@@ -60,17 +63,7 @@ struct CsrKernels {
   void (*strip)(const CsrView& weight, int64_t strip, const CsrTile& tile, const Finish& finish);
 };
 
-namespace scalar {
-extern const CsrKernels kCsrKernels;
-}
-namespace avx2 {
-extern const CsrKernels kCsrKernels;
-}
-namespace avx512 {
-extern const CsrKernels kCsrKernels;
-}
-namespace avx512bf16 {
-extern const CsrKernels kCsrKernels;
-}
+HEBBLINE_DECLARE(CsrKernels, kCsrKernels)
+HEBBLINE_DECLARE_IN(avx512bf16, CsrKernels, kCsrKernels)
 
 }  // namespace hebbline

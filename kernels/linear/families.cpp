@@ -18,8 +18,6 @@ constexpr std::array<std::pair<std::string_view, ValueType>, 4> kValues{{{"float
                                                                          {"int8", ValueType::kInt8},
                                                                          {"int4", ValueType::kInt4}}};
 
-bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
-
 // Columns that share a scale: SparseMatrix::group_width.
 double group_width(const Workload& work) {
   constexpr double kGroupStep = 64;
@@ -76,14 +74,14 @@ bool can_hold(Family family, const Workload& work, Isa isa) {
     case Family::kCsr:
       return true;
     case Family::kSell:
-      return has_avx512(isa) && work.columns <= kUint16Columns;
+      return uses_avx512(isa) && work.columns <= kUint16Columns;
     case Family::kTile:
-      return has_avx512(isa) || (isa == Isa::kAmxEmulated && work.values != ValueType::kFloat32);
+      return uses_avx512(isa) || (isa == Isa::kAmxEmulated && work.values != ValueType::kFloat32);
     case Family::kPanel:
-      return has_avx512(isa);
+      return uses_avx512(isa);
     case Family::kPick:
       if (isa == Isa::kAvx2) return quantised && work.columns <= kUint16Columns;
-      return has_avx512(isa) && work.columns <= kPickColumns;
+      return uses_avx512(isa) && work.columns <= kPickColumns;
     case Family::kQuad:
       return isa == Isa::kAvx2 && quantised &&
              (work.groups == 1 || group_width(work) <= static_cast<double>(kWidestQuadBlock));

@@ -114,9 +114,11 @@ struct BlockForm {
 };
 
 inline void check_values(const NodeReader& node, Values values, ort::ElementType type) {
-  const bool fits = values == Values::kInt8   ? type == ort::ElementType::kInt8
-                    : values == Values::kInt4 ? type == ort::ElementType::kUint8
-                                              : type == ort::ElementType::kFloat || type == ort::ElementType::kBfloat16;
+  using ort::ElementType;
+  const bool floats = type == ElementType::kFloat || type == ElementType::kFloat16 || type == ElementType::kBfloat16;
+  const bool fits = values == Values::kInt8   ? type == ElementType::kInt8
+                    : values == Values::kInt4 ? type == ElementType::kUint8
+                                              : floats;
   if (!fits) node.refuse("values are " + name(type) + ", which is not of this op");
 }
 
@@ -164,14 +166,27 @@ void compute_product(ort::KernelContext& context, const std::string& node, int64
 
 // The inputs of an op with `weights` weights of a form: X, each weight's tensors, and an optional bias for each.
 template <class Form>
-std::vector<ort::InputSpec> weight_inputs(int weights, bool scaled) {
+std::vector<ort::InputSpec> weight_inputs(size_t weights, bool scaled) {
   std::vector<ort::InputSpec> inputs{{ort::ElementType::kFloat}};
-  for (int i = 0; i < weights; ++i) {
+  for (size_t i = 0; i < weights; ++i) {
     for (const ort::InputSpec& tensor : Form::inputs()) inputs.push_back(tensor);
     if (scaled) inputs.insert(inputs.end(), 2, {ort::ElementType::kFloat});
   }
-  inputs.insert(inputs.end(), static_cast<size_t>(weights), {ort::ElementType::kFloat, true});
+  inputs.insert(inputs.end(), weights, {ort::ElementType::kFloat, true});
   return inputs;
 }
+
+// The ops of a form, one for each kind of values, of kernels that multiply by `weights` weights.
+template <template <class, Values> class Kernel, class Form>
+struct FormOps {
+  FormOps(const std::string& name, size_t weights)
+      : floats(name, weight_inputs<Form>(weights, false)),
+        int8(name + "Int8", weight_inputs<Form>(weights, true)),
+        int4(name + "Int4", weight_inputs<Form>(weights, true)) {}
+
+  ort::Op<Kernel<Form, Values::kFloat>> floats;
+  ort::Op<Kernel<Form, Values::kInt8>> int8;
+  ort::Op<Kernel<Form, Values::kInt4>> int4;
+};
 
 }  // namespace hebbline

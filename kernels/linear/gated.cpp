@@ -73,14 +73,7 @@ void Stack::multiply(const float* x_MK, int64_t tokens, float* y_MN, const Paral
   }
 }
 
-const GateKernels& gate_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512 || isa == Isa::kAmx) return avx512::kGateKernels;
-  if (isa == Isa::kAvx2) return avx2::kGateKernels;
-#endif
-  static_cast<void>(isa);
-  return scalar::kGateKernels;
-}
+const GateKernels& gate_kernels(Isa isa) { return HEBBLINE_CHOOSE(isa, kGateKernels); }
 
 void multiply_gated(const Stack& stack, const GateKernels& kernels, const float* x_MK, int64_t tokens, float* y_MF,
                     const Parallel& parallel) {

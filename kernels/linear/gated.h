@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "linear/packing.h"
+#include "platform/variants.h"
 
 namespace hebbline {
 
@@ -54,16 +55,6 @@ const GateKernels& gate_kernels(Isa isa);
 void multiply_gated(const Stack& stack, const GateKernels& kernels, const float* x_MK, int64_t tokens, float* y_MF,
                     const Parallel& parallel);
 
-namespace scalar {
-extern const GateKernels kGateKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const GateKernels kGateKernels;
-}
-namespace avx512 {
-extern const GateKernels kGateKernels;
-}
-#endif
+HEBBLINE_DECLARE(GateKernels, kGateKernels)
 
 }  // namespace hebbline

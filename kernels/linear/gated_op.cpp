@@ -12,7 +12,6 @@
 
 #include "linear/forms.h"
 #include "linear/gated.h"
-#include "ops.h"
 
 namespace hebbline {
 namespace {
@@ -120,26 +119,12 @@ class QkvLinear {
   StackedNode<Form, kValues, kQkvParts.size()> node_;
 };
 
-template <template <class, Values> class Kernel, class Form>
-void add_ops(const std::string& name, int weights, std::vector<const ort::CustomOp*>& ops) {
-  const auto plain = weight_inputs<Form>(weights, false), scaled = weight_inputs<Form>(weights, true);
-  static const ort::Op<Kernel<Form, Values::kFloat>> floats(name, plain);
-  static const ort::Op<Kernel<Form, Values::kInt8>> int8(name + "Int8", scaled);
-  static const ort::Op<Kernel<Form, Values::kInt4>> int4(name + "Int4", scaled);
-  ops.insert(ops.end(), {&floats, &int8, &int4});
-}
+const FormOps<GatedLinear, BitmaskForm> bitmask_gated("BitmaskGatedLinear", kGatedParts.size());
+const FormOps<GatedLinear, CsrForm> csr_gated("CsrGatedLinear", kGatedParts.size());
+const FormOps<GatedLinear, BlockForm> block_gated("BlockGatedLinear", kGatedParts.size());
+const FormOps<QkvLinear, BitmaskForm> bitmask_qkv("BitmaskQkvLinear", kQkvParts.size());
+const FormOps<QkvLinear, CsrForm> csr_qkv("CsrQkvLinear", kQkvParts.size());
+const FormOps<QkvLinear, BlockForm> block_qkv("BlockQkvLinear", kQkvParts.size());
 
 }  // namespace
-
-std::vector<const ort::CustomOp*> gated_ops() {
-  std::vector<const ort::CustomOp*> ops;
-  add_ops<GatedLinear, BitmaskForm>("BitmaskGatedLinear", kGatedParts.size(), ops);
-  add_ops<GatedLinear, CsrForm>("CsrGatedLinear", kGatedParts.size(), ops);
-  add_ops<GatedLinear, BlockForm>("BlockGatedLinear", kGatedParts.size(), ops);
-  add_ops<QkvLinear, BitmaskForm>("BitmaskQkvLinear", kQkvParts.size(), ops);
-  add_ops<QkvLinear, CsrForm>("CsrQkvLinear", kQkvParts.size(), ops);
-  add_ops<QkvLinear, BlockForm>("BlockQkvLinear", kQkvParts.size(), ops);
-  return ops;
-}
-
 }  // namespace hebbline

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "platform/arithmetic.h"
+
 namespace hebbline {
 namespace {
 
@@ -16,8 +18,6 @@ constexpr int64_t kLargestExtent = int64_t{1} << 24;  // far above any layer, fa
 constexpr int64_t kGroupStep = 64;                    // groups of columns are multiples of this
 // The sum of this many products of two int8 still fits int32.
 constexpr int64_t kQuantisedLinksPerRow = std::numeric_limits<int32_t>::max() / (127 * 128);
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 [[noreturn]] void refuse(const LinearTensors& t, const std::string& what) {
   throw ort::Error("node '" + t.node + "': " + what);
@@ -50,6 +50,7 @@ int64_t checked_extent(const LinearTensors& t, const char* what, int64_t extent)
 ValueType value_type(const LinearTensors& t) {
   switch (t.values.type) {
     case ElementType::kFloat:
+    case ElementType::kFloat16:
       return ValueType::kFloat32;
     case ElementType::kBfloat16:
       return ValueType::kBfloat16;
@@ -58,11 +59,10 @@ ValueType value_type(const LinearTensors& t) {
     case ElementType::kUint8:
       return ValueType::kInt4;
     default:
-      refuse(t, "values are " + name(t.values.type) + ", not float32, bfloat16, int8 or uint8 (two 4-bit values)");
+      refuse(t, "values are " + name(t.values.type) +
+                    ", not float32, float16, bfloat16, int8 or uint8 (two 4-bit values)");
   }
 }
-
-float widen(uint16_t bfloat16) { return std::bit_cast<float>(static_cast<uint32_t>(bfloat16) << 16); }
 
 // The signed value of a nibble in two's complement.
 float nibble(const uint8_t* bytes, int64_t place) {
@@ -75,8 +75,10 @@ float value_at(const LinearTensors& t, int64_t place) {
   switch (t.values.type) {
     case ElementType::kFloat:
       return static_cast<const float*>(t.values.data)[place];
+    case ElementType::kFloat16:
+      return float16_to_float(static_cast<const uint16_t*>(t.values.data)[place]);
     case ElementType::kBfloat16:
-      return widen(static_cast<const uint16_t*>(t.values.data)[place]);
+      return bfloat16_to_float(static_cast<const uint16_t*>(t.values.data)[place]);
     case ElementType::kInt8:
       return static_cast<const int8_t*>(t.values.data)[place];
     default:

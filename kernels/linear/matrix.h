@@ -7,13 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "numbers.h"
 #include "ort/api.h"
 
 namespace hebbline {
-
-// How the values of a layer are stored, and with it how X is rounded before the product:
-// kFloat32: not at all. kBfloat16: to bfloat16. kInt8, kInt4: each token to int8 by its largest magnitude.
-enum class ValueType { kFloat32, kBfloat16, kInt8, kInt4 };
 
 // Links in row-major order. `weights_Z` holds the values as float32: exact for float32 and bfloat16, the integers for
 // int8 and int4. The weight of link z in row n is weights_Z[z] * scales_NG[n * G + column / group_width].

@@ -5,7 +5,6 @@
 
 #include "linear/forms.h"
 #include "linear/plan.h"
-#include "ops.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -55,24 +54,9 @@ class Linear {
   std::optional<float> activation_scale_;
 };
 
-// The ops of a form.
-template <class Form>
-void add_ops(const std::string& name, std::vector<const ort::CustomOp*>& ops) {
-  const auto plain = weight_inputs<Form>(1, false), scaled = weight_inputs<Form>(1, true);
-  static const ort::Op<Linear<Form, Values::kFloat>> floats(name, plain);
-  static const ort::Op<Linear<Form, Values::kInt8>> int8(name + "Int8", scaled);
-  static const ort::Op<Linear<Form, Values::kInt4>> int4(name + "Int4", scaled);
-  ops.insert(ops.end(), {&floats, &int8, &int4});
-}
+const FormOps<Linear, BitmaskForm> bitmask("BitmaskLinear", 1);
+const FormOps<Linear, CsrForm> csr("CsrLinear", 1);
+const FormOps<Linear, BlockForm> block("BlockLinear", 1);
 
 }  // namespace
-
-std::vector<const ort::CustomOp*> linear_ops() {
-  std::vector<const ort::CustomOp*> ops;
-  add_ops<BitmaskForm>("BitmaskLinear", ops);
-  add_ops<CsrForm>("CsrLinear", ops);
-  add_ops<BlockForm>("BlockLinear", ops);
-  return ops;
-}
-
 }  // namespace hebbline

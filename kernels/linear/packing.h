@@ -5,17 +5,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 
 #include "linear/matrix.h"
 #include "platform/cpu.h"
+#include "platform/parallel.h"
 
 namespace hebbline {
-
-// Runs task(0) ... task(count - 1), at the same time where it can.
-using Parallel = std::function<void(size_t count, const std::function<void(size_t)>& task)>;
 
 // One product: y_MN = x_MK W^T (+ bias_N).
 struct Call {

@@ -7,6 +7,7 @@
 
 #include "linear/packing.h"
 #include "linear/pick_walk.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -18,13 +19,8 @@ constexpr int64_t kPackedPerTask = 8;   // tokens
 constexpr int64_t kSegmentSteps = 256;  // sums of so many products of int8 fit int32, and of floats stay exact enough
 constexpr int64_t kPadding = 16;        // words between tokens, so that they do not compete for the same cache lines
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-Kind kind_of(ValueType values) {
-  return values == ValueType::kFloat32    ? Kind::kFloat32
-         : values == ValueType::kBfloat16 ? Kind::kBfloat16
-                                          : Kind::kInt8;
-}
+// 4-bit values are stored as bytes.
+Kind kind_of(ValueType values) { return values == ValueType::kInt4 ? Kind::kInt8 : values; }
 
 int64_t columns_per_unit(Kind kind) { return kind == Kind::kFloat32 ? 1 : kind == Kind::kBfloat16 ? 2 : 4; }
 

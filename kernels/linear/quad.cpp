@@ -7,6 +7,7 @@
 
 #include "linear/bytes.h"
 #include "linear/packing.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -17,7 +18,6 @@ constexpr double kLinksPerSegment = 100;  // fewer of a row in a block do not pa
 constexpr int64_t kBlockStep = 16;        // columns
 constexpr int64_t kStripsPerTask = 2;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 class QuadPacking : public Packing {
  public:

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "linear/packing.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -18,22 +19,6 @@ constexpr int64_t kTokensPerTask = 8;
 constexpr int64_t kTokensRoundedTo = 8;
 constexpr int64_t kTileRows = 16;  // tokens of a tile
 constexpr int64_t kVectorBytes = 64;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-Kind kind_of(ValueType values) {
-  switch (values) {
-    case ValueType::kFloat32:
-      return Kind::kFloat32;
-    case ValueType::kBfloat16:
-      return Kind::kBfloat16;
-    case ValueType::kInt8:
-      return Kind::kInt8;
-    default:
-      return Kind::kInt4;
-  }
-}
 
 int64_t columns_per_unit(Kind kind) { return kind == Kind::kFloat32 ? 1 : kind == Kind::kBfloat16 ? 2 : 4; }
 
@@ -188,7 +173,7 @@ class Packer {
 class StripsPacking : public Packing {
  public:
   StripsPacking(const SparseMatrix& matrix, Isa isa, bool masked)
-      : kind_(kind_of(matrix.values)),
+      : kind_(matrix.values),
         kernels_(strip_kernels(isa)),
         tiles_(masked ? tile_kernels(isa, kind_) : nullptr),
         masked_(masked),

@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "numbers.h"
+
 namespace hebbline {
 
 inline constexpr int64_t kLanes = 16;      // rows of a strip, and words of a vector
@@ -21,7 +23,7 @@ inline constexpr int64_t kSegmentUnits = 128;
 inline constexpr int64_t kStripTokens = 64;  // tokens whose sums a strip holds at a time
 
 // What a lane holds. kInt4 is int8 in memory of the kernel, 4 bits in the packing.
-enum class Kind { kFloat32, kBfloat16, kInt8, kInt4 };
+using Kind = ValueType;
 
 // Vectors [first, last) of a strip, at most 128, in one group of scales. Integers are summed within a segment and
 // scaled at its end.

@@ -4,7 +4,6 @@
 
 #include <utility>
 
-#include "linear/quantisation.h"
 #include "linear/strips.h"
 
 namespace hebbline::amx {

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "linear/quantisation.h"
 #include "linear/strips.h"
 
 namespace hebbline::avx512 {

@@ -1,8 +1,6 @@
 // The AMX path without AMX: tiles, expansion and packing of X in portable C++. It is slow, and there to test the path's
 // logic on any machine.
 
-#include <bit>
-#include <cmath>
 #include <cstring>
 
 #include "linear/activations.h"
@@ -10,8 +8,6 @@
 
 namespace hebbline::emulated {
 namespace {
-
-float widen(uint16_t bfloat16) { return std::bit_cast<float>(static_cast<uint32_t>(bfloat16) << 16); }
 
 thread_local uint8_t tile_memory[8][16][64];
 
@@ -61,7 +57,8 @@ struct Tiles {
   static void dot_bfloat16(int c, int a, int b, int m, int n) {
     auto sum = element<float>(c, m, n);
     for (int k = 0; k < 32; ++k) {
-      sum += widen(element<uint16_t>(a, m, k)) * widen(element<uint16_t>(b, k / 2, n * 2 + k % 2));
+      sum +=
+          bfloat16_to_float(element<uint16_t>(a, m, k)) * bfloat16_to_float(element<uint16_t>(b, k / 2, n * 2 + k % 2));
     }
     set_element(c, m, n, sum);
   }
@@ -100,25 +97,17 @@ void expand(Kind kind, Cursor& cursor, int64_t count, uint8_t* out) {
 
 #include "linear/strips_tiles.inc"
 
-uint16_t round_to_bfloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
 float pack_token(Kind kind, const float* x_K, int64_t columns, int64_t units, float fixed_scale, uint32_t* words_U) {
   std::memset(words_U, kind == Kind::kBfloat16 ? 0 : 0x80, static_cast<size_t>(units) * sizeof(uint32_t));
   if (kind == Kind::kBfloat16) {
     auto* halves = reinterpret_cast<uint16_t*>(words_U);
-    for (int64_t k = 0; k < columns; ++k) halves[k] = round_to_bfloat16(x_K[k]);
+    for (int64_t k = 0; k < columns; ++k) halves[k] = float_to_bfloat16(x_K[k]);
     return 1;
   }
-  const TokenScale scale =
-      token_scale(x_K, columns, fixed_scale > 0 ? std::optional<float>(fixed_scale) : std::nullopt);
+  const Int8Scale scale = token_scale(x_K, columns, fixed_scale > 0 ? std::optional<float>(fixed_scale) : std::nullopt);
   auto* bytes = reinterpret_cast<uint8_t*>(words_U);
   for (int64_t k = 0; k < columns; ++k) {
-    const float quant = std::fmin(std::fmax(std::nearbyint(x_K[k] * scale.inverse), -127.0F), 127.0F);
-    bytes[k] = static_cast<uint8_t>(static_cast<int>(quant) + 128);
+    bytes[k] = static_cast<uint8_t>(static_cast<int>(round_to_int8(x_K[k] * scale.inverse)) + 128);
   }
   return scale.scale;
 }

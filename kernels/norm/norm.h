@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "platform/cpu.h"
+#include "platform/variants.h"
 
 namespace hebbline {
 
@@ -19,16 +19,6 @@ struct NormKernels {
 // Those of the instruction set.
 const NormKernels& norm_kernels(Isa isa);
 
-namespace scalar {
-extern const NormKernels kNormKernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const NormKernels kNormKernels;
-}
-namespace avx512 {
-extern const NormKernels kNormKernels;
-}
-#endif
+HEBBLINE_DECLARE(NormKernels, kNormKernels)
 
 }  // namespace hebbline

@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "norm/norm.h"
-#include "ops.h"
+#include "ort/op.h"
 
 namespace hebbline {
 namespace {
@@ -63,13 +63,9 @@ class ResidualNorm {
   const NormKernels& kernels_ = norm_kernels(select_isa());
 };
 
+constexpr ort::InputSpec kFloats{ort::ElementType::kFloat};
+const ort::Op<ResidualNorm> residual_norm("ResidualNorm", {kFloats, kFloats, kFloats},
+                                          {ort::ElementType::kFloat, ort::ElementType::kFloat});
+
 }  // namespace
-
-std::vector<const ort::CustomOp*> norm_ops() {
-  const ort::InputSpec floats{ort::ElementType::kFloat};
-  static const ort::Op<ResidualNorm> op("ResidualNorm", {floats, floats, floats},
-                                        {ort::ElementType::kFloat, ort::ElementType::kFloat});
-  return {&op};
-}
-
 }  // namespace hebbline

@@ -139,6 +139,8 @@ std::string name(ElementType type) {
       return "int32";
     case ElementType::kInt64:
       return "int64";
+    case ElementType::kFloat16:
+      return "float16";
     case ElementType::kBfloat16:
       return "bfloat16";
     case ElementType::kUndefined:
@@ -161,6 +163,7 @@ size_t TensorView::bytes() const {
     case ElementType::kInt32:
       return size() * 4;
     case ElementType::kUint16:
+    case ElementType::kFloat16:
     case ElementType::kBfloat16:
       return size() * 2;
     case ElementType::kUint8:

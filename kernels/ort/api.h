@@ -39,6 +39,7 @@ enum class ElementType : int {
   kUint16 = 4,
   kInt32 = 6,
   kInt64 = 7,
+  kFloat16 = 10,
   kBfloat16 = 16,
 };
 

@@ -2,6 +2,9 @@
 //
 // A kernel class has a constructor `Kernel(const KernelInfo&)` and a method `void compute(KernelContext&)`; both report
 // failure by throwing. Nothing thrown crosses into ONNX Runtime: it becomes an OrtStatus with the exception's message.
+//
+// Adding an op to the domain `ai.hebbline` is defining a constant of type `Op<Kernel>` in a source file of its own: the
+// constant lists itself, and whatever the library is linked from is registered.
 #pragma once
 
 #include <exception>
@@ -60,7 +63,11 @@ OrtStatus* guarded(Body&& body) noexcept {
   }
 }
 
-// The op `name` with outputs of these types, computed by `Kernel`. One instance lives as long as the process.
+// All ops that there are, in no order.
+std::vector<const CustomOp*>& defined_ops();
+
+// The op `name` with outputs of these types, computed by `Kernel`. It lists itself among `defined_ops`, and so lives as
+// long as the process: a constant at namespace scope, or a static one.
 template <class Kernel>
 class Op : public CustomOp {
  public:
@@ -78,7 +85,10 @@ class Op : public CustomOp {
       });
     };
     KernelDestroy = [](void* kernel) { std::unique_ptr<Kernel>(static_cast<Kernel*>(kernel)); };
+    defined_ops().push_back(this);
   }
+  Op(const Op&) = delete;
+  Op& operator=(const Op&) = delete;
 
  private:
   static const Op& self(const CustomOp* op) { return *static_cast<const Op*>(op); }

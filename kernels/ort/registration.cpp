@@ -2,21 +2,12 @@
 
 #include <cstdio>
 
-#include "ops.h"
 #include "ort/api.h"
+#include "ort/op.h"
 
 namespace {
 
 constexpr const char* kDomain = "ai.hebbline";
-
-std::vector<const hebbline::ort::CustomOp*> all_ops() {
-  std::vector<const hebbline::ort::CustomOp*> ops;
-  for (const auto& family : {hebbline::linear_ops(), hebbline::gated_ops(), hebbline::norm_ops(),
-                             hebbline::attention_ops(), hebbline::head_ops()}) {
-    ops.insert(ops.end(), family.begin(), family.end());
-  }
-  return ops;
-}
 
 // A status made through the table of an ONNX Runtime that was refused. CreateStatus is the table's first entry in every
 // version there has been; where there is no table, nothing but the process's error stream is left to say so.
@@ -32,6 +23,11 @@ OrtStatus* refuse(const OrtApiBase* base, const char* message) {
 
 }  // namespace
 
+std::vector<const hebbline::ort::CustomOp*>& hebbline::ort::defined_ops() {
+  static std::vector<const CustomOp*> ops;
+  return ops;
+}
+
 extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
                                                                                const OrtApiBase* base) {
   try {
@@ -40,9 +36,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     return refuse(base, error.what());
   }
   OrtStatus* status = nullptr;
-  OrtStatus* thrown = hebbline::ort::guarded([&] {
-    static const std::vector<const hebbline::ort::CustomOp*> ops = all_ops();
-    status = hebbline::ort::add_domain(options, kDomain, ops);
-  });
+  OrtStatus* thrown = hebbline::ort::guarded(
+      [&] { status = hebbline::ort::add_domain(options, kDomain, hebbline::ort::defined_ops()); });
   return thrown ? thrown : status;
 }

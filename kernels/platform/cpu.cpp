@@ -10,16 +10,21 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace hebbline {
 namespace {
 
-constexpr std::array<std::pair<Isa, std::string_view>, 5> kNames{{{Isa::kScalar, "scalar"},
+constexpr std::array<std::pair<Isa, std::string_view>, 7> kNames{{{Isa::kScalar, "scalar"},
                                                                   {Isa::kAvx2, "avx2"},
                                                                   {Isa::kAvx512, "avx512"},
                                                                   {Isa::kAmx, "amx"},
-                                                                  {Isa::kAmxEmulated, "amx-emulated"}}};
+                                                                  {Isa::kAmxEmulated, "amx-emulated"},
+                                                                  {Isa::kNeon, "neon"},
+                                                                  {Isa::kNeonDot, "neon-dot"}}};
 
 #if defined(__x86_64__)
 
@@ -63,17 +68,22 @@ CpuFeatures detect() {
   const Registers wide1 = wide.a >= 1 ? cpuid(7, 1) : Registers{};
   constexpr unsigned long long kAvxState = 0x6, kAvx512State = 0xe6, kTileState = 0x60000;
   found.avx2 = (state & kAvxState) == kAvxState && all(wide.b, {3, 5, 8});  // BMI1, AVX2, BMI2
-  found.avx512 = found.avx2 && (state & kAvx512State) == kAvx512State &&
-                 all(wide.b, {16, 17, 30, 31}) &&  // F, DQ, BW, VL
-                 all(wide.c, {1, 6, 11});          // VBMI, VBMI2, VNNI
+  found.avx512f = found.avx2 && (state & kAvx512State) == kAvx512State && all(wide.b, {16});
+  found.avx512 = found.avx512f && all(wide.b, {17, 30, 31}) &&  // DQ, BW, VL
+                 all(wide.c, {1, 6, 11});                       // VBMI, VBMI2, VNNI
   found.avx512_bf16 = found.avx512 && all(wide1.a, {5});
   found.amx = found.avx512_bf16 && (state & kTileState) == kTileState && all(wide.d, {22, 24, 25}) && amx_granted();
   return found;
 }
 
-#else
+#elif defined(__aarch64__)
 
-CpuFeatures detect() { return {}; }
+CpuFeatures detect() {
+  CpuFeatures found;
+  found.neon = true;
+  found.neon_dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  return found;
+}
 
 #endif
 
@@ -85,6 +95,10 @@ bool has(const CpuFeatures& features, Isa isa) {
       return features.avx512;
     case Isa::kAmx:
       return features.amx;
+    case Isa::kNeon:
+      return features.neon;
+    case Isa::kNeonDot:
+      return features.neon_dot;
     case Isa::kScalar:
     case Isa::kAmxEmulated:
       break;
@@ -95,6 +109,8 @@ bool has(const CpuFeatures& features, Isa isa) {
 Isa best(const CpuFeatures& features) {
   if (features.amx) return Isa::kAmx;
   if (features.avx512) return Isa::kAvx512;
+  if (features.neon_dot) return Isa::kNeonDot;
+  if (features.neon) return Isa::kNeon;
   return features.avx2 ? Isa::kAvx2 : Isa::kScalar;
 }
 
@@ -105,15 +121,28 @@ const CpuFeatures& cpu_features() {
   return features;
 }
 
-Isa select_isa() {
+std::optional<Isa> named_isa() {
   const char* wanted = std::getenv("HEBBLINE_ISA");
-  if (wanted == nullptr || *wanted == '\0') return best(cpu_features());
+  if (wanted == nullptr || *wanted == '\0') return std::nullopt;
   const auto isa = isa_named(wanted);
   if (!isa) throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + " is not one of " + isa_names());
   if (!has(cpu_features(), *isa)) {
     throw std::runtime_error("HEBBLINE_ISA=" + std::string(wanted) + ": this processor lacks it; unset the variable");
   }
-  return *isa;
+  return isa;
+}
+
+Isa select_isa() {
+  const std::optional<Isa> named = named_isa();
+  return named ? *named : best(cpu_features());
+}
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> found;
+  for (const auto& [isa, known] : kNames) {
+    if (isa != Isa::kAmxEmulated && has(cpu_features(), isa)) found.push_back(isa);
+  }
+  return found;
 }
 
 std::string name(Isa isa) { return std::string(kNames[static_cast<size_t>(isa)].second); }
@@ -125,6 +154,10 @@ std::optional<Isa> isa_named(std::string_view wanted) {
   return std::nullopt;
 }
 
-const char* isa_names() { return "scalar, avx2, avx512, amx, amx-emulated"; }
+std::string isa_names() {
+  std::string names;
+  for (const auto& [isa, known] : kNames) names += (names.empty() ? "" : ", ") + std::string(known);
+  return names;
+}
 
 }  // namespace hebbline

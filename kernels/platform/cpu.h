@@ -4,31 +4,47 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace hebbline {
 
-// Instruction sets in rising order of what they need. `kAmxEmulated` runs the AMX path's logic with portable tiles, to
-// test it on any machine; it is used only where HEBBLINE_ISA names it.
-enum class Isa { kScalar, kAvx2, kAvx512, kAmx, kAmxEmulated };
+// Instruction sets, those of an architecture in rising order of what they need. `kAmxEmulated` runs the AMX path's
+// logic with portable tiles, to test it on any machine; it is used only where HEBBLINE_ISA names it.
+enum class Isa { kScalar, kAvx2, kAvx512, kAmx, kAmxEmulated, kNeon, kNeonDot };
 
-// CPUID flags, grouped as the kernels need them. Model names play no part.
+// What the processor says of itself, grouped as the kernels need it. Model names play no part.
 struct CpuFeatures {
   bool avx2 = false;         // AVX2, FMA, F16C, BMI2
+  bool avx512f = false;      // the above and AVX-512 F alone
   bool avx512 = false;       // AVX-512 F, BW, DQ, VL, VBMI, VBMI2, VNNI
   bool avx512_bf16 = false;  // the above and AVX512_BF16
   bool amx = false;          // the above and AMX-TILE, AMX-INT8, AMX-BF16, and leave of the kernel to use them
+  bool neon = false;         // NEON, which every AArch64 has
+  bool neon_dot = false;     // the above and dot products of int8
 };
 
 // The features of this processor, detected once.
 const CpuFeatures& cpu_features();
 
-// The instruction set for a new kernel: the best there is, or what the environment variable HEBBLINE_ISA names
-// (scalar, avx2, avx512, amx, amx-emulated). Throws std::runtime_error where it names what this processor lacks.
+// What the environment variable HEBBLINE_ISA names; nothing where it is not set. Throws std::runtime_error where it
+// names what this processor lacks, or no instruction set.
+std::optional<Isa> named_isa();
+
+// The instruction set for a new kernel: what HEBBLINE_ISA names, or the best there is.
 Isa select_isa();
+
+// All that this processor has, but for kAmxEmulated.
+std::vector<Isa> available_isas();
+
+// Whether kernels of AVX-512 serve it.
+constexpr bool uses_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
+
+// And of NEON.
+constexpr bool uses_neon(Isa isa) { return isa == Isa::kNeon || isa == Isa::kNeonDot; }
 
 // The name that HEBBLINE_ISA knows it by; none: there is no such instruction set; and all the names, for messages.
 std::string name(Isa isa);
 std::optional<Isa> isa_named(std::string_view name);
-const char* isa_names();
+std::string isa_names();
 
 }  // namespace hebbline

@@ -16,6 +16,8 @@
 #include <sstream>
 #include <string>
 
+#include "platform/arithmetic.h"
+
 namespace hebbline {
 namespace {
 
@@ -23,8 +25,6 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeFrom = size_t{1} << 20;
 constexpr size_t kSharedPages = size_t{32} << 20;  // memory is taken as it is touched, so what is left costs nothing
 constexpr size_t kLine = 64;
-
-size_t round_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
 
 // `bytes`, a multiple of huge pages, mapped at a multiple of huge pages.
 char* map_huge(size_t bytes) {

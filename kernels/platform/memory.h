@@ -45,7 +45,17 @@ Buffer buffer_of(const std::vector<T>& items) {
 
 // Memory that a thread keeps for its next call: at least `bytes`, aligned to 64, contents undefined. `slot` keeps
 // the uses of one call apart.
-enum class Scratch { kActivations, kTransposed, kToken, kStack, kPart, kCount };
+enum class Scratch {
+  kActivations,
+  kTransposed,
+  kToken,
+  kStack,
+  kPart,
+  kRotated,
+  kPartial,
+  kWorkspace,
+  kCount,
+};
 char* scratch(Scratch slot, size_t bytes);
 
 // Lets the operating system drop the whole pages of `data` where they belong to a private mapping of a file: clean

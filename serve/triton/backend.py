@@ -17,13 +17,13 @@ import triton_python_backend_utils as pb_utils
 
 from ...artifacts import InputError
 from ..engine.tensorrt import open_runner
-from ..generation import CANCELLED, Chunk
+from ..generation import CANCELLED, Chunk, join_chunks
 from ..scheduler import Event, Failure, QueueFullError, Scheduler, Ticket, UnavailableError
 from ..tokenizer import load_tokenizer
 from .graph_choice import open_chosen
 from .intake import Intake
 from .lifeline import watch_lifeline
-from .protocol import INVALID_ARGUMENT, ParsedRequest, RequestReader, join_chunks, response_tensors
+from .protocol import INVALID_ARGUMENT, ParsedRequest, RequestReader, response_tensors
 from .settings import Settings
 
 CANCEL_POLL_SECONDS = 0.02

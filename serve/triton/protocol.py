@@ -5,7 +5,7 @@ The names follow KServe v2 servers of language models (vLLM's and TensorRT-LLM's
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -137,18 +137,6 @@ def response_tensors(chunk: Chunk, wanted: frozenset[str]) -> dict[str, NDArray]
             "prompt_log_probs": lambda: np.array(chunk.prompt_log_probs or (), np.float32),
         }
     return {name: make() for name, make in makers.items() if name in wanted}
-
-
-def join_chunks(first: Chunk | None, second: Chunk) -> Chunk:
-    """Two consecutive chunks as one, for a request that is answered in a single response."""
-    if first is None:
-        return second
-    return replace(
-        second,
-        text=first.text + second.text,
-        token_ids=first.token_ids + second.token_ids,
-        log_probs=first.log_probs + second.log_probs,
-    )
 
 
 def _fields(inputs: Mapping[str, NDArray], parameters: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hebbline.artifacts import CheckError, InputError, UnsupportedModelError
 from hebbline.export.tensorrt import EngineOptions, export_engines
 from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
 from hebbline.export.tensorrt.carried import carried_layers
-from hebbline.export.tensorrt.llama import build_static_llama, step_profiles
+from hebbline.export.tensorrt.decoder import build_static_decoder, step_profiles
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
 from hebbline.serve.engine.engines import Gpu, is_installed
 from hebbline.serve.engine.static_cache import StepLimits
@@ -49,7 +49,7 @@ def test_the_float16_engine_carries_every_weight_byte_for_byte(engine_export, so
 
 @needs_rtx
 def test_the_bfloat16_engine_carries_them_too_and_has_two_profiles(source, tmp_path):
-    save_typed_model(build_static_llama(source, PRECISIONS["bfloat16"]), tmp_path / "graph.onnx")
+    save_typed_model(build_static_decoder(source, PRECISIONS["bfloat16"]), tmp_path / "graph.onnx")
     request = EngineRequest(
         RTX,
         tmp_path / "graph.onnx",
@@ -107,7 +107,7 @@ def test_a_node_that_the_parser_does_not_name_is_found_in_its_log(tmp_path):
 
 @needs_rtx
 def test_a_graph_that_parses_and_cannot_be_built_is_refused(tmp_path, source):
-    save_typed_model(build_static_llama(source), tmp_path / "graph.onnx")
+    save_typed_model(build_static_decoder(source), tmp_path / "graph.onnx")
     request = EngineRequest(RTX, tmp_path / "graph.onnx", tmp_path / "a.engine", [], ("8.6",))
     with pytest.raises(CheckError, match=r"cannot build the engine.*no optimization profile"):
         build_engine(request)

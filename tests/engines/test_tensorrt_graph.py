@@ -12,7 +12,7 @@ from tiny import make_llama
 
 from hebbline.artifacts import CheckError
 from hebbline.export.graph import load_source
-from hebbline.export.tensorrt.llama import build_static_llama, step_profiles
+from hebbline.export.tensorrt.decoder import build_static_decoder, step_profiles
 from hebbline.export.tensorrt.parity import OnnxStepExecutor, check_graph, check_precision, open_graph, widened
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
 from hebbline.serve.engine.engines import is_installed
@@ -20,13 +20,13 @@ from hebbline.serve.engine.static_cache import StaticCacheRunner, StepLimits
 
 
 def check(source, folder, precision):
-    save_typed_model(build_static_llama(source, PRECISIONS[precision]), folder / "graph.onnx")
+    save_typed_model(build_static_decoder(source, PRECISIONS[precision]), folder / "graph.onnx")
     return check_graph(source.model, source, folder / "graph.onnx", PRECISIONS[precision], lambda stage: None)
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_every_number_is_of_the_precision_and_weights_are_the_rounded_ones(source, precision):
-    model = build_static_llama(source, PRECISIONS[precision])
+    model = build_static_decoder(source, PRECISIONS[precision])
     element = PRECISIONS[precision].element_type
     kinds = {tensor.data_type for tensor in model.graph.initializer}
     assert kinds == {element, onnx.TensorProto.INT64}
@@ -73,7 +73,7 @@ def test_every_variant_of_the_architecture_passes_the_gate(overrides, tokenizer,
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_the_gate_sees_one_wrong_weight_of_the_file_that_is_built(source, tmp_path, precision):
-    model = build_static_llama(source, PRECISIONS[precision])
+    model = build_static_decoder(source, PRECISIONS[precision])
     tensor = next(t for t in model.graph.initializer if t.name == "model.layers.1.mlp.down_proj.weight")
     values = onnx.numpy_helper.to_array(tensor).copy()
     values[5, 7] += 3
@@ -89,7 +89,7 @@ def test_the_gate_compares_with_the_model_before_passes(source, tmp_path):
     changed = copy.deepcopy(source.model)
     changed.get_parameter("model.layers.1.mlp.down_proj.weight").data[5, 7] += 1
     passed = replace(source, model=changed)
-    save_typed_model(build_static_llama(passed, PRECISIONS["float16"]), tmp_path / "graph.onnx")
+    save_typed_model(build_static_decoder(passed, PRECISIONS["float16"]), tmp_path / "graph.onnx")
     arguments = (passed, tmp_path / "graph.onnx", PRECISIONS["float16"], lambda stage: None)
     with pytest.raises(CheckError, match="parity: logits of check"):
         check_graph(source.model, *arguments)
@@ -97,7 +97,7 @@ def test_the_gate_compares_with_the_model_before_passes(source, tmp_path):
 
 
 def test_a_widened_graph_holds_the_rounded_values_in_float32(source):
-    model = build_static_llama(source, PRECISIONS["bfloat16"])
+    model = build_static_decoder(source, PRECISIONS["bfloat16"])
     wide = widened(model)
     before = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     for tensor in wide.graph.initializer:
@@ -111,7 +111,7 @@ def test_a_widened_graph_holds_the_rounded_values_in_float32(source):
 def runner(source, tmp_path_factory):
     """Three slots, steps of at most 2 slots or 5 tokens: most calls are cut into several steps."""
     path = tmp_path_factory.mktemp("graph") / "graph.onnx"
-    save_typed_model(build_static_llama(source, PRECISIONS["float32"]), path)
+    save_typed_model(build_static_decoder(source, PRECISIONS["float32"]), path)
     facts = source.facts()
     return StaticCacheRunner(facts, 3, StepLimits(batch=2, tokens=5), OnnxStepExecutor(path, facts, 3, threads=1))
 

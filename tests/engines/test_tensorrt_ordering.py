@@ -10,7 +10,7 @@ from hebbline.export.graph import load_source
 from hebbline.export.layouts.nm24 import is_two_of_four
 from hebbline.export.passes import PassOptions
 from hebbline.export.tensorrt import EngineOptions, export_engines
-from hebbline.export.tensorrt.llama import build_static_llama
+from hebbline.export.tensorrt.decoder import build_static_decoder
 from hebbline.export.tensorrt.ordering import in_order, input_orders
 from hebbline.serve.engine.engines import is_installed
 from hebbline.serve.engine.static_cache import StepLimits
@@ -49,7 +49,7 @@ def test_the_graph_gathers_inputs_and_stores_weights_in_that_order(directory):
     source = load_source(directory)
     orders = input_orders(source.masks)
     assert len(orders) > 4
-    model = build_static_llama(source, orders=orders)
+    model = build_static_decoder(source, orders=orders)
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = {node.name: node for node in model.graph.node}
     for name, order_K in orders.items():

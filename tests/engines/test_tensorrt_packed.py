@@ -14,8 +14,8 @@ from hebbline.cli import main
 from hebbline.export.passes import PassOptions
 from hebbline.export.tensorrt import EngineOptions, export_engines, exporter
 from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
+from hebbline.export.tensorrt.decoder import build_static_decoder, step_profiles
 from hebbline.export.tensorrt.decoding import check_packed
-from hebbline.export.tensorrt.llama import build_static_llama, step_profiles
 from hebbline.export.tensorrt.packed import DOMAIN
 from hebbline.export.tensorrt.parity import check_graph
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
@@ -40,7 +40,7 @@ def packed(request, source, forms, tmp_path_factory):
     """The file, and its precision."""
     precision = PRECISIONS[request.param]
     path = tmp_path_factory.mktemp("packed") / "graph.onnx"
-    save_typed_model(build_static_llama(source, precision, forms), path)
+    save_typed_model(build_static_decoder(source, precision, forms), path)
     return path, precision
 
 
@@ -94,7 +94,7 @@ def test_nvidias_builder_takes_a_model_of_packed_nodes_by_their_functions(source
     """TensorRT-RTX has no plugins: it parses the functions in place of the nodes, and builds them."""
     names = sorted(source.masks)[: len(FORMS)]
     forms = dict(zip(names, FORMS, strict=True))
-    save_typed_model(build_static_llama(source, forms=forms), tmp_path / "graph.onnx")
+    save_typed_model(build_static_decoder(source, forms=forms), tmp_path / "graph.onnx")
     profiles = step_profiles(source.facts(), StepLimits(batch=2, tokens=16))
     request = EngineRequest(
         RUNTIMES["tensorrt-rtx"], tmp_path / "graph.onnx", tmp_path / "a.engine", profiles, ("8.9",)

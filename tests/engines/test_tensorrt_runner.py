@@ -12,7 +12,7 @@ import pytest
 from engines import stand_in
 
 from hebbline.artifacts import CheckError, DamagedArtifactError, read_manifest
-from hebbline.export.tensorrt.llama import build_static_llama
+from hebbline.export.tensorrt.decoder import build_static_decoder
 from hebbline.export.tensorrt.typed_graph import PRECISIONS
 from hebbline.export.verify import check_parity, torch_greedy
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
@@ -32,7 +32,7 @@ def make_runner(source, precision, device=None):
     """Three slots in steps of at most 2 slots or 24 tokens."""
     limits = StepLimits(batch=2, tokens=24)
     facts = source.facts()
-    engine = build_static_llama(source, PRECISIONS[precision]).SerializeToString()
+    engine = build_static_decoder(source, PRECISIONS[precision]).SerializeToString()
     description = replace(ENGINE, precision=precision, limits=limits)
     device = device or stand_in.HostDevice()
     return StaticCacheRunner(facts, 3, limits, EngineExecutor(stand_in, engine, description, facts, 3, device))

@@ -21,6 +21,18 @@ from hebbline.serve.engine.portable import PortableRunner
 PROJECTIONS = 14
 
 
+FILES = {
+    "model.onnx",
+    "model.hebbline.onnx",
+    "model.onnx.data",
+    "report.html",
+    "report.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+}
+
+
 def save_plain(directory, model, tokenizer):
     """What any Hugging Face user has: no masks, no manifest."""
     model.save_pretrained(directory)
@@ -37,8 +49,7 @@ def copy_unpublished(source, directory):
 
 def test_artifact_is_complete_and_says_what_it_holds(tiny_artifact, tiny_model_directory):
     manifest = read_manifest(tiny_artifact)
-    expected = {"model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"}
-    assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == expected
+    assert manifest.kind == "onnx" and manifest.method == "static" and set(manifest.files) == FILES
     assert len(manifest.layers) == PROJECTIONS
     assert {layer.layout for layer in manifest.layers} == {"bitmask"}
     assert [layer.links for layer in manifest.layers] == [
@@ -175,7 +186,7 @@ def test_one_wrong_weight_fails_the_gate_and_publishes_nothing(tiny_model_direct
 @pytest.mark.parametrize("form", [StockAttention, VarlenAttention])
 def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
     """The weights are right, and one of the graphs over them is not."""
-    build = exporter.build_llama
+    build = exporter.build_decoder
 
     def build_wrong(source, weights, attention, lm_head):
         model = build(source, weights, attention, lm_head)
@@ -185,7 +196,7 @@ def test_each_graph_is_gated(tiny_model_directory, tmp_path, monkeypatch, form):
             norm.attribute[0].f = 0.1
         return model
 
-    monkeypatch.setattr(exporter, "build_llama", build_wrong)
+    monkeypatch.setattr(exporter, "build_decoder", build_wrong)
     with pytest.raises(CheckError, match="parity"):
         export_model(tiny_model_directory, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
@@ -242,7 +253,7 @@ LAYER = "model.layers.1.mlp.gate_proj"
 BAD_DIRECTORIES = {
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), InputError, "has no tokenizer.json"),
     "no config": (lambda d: (d / "config.json").unlink(), InputError, "has no config.json"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), InputError, "cannot read the weights"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), InputError, "has no weights"),
     "NaN": (lambda d: replace_weight(d, f"{LAYER}.weight", put_nan), InputError, f"'{LAYER}.weight' has 1 weights"),
     "off mask": (
         lambda d: replace_weight(d, f"{LAYER}.weight", put_off_mask),
@@ -250,16 +261,16 @@ BAD_DIRECTORIES = {
         f"'{LAYER}' has .* off its mask",
     ),
     "architecture": (
-        lambda d: edit_config(d, architectures=["GPT2LMHeadModel"], model_type="gpt2"),
+        lambda d: edit_config(d, architectures=["GPTJForCausalLM"], model_type="gptj"),
         UnsupportedModelError,
-        "GPT2LMHeadModel is not supported",
+        "GPTJForCausalLM is not supported.*hebbline pack",
     ),
     "unknown type": (lambda d: edit_config(d, model_type="nonesuch"), UnsupportedModelError, r"config\.json"),
-    "activation": (lambda d: edit_config(d, hidden_act="gelu"), UnsupportedModelError, "hidden_act 'gelu'"),
+    "activation": (lambda d: edit_config(d, hidden_act="mish"), UnsupportedModelError, "hidden_act 'mish'"),
     "rotary": (
-        lambda d: edit_config(d, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        lambda d: edit_config(d, rope_parameters={"rope_type": "proportional", "rope_theta": 1e4, "factor": 2.0}),
         UnsupportedModelError,
-        "rope_type 'dynamic'",
+        "rope_type 'proportional'",
     ),
     "masks": (lambda d: (d / "masks.safetensors").write_bytes(b"x"), DamagedArtifactError, "masks.safetensors"),
 }
@@ -305,9 +316,7 @@ def test_an_int8_head_is_quick_and_greedy_is_exact(tokenizer, tmp_path, tied):
     source = save_plain(tmp_path / "model", model, tokenizer)
     export_model(source, tmp_path / "artifact", lm_head="int8")
     files = set(read_manifest(tmp_path / "artifact").files)
-    assert files == {
-        "model.onnx", "model.hebbline.onnx", "model.onnx.data", "report.html", "report.json", "tokenizer.json"
-    }  # fmt: skip
+    assert files == FILES
     prompt = list(range(3, 20))
     expected, _ = torch_greedy(model, prompt, 20)
     with torch.no_grad():

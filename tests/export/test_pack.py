@@ -202,7 +202,7 @@ def test_a_double_weight_is_left_with_its_reason(tmp_path):
         {"W": sparse(K, N).astype(np.float64)},
     )
     report, packed = check_packed(model, tmp_path, {"X": dense(3, K).astype(np.float64)})
-    assert op_types(packed) == ["MatMul"] and "multiplies in float64" in report.layers[0].reason
+    assert op_types(packed) == ["MatMul"] and "convert the model to float32" in report.layers[0].reason
 
 
 def test_tied_weights_share_one_packed_copy(tmp_path):
@@ -222,19 +222,37 @@ def test_tied_weights_share_one_packed_copy(tmp_path):
     assert len(initializer_names(packed)) == 4
 
 
-def test_an_embedding_that_is_also_a_head_stays(tmp_path):
+def test_an_embedding_that_is_also_a_head_is_kept_once(tmp_path):
     nodes = [node("Gather", ["W", "T"], ["e"]), node("Gemm", ["e", "W"], ["Y"], transB=1)]
     model = make_model(nodes, [value("T", "n", kind=INT64)], [value("Y", "n", 50)], {"W": sparse(50, K)})
     report, packed = check_packed(model, tmp_path, {"T": np.array([3, 1, 39])})
-    assert op_types(packed) == ["Gather", "BitmaskLinear"] and "W" in initializer_names(packed)
+    assert op_types(packed) == ["BitmaskLinearWeight", "Gather", "BitmaskLinear"]
+    assert "W" not in initializer_names(packed)
     lookup, head = report.layers
     assert "'Gather' has no packed form" in lookup.reason
     assert "also reads the dense weight" in head.reason
     sized = pack(tmp_path / "foreign.onnx", tmp_path / "small", objective="size")
-    assert not sized.packed_layers and "adds" in sized.layers[-1].reason
+    assert sized.packed_layers
+    rounded = pack(tmp_path / "foreign.onnx", tmp_path / "rounded", values="int8")
+    assert not rounded.packed_layers and "so that packing would add" in rounded.layers[-1].reason
 
 
-def test_a_weight_that_is_an_output_stays(tmp_path):
+@pytest.mark.parametrize("opset", [13, 17, 21])
+@pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16])
+def test_a_tied_weight_of_every_opset_and_type(opset, kind, tmp_path):
+    nodes = [
+        node("Gather", ["W", "T"], ["e"]),
+        node("Transpose", ["W"], ["w"], perm=[1, 0]),
+        node("MatMul", ["e", "w"], ["Y"]),
+    ]
+    weight = sparse(500, K).astype(helper.tensor_dtype_to_np_dtype(kind))
+    model = make_model(nodes, [value("T", "n", kind=INT64)], [value("Y", "n", 500, kind=kind)], {"W": weight}, opset)
+    report, packed = check_packed(model, tmp_path, {"T": np.array([3, 1, 39])}, tolerance=1e-2, reference=False)
+    assert len(report.packed_layers) == 1 and "W" not in initializer_names(packed)
+    assert report.file_bytes < report.original_bytes
+
+
+def test_a_weight_that_is_an_output_is_decoded(tmp_path):
     model = make_model(
         [node("MatMul", ["X", "W"], ["Y"])],
         [value("X", "n", K)],
@@ -242,7 +260,7 @@ def test_a_weight_that_is_an_output_stays(tmp_path):
         {"W": sparse(K, N)},
     )
     report, packed = check_packed(model, tmp_path, {"X": dense(3, K)})
-    assert "W" in initializer_names(packed) and "is an output of the graph" in report.layers[0].reason
+    assert "W" not in initializer_names(packed) and "is an output of the graph" in report.layers[0].reason
 
 
 def test_a_weight_that_a_caller_may_replace_is_left(tmp_path):

@@ -29,7 +29,7 @@ from pack_models import (
 
 from hebbline.artifacts import InputError
 from hebbline.export import pack
-from hebbline.export.foreign import comparison, open_document
+from hebbline.export.foreign import comparison, isolation, open_document
 from hebbline.export.foreign.bodies import Readers, ValueTypes, all_bodies
 from hebbline.export.foreign.inlining import inline_weight_functions
 from hebbline.export.foreign.linears import Linear, find_linears
@@ -126,10 +126,10 @@ def varint(number):
 
 def test_old_versions(model_directory):
     model = one_layer(sparse(K, N))
-    model.opset_import[0].version = 12
-    refused(model_directory, model, "opset 12 is older than 13")
-    model.opset_import[0].version, model.ir_version = 13, 3
-    refused(model_directory, model, "IR version 3")
+    model.opset_import[0].version = 6
+    refused(model_directory, model, "opset 6 is older than 7")
+    model.opset_import[0].version, model.ir_version = 13, 2
+    refused(model_directory, model, "IR version 2")
 
 
 def test_more_than_protobuf_holds(tmp_path):
@@ -165,7 +165,7 @@ def test_what_exhausts_memory_takes_only_its_own_process(model_directory):
 
 
 def test_what_never_returns_is_ended(model_directory, monkeypatch):
-    monkeypatch.setattr(comparison, "_SECONDS", 2)
+    monkeypatch.setattr(isolation, "SECONDS", 2)
     body = helper.make_graph(
         [node("Identity", ["go"], ["going"]), node("Relu", ["state"], ["next"])],
         "body",

@@ -124,21 +124,6 @@ def test_a_product_whose_attributes_are_the_callers_is_left(tmp_path):
     assert "each caller may give others" in report.layers[0].reason and packed.functions == model.functions
 
 
-def test_a_weight_in_the_sparse_form_of_onnx_is_left(tmp_path):
-    weight = sparse(K, N)
-    places = np.flatnonzero(weight)
-    stored = onnx.SparseTensorProto(dims=weight.shape)
-    stored.values.CopyFrom(numpy_helper.from_array(weight.reshape(-1)[places], "W"))
-    stored.indices.CopyFrom(numpy_helper.from_array(places))
-    model = make_model([node("MatMul", ["X", "W"], ["Y"])], [value("X", "n", K)], [value("Y", "n", N)])
-    model.graph.sparse_initializer.append(stored)
-    report = pack(save(model, tmp_path), tmp_path / "packed")  # the checker's shape inference cannot do with such files
-    packed = onnx.load(tmp_path / "packed/model.onnx")
-    assert "own sparse form" in report.layers[0].reason and report.end_to_end.difference == 0
-    values = numpy_helper.to_array(packed.graph.sparse_initializer[0].values)
-    np.testing.assert_array_equal(values, weight[weight != 0])
-
-
 def test_everything_else_of_the_file_is_kept(tmp_path):
     nodes = [
         node("MatMul", ["X", "W"], ["h"], name="layer one", doc_string="the first"),

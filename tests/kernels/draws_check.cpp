@@ -19,13 +19,6 @@ using hebbline::Isa;
 constexpr uint64_t kSeed = 0x123456789abcdef0u;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-std::vector<Isa> available() {
-  std::vector<Isa> found{Isa::kScalar};
-  if (hebbline::cpu_features().avx2) found.push_back(Isa::kAvx2);
-  if (hebbline::cpu_features().avx512) found.push_back(Isa::kAvx512);
-  return found;
-}
-
 uint32_t random_bits(uint64_t seed, uint64_t place, int64_t i) {
   uint64_t z = seed + (place + static_cast<uint64_t>(i) / 2 + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
@@ -67,7 +60,7 @@ bool check_race(int64_t count, bool excluding, float temperature) {
   std::vector<uint8_t> excluded(scores.size());
   for (size_t i = 0; i < excluded.size(); ++i) excluded[i] = i % 3 == 1;
   std::vector<float> first;
-  for (const Isa isa : available()) {
+  for (const Isa isa : hebbline::available_isas()) {
     for (const int threads : {1, 3}) {
       std::vector<float> keys(scores.size());
       hebbline::race_keys(scores.data(), excluding ? excluded.data() : nullptr, count, kSeed, 7, temperature, isa,
@@ -121,7 +114,7 @@ bool check_smallest(int64_t count, int distinct, bool ascending) {
   for (const int64_t wanted : {int64_t{0}, int64_t{1}, count / 100, count / 2, count - count / 20, count}) {
     const std::vector<uint8_t> expected = sorted_smallest(keys, wanted);
     const auto total = std::accumulate(expected.begin(), expected.end(), int64_t{0});
-    for (const Isa isa : available()) {
+    for (const Isa isa : hebbline::available_isas()) {
       std::vector<uint8_t> taken(keys.size());
       const int64_t found = hebbline::smallest(keys.data(), count, wanted, isa, 2, taken.data());
       if (found == total && taken == expected) continue;
@@ -151,6 +144,7 @@ int main() {
       }
     }
   }
-  std::printf("%d races, %d selections, on %zu instruction sets\n", races, selections, available().size());
+  std::printf("%d races, %d selections, on %zu instruction sets\n", races, selections,
+              hebbline::available_isas().size());
   return 0;
 }

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hebbline.kernels import draws
 from hebbline.train.dynamics.sampling import generator_for, race_keys, smallest
+from hebbline.train.native import draws
 from hebbline.train.threads import all_threads, native_threads, one_thread
 
 

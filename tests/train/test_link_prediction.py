@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hebbline.kernels.link_scores import native_scores
+from hebbline.train.native.link_scores import native_scores
 from hebbline.train.topology import initial_mask, link_scores
 from hebbline.train.topology import link_prediction as module
 from hebbline.train.topology.link_prediction import NODE_SCORES, PATH_SCORES

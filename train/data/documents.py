@@ -48,7 +48,7 @@ def load_documents(source: str, validation_share: float, limit: int = 0) -> Docu
     """
     if not 0 < validation_share < 1:
         raise InputError(f"data.validation_share {validation_share} is outside (0, 1)")
-    texts = sorted({text for text in _read(source, limit) if text.strip()})
+    texts = load_texts(source, limit)
     held_out = [_bucket(text) < validation_share * _BUCKETS for text in texts]
     documents = Documents(
         train=[text for text, out in zip(texts, held_out, strict=True) if not out],
@@ -59,6 +59,11 @@ def load_documents(source: str, validation_share: float, limit: int = 0) -> Docu
             f"data.source '{source}' has {len(texts)} documents: too few to hold out {validation_share:.1%}"
         )
     return documents
+
+
+def load_texts(source: str, limit: int = 0) -> list[str]:
+    """All texts of a source, each once, sorted; arguments and errors as of `load_documents`."""
+    return sorted({text for text in _read(source, limit) if text.strip()})
 
 
 def _bucket(text: str) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import draws
+from ..native import draws
 from ..threads import native_threads
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ...artifacts import InputError
-from ...artifacts.checkpoints import check_plain_checkpoint, check_plain_configuration, check_weights_fit
+from ...artifacts.checkpoints import check_configuration, check_weights_fit, load_model
 from ...console import console
 from ..data import load_documents, pack_tokens, train_tokenizer
 from ..data.rows import Rows, as_is
@@ -118,16 +118,14 @@ def load_pretrained(source: str, sequence_length: int) -> tuple[LlamaForCausalLM
         is too short.
     """
     where = f"model.pretrained '{source}'"
-    if (Path(source) / "config.json").is_file():
-        check_plain_checkpoint(Path(source))
     try:
-        check_plain_configuration(AutoConfig.from_pretrained(source).to_dict(), where)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        if (Path(source) / "config.json").is_file():
+            model = load_model(AutoModelForCausalLM, Path(source)).model
+        else:
+            model = _from_hub(source, where)
         tokenizer: Any = AutoTokenizer.from_pretrained(source)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         raise InputError(f"{where} cannot be loaded: {' '.join(str(error).split())}") from error
-    model, found = loaded
-    check_weights_fit(where, found)
     if not isinstance(model, LlamaForCausalLM):
         raise InputError(f"model.pretrained '{source}' is a {type(model).__name__}; only Llamas are trained here")
     if sequence_length > model.config.max_position_embeddings:
@@ -154,3 +152,11 @@ def build_optimizer(recipe: LanguageModelRecipe, model: nn.Module) -> torch.opti
         {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=optimization.learning_rate, betas=(0.9, optimization.adam_beta2), fused=True)
+
+
+def _from_hub(source: str, where: str) -> Any:
+    check_configuration(AutoConfig.from_pretrained(source).to_dict(), where)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    model, found = loaded
+    check_weights_fit(where, found)
+    return model

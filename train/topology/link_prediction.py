@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...artifacts import InputError
-from ...kernels.link_scores import native_scores
+from ..native.link_scores import native_scores
 from ..threads import all_threads, native_threads
 from .path_prediction import path_scores
 

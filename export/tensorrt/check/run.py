@@ -16,8 +16,8 @@ from ....serve.engine.tensorrt import Device, EngineExecutor, TensorRtRunner, op
 from ...graph.source import load_source
 from ..build import RUNTIMES, EngineRequest, EngineRuntime, build_engine
 from ..choosing import FORMS
+from ..decoder import build_static_decoder, step_profiles
 from ..exporter import EngineOptions, export_engines
-from ..llama import build_static_llama, step_profiles
 from ..parity import check_precision
 from ..typed_graph import PRECISIONS, save_typed_model
 from .page import EngineCheck, GpuCheck, page_name, render_page
@@ -138,7 +138,7 @@ def check_plugins(
         source = load_source(model or small_model(Path(directory) / "model"))
         forms = {name: FORMS[place % len(FORMS)] for place, name in enumerate(sorted(source.masks))}
         graph, engine = Path(directory) / "graph.onnx", Path(directory) / "plugins.engine"
-        save_typed_model(build_static_llama(source, precision, forms), graph)
+        save_typed_model(build_static_decoder(source, precision, forms), graph)
         progress(f"building an engine of plugins with {runtime.title}")
         profiles, own = step_profiles(source.facts(), _LIMITS), (gpu.compute_capability,)
         built = build_engine(EngineRequest(runtime, graph, engine, profiles, own, plugins=True))

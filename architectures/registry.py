@@ -1,0 +1,86 @@
+"""Which families there are, and which of them a configuration is of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from ..artifacts import UnsupportedModelError
+from . import (
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    mistral,
+    olmo,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
+from .decoder import Decoder
+from .fields import PACK
+
+Describe = Callable[[PretrainedConfig], Decoder]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: the class of transformers that is one, and what describes it."""
+
+    architecture: str
+    describe: Describe
+
+
+FAMILIES: Mapping[str, Family] = {
+    "falcon": Family("FalconForCausalLM", falcon.describe),
+    "gemma": Family("GemmaForCausalLM", gemma.describe),
+    "gemma2": Family("Gemma2ForCausalLM", gemma2.describe),
+    "gemma3_text": Family("Gemma3ForCausalLM", gemma3.describe),
+    "gpt2": Family("GPT2LMHeadModel", gpt2.describe),
+    "gpt_neox": Family("GPTNeoXForCausalLM", gpt_neox.describe),
+    "granite": Family("GraniteForCausalLM", granite.describe),
+    "llama": Family("LlamaForCausalLM", llama.describe),
+    "mistral": Family("MistralForCausalLM", mistral.describe),
+    "olmo": Family("OlmoForCausalLM", olmo.describe),
+    "olmo2": Family("Olmo2ForCausalLM", olmo2.describe),
+    "opt": Family("OPTForCausalLM", opt.describe),
+    "phi": Family("PhiForCausalLM", phi.describe),
+    "phi3": Family("Phi3ForCausalLM", phi3.describe),
+    "qwen2": Family("Qwen2ForCausalLM", qwen2.describe),
+    "qwen3": Family("Qwen3ForCausalLM", qwen3.describe),
+    "smollm3": Family("SmolLM3ForCausalLM", smollm3.describe),
+    "stablelm": Family("StableLmForCausalLM", stablelm.describe),
+    "starcoder2": Family("Starcoder2ForCausalLM", starcoder2.describe),
+}
+"""By transformers' `model_type`. A new family is a file beside these, and a line here."""
+
+
+def describe(config: PretrainedConfig, families: Mapping[str, Family] = FAMILIES) -> Decoder:
+    """What a model is, from its transformers configuration.
+
+    Args:
+        config: of a causal language model. families: those that are known.
+
+    Raises:
+        UnsupportedModelError: the family is none of these, or the configuration asks for what there is not; the message
+            names it, and what takes the model instead.
+    """
+    family = families.get(config.model_type)
+    architectures = config.architectures or [family.architecture if family else config.model_type]
+    if family is None or architectures != [family.architecture]:
+        known = ", ".join(sorted(entry.architecture for entry in families.values()))
+        raise UnsupportedModelError(
+            f"architecture {', '.join(architectures)} is not supported: no description of it is in architectures/, "
+            f"which has {known}; {PACK}"
+        )
+    return family.describe(config)
