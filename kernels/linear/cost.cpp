@@ -64,6 +64,13 @@ double pick(const Workload& work, double tokens) {
          kNanosecondsPerPacked * tokens * work.columns;
 }
 
+// By memory for few tokens, by products for many.
+double dense(const Workload& work, Isa isa, double tokens) {
+  const double per_cell = isa == Isa::kScalar ? std::max(0.127, 0.05 + 0.051 * tokens)
+                                              : std::max(0.117 + 0.004 * tokens, 0.07 + 0.0182 * tokens);
+  return work.rows * work.columns * per_cell + rounding(work, tokens);
+}
+
 double sell(const Workload& work, Isa isa, double tokens) {
   const double gather = isa == Isa::kAmx ? 0.18 : 0.45;
   return work.links * gather * tokens;
@@ -77,6 +84,8 @@ double cost_microseconds(Family family, const Workload& work, Isa isa, double to
       return tile(work, isa, tokens) / 1e3;
     case Family::kSell:
       return sell(work, isa, tokens) / 1e3;
+    case Family::kDense:
+      return dense(work, isa, tokens) / 1e3;
     case Family::kCsr:
       return links(work, isa, tokens) / 1e3;
     case Family::kPick:

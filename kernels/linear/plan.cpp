@@ -20,12 +20,13 @@ constexpr double kCopyPenalty = 0.15;   // a second copy of the weight must save
 constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
-constexpr std::array<std::pair<Family, std::string_view>, 6> kNames{{{Family::kCsr, "csr"},
+constexpr std::array<std::pair<Family, std::string_view>, 7> kNames{{{Family::kCsr, "csr"},
                                                                      {Family::kSell, "sell"},
                                                                      {Family::kTile, "tile"},
                                                                      {Family::kPanel, "panel"},
                                                                      {Family::kPick, "pick"},
-                                                                     {Family::kQuad, "quad"}}};
+                                                                     {Family::kQuad, "quad"},
+                                                                     {Family::kDense, "dense"}}};
 
 bool has_avx512(Isa isa) { return isa == Isa::kAvx512 || isa == Isa::kAmx; }
 
@@ -34,6 +35,7 @@ bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
   constexpr int64_t kPickColumns = kUint16Columns * 8;  // windows of float32, 8 columns apart
   switch (family) {
     case Family::kCsr:
+    case Family::kDense:
       return true;
     case Family::kSell:
       return has_avx512(isa) && matrix.columns <= kUint16Columns;
@@ -57,7 +59,7 @@ Plan forced_plan(std::string_view wanted, const SparseMatrix& matrix, Isa isa) {
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
   }
   throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) +
-                           " is not one of csr, sell, tile, panel, pick, quad");
+                           " is not one of csr, sell, tile, panel, pick, quad, dense");
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -70,6 +72,8 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
     case Family::kQuad:
       return pack_quad(matrix);
 #endif
+    case Family::kDense:
+      return pack_dense(matrix, isa);
     case Family::kTile:
       return pack_tile(matrix, isa);
     case Family::kPanel:

@@ -219,11 +219,11 @@ int check_gates(Isa isa) {
 int main() {
   int wrong = 0;
   const hebbline::CpuFeatures& features = hebbline::cpu_features();
-  wrong += check_family("csr", Isa::kScalar);
-  for (const char* family : {"csr", "pick", "quad"}) {
+  for (const char* family : {"csr", "dense"}) wrong += check_family(family, Isa::kScalar);
+  for (const char* family : {"csr", "pick", "quad", "dense"}) {
     if (features.avx2) wrong += check_family(family, Isa::kAvx2);
   }
-  for (const char* family : {"csr", "sell", "tile", "panel", "pick"}) {
+  for (const char* family : {"csr", "sell", "tile", "panel", "pick", "dense"}) {
     if (features.avx512) wrong += check_family(family, Isa::kAvx512);
     if (features.amx) wrong += check_family(family, Isa::kAmx);
   }

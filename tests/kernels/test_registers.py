@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build/release"
-SOURCES = ("linear/csr", "linear/gated", "attention/attention", "head/head", "norm/norm")
+SOURCES = ("linear/csr", "linear/dense", "linear/gated", "attention/attention", "head/head", "norm/norm")
 FILES = [f"{source}_{isa}" for isa in ("avx2", "avx512") for source in SOURCES] + ["linear/sell_avx512"]
 INTEGER_FILES = ["linear/pick_narrow_avx2", "linear/quad_avx2"]
 
