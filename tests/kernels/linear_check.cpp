@@ -219,7 +219,7 @@ int check_gates(Isa isa) {
 int main() {
   int wrong = 0;
   for (const Isa isa : hebbline::available_isas()) {
-    for (const char* family : {"csr", "sell", "tile", "panel", "pick", "quad"}) wrong += check_family(family, isa);
+    for (const char* family : {"csr", "sell", "tile", "panel", "pick", "quad", "dense"}) wrong += check_family(family, isa);
     wrong += check_gates(isa);
   }
   wrong += check_family("tile", Isa::kAmxEmulated);
