@@ -1,5 +1,6 @@
 # `make demo` runs the main job, `make test` the checks and tests. Both set up .venv on a fresh machine and reuse it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.10 || command -v python3)
+GPU_PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,9 +15,10 @@ demo: $(INSTALLED)
 test: lint
 	$(BIN)/pytest
 
-# On a machine with an NVIDIA GPU: builds, runs, compares and times, and writes docs/gpu/<gpu>.md.
-gpu-check: $(INSTALLED)
-	$(BIN)/hebbline gpu-check
+# On a machine with an NVIDIA GPU: compares and times what can run there, and writes docs/gpu/<gpu>.md. Fetches nothing.
+# It takes .venv where that is set up, and else any Python with torch and Triton, for the kernels alone.
+gpu-check:
+	@if [ -x $(BIN)/hebbline ]; then $(BIN)/hebbline gpu-check; else $(GPU_PYTHON) from_source.py kernels.gpu.check; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -5,7 +5,7 @@ needs: a client needs neither torch nor transformers.
 """
 
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from .train import Sparsifier, SparsityCallback, SparsityConfig
     from .train.save import save_model_directory
 
-__version__ = version("hebbline")
+try:
+    __version__ = version("hebbline")
+except PackageNotFoundError:  # run from a source tree, see from_source.py
+    __version__ = "0.0.0+source"
 _PLACES = {
     "CheckError": ".artifacts.errors",
     "Client": ".serve.client",

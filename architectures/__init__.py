@@ -2,6 +2,7 @@
 
 from .checking import check_fits
 from .decoder import (
+    Activation,
     Attention,
     ConfigNames,
     Decoder,
@@ -14,12 +15,14 @@ from .decoder import (
     QueryKeyNorm,
     Rotary,
 )
-from .registry import FAMILIES, Family, describe
+from .loading import settle, settle_any
+from .registry import FAMILIES, Family, decoder_of, describe
 from .rotary import pin_frequencies, rotary_tables
 from .stored_transposed import StoredTransposed, use_linear_layers
 
 __all__ = [
     "FAMILIES",
+    "Activation",
     "Attention",
     "ConfigNames",
     "Decoder",
@@ -34,8 +37,11 @@ __all__ = [
     "Rotary",
     "StoredTransposed",
     "check_fits",
+    "decoder_of",
     "describe",
     "pin_frequencies",
     "rotary_tables",
+    "settle",
+    "settle_any",
     "use_linear_layers",
 ]

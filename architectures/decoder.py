@@ -87,12 +87,14 @@ class Rotary:
 
     Args:
         module: path of what computes cosines and sines. size: places of a head, from the first on, that turn.
-        by_layer_type: the module takes a layer's type, and has a table for each.
+        by_layer_type: the module takes a layer's type, and has a table for each. original_context: tokens of the
+        context before the frequencies were scaled for a longer one; 0 where they were not.
     """
 
     module: str
     size: int
     by_layer_type: bool = False
+    original_context: int = 0
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,12 @@ class Decoder:
     def rotary_tables(self) -> tuple[str, ...]:
         """The names of the rotary tables that layers use."""
         return tuple(dict.fromkeys(kind.rotary for kind in self.layers if kind.rotary))
+
+    @property
+    def reach(self) -> int:
+        """Tokens behind which something changes: a sliding window is full, or the original context ends; 0 for none."""
+        original = self.rotary.original_context if self.rotary is not None else 0
+        return max(original, *(kind.window for kind in self.layers))
 
     @property
     def graph_head_size(self) -> int:

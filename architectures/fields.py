@@ -76,14 +76,16 @@ def rotary(config: PretrainedConfig, module: str = "model.rotary_emb") -> Rotary
     """Rotary embedding of the type, and of the share of a head, that `rope_parameters` say."""
     parameters = getattr(config, "rope_parameters", None) or {}
     by_type = bool(parameters) and all(isinstance(entry, Mapping) for entry in parameters.values())
-    for entry in parameters.values() if by_type else [parameters]:
+    entries = list(parameters.values()) if by_type else [parameters]
+    for entry in entries:
         kind = entry.get("rope_type", "default")
         if kind not in ROTARY_TYPES:
             raise UnsupportedModelError(
                 f"rope_type '{kind}' is not supported; export takes {', '.join(ROTARY_TYPES)}. {PACK}"
             )
     share = 1.0 if by_type else parameters.get("partial_rotary_factor", 1.0)
-    return Rotary(module, int(head_size(config) * share), by_type)
+    original = max(entry.get("original_max_position_embeddings") or 0 for entry in entries)
+    return Rotary(module, int(head_size(config) * share), by_type, original)
 
 
 def window(config: PretrainedConfig, field: str = "sliding_window") -> int:

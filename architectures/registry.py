@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from torch import nn
 from transformers import PretrainedConfig
 
 from ..artifacts import UnsupportedModelError
@@ -84,3 +86,16 @@ def describe(config: PretrainedConfig, families: Mapping[str, Family] = FAMILIES
             f"which has {known}; {PACK}"
         )
     return family.describe(config)
+
+
+def decoder_of(model: nn.Module) -> Decoder | None:
+    """What a model of any kind is, where it is a causal language model of a known family; None for all others."""
+    config: Any = getattr(model, "config", None)
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    # FSDP2 gives a model a class of its own.
+    if family is None or all(kind.__name__ != family.architecture for kind in type(model).__mro__):
+        return None
+    try:
+        return describe(config)
+    except UnsupportedModelError:
+        return None

@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         "--for-isa",
         help="predict for another machine's instruction set (scalar, avx2, avx512, amx), not this one's",
     )
+    parser.add_argument("--no-measure", action="store_true", help="do not time the whole model before and after")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     given = parser.parse_args(arguments)
 
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
             objective=given.objective,
             calibration=given.calibration,
             for_isa=given.for_isa,
+            measure=not given.no_measure,
             progress=lambda stage: status.update(stage),
         )
     _show(report, given.out)
@@ -76,8 +78,15 @@ def _show(report: "PackReport", out: Path) -> None:
     result = report.end_to_end
     if result.difference is not None:
         allowed = "" if result.allowed is None else f" (allowed {result.allowed:.1e})"
-        console.print(f"packed against original in ONNX Runtime: within {result.difference:.1e}{allowed}")
+        with_library = (
+            "" if result.library_difference is None else f", with the library {result.library_difference:.1e}"
+        )
+        console.print(
+            f"packed against original in ONNX Runtime: within {result.difference:.1e}{allowed}{with_library}, over "
+            f"{result.outputs:,} numbers"
+        )
     console.print(summary(report))
+    console.print(f"[bold]{escape(report.speed.words)}[/bold]")
     if (words := speed(report)) is not None:
-        console.print(f"speed {words}")
+        console.print(f"layer by layer, {words}", style="dim")
     console.print(f"the model is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")

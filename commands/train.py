@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
 
 def train_to_directory(recipe: Any, yaml: str, out: Path, *, resume: bool = False) -> "TrainingResult":
     """Train, publish the model directory, and say what was done."""
+    from ..train.dynamics.places import dense_weights, density_line, find_places
     from ..train.publish import train_and_publish
 
     result = train_and_publish(recipe, yaml, out, resume=resume)
@@ -52,6 +53,10 @@ def train_to_directory(recipe: Any, yaml: str, out: Path, *, resume: bool = Fals
         f"{len(updates)} topology updates moved {sum(report.regrown for report in updates):,} links, "
         f"in {update_seconds / seconds:.1%} of the time"
     )
+    if masks := result.trained.masks:
+        places = find_places(result.model)
+        dense = dense_weights(result.model, {name: places[name] for name in masks})
+        console.print(f"the graphs have {density_line(masks, dense)}")
     console.print(f"the model is in [bold]{out}[/bold]")
     return result
 
@@ -64,8 +69,11 @@ def _add_options(parser: Parser) -> Parser:
 
 
 def _print_help(parser: Parser) -> None:
+    from ..train.tasks.reading import shipped_recipes
+
     console.print(
-        "usage: hebbline train RECIPE [options]\n\nRECIPE is a YAML file or the name of a shipped recipe. "
-        "`hebbline train RECIPE --help` lists the fields of its task.\n"
+        "usage: hebbline train RECIPE [options]\n\nRECIPE is a YAML file or the name of a shipped recipe:\n\n"
+        + "\n".join(f"  {name:<22}{about}" for name, about in shipped_recipes().items())
+        + "\n\n`hebbline train RECIPE --help` lists the fields of its task; those of language models are:\n"
     )
     print(parser.format_help())

@@ -57,10 +57,12 @@ def torch_target(path: Path, threads: int | None = None) -> Target:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ..architectures import settle_any
+
     open_model_directory(path)
     if threads:
         torch.set_num_threads(threads)
-    model = load_model(AutoModelForCausalLM, path).model.eval()
+    model = load_model(AutoModelForCausalLM, path, settle=settle_any).model.eval()
 
     def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
         with torch.inference_mode():

@@ -251,7 +251,7 @@ def _check(
             off = check_shortlist(*opened, figures[-1].logit_tolerance, tell)
             logger.info("lm_head in int8: logits are off by up to %.2g of the largest", off)
         else:
-            figures.append(check_against(reference, graph.open(built), tell))
+            figures.append(check_against(reference, graph.open(built), tell, built.packed.decoder.reach))
     (built.directory / _CHECKED_FILE).unlink(missing_ok=True)
     return _worst(figures)
 

@@ -22,6 +22,7 @@ def pack(
     objective: Objective = "latency",
     calibration: str | Path | None = None,
     for_isa: str | None = None,
+    measure: bool = True,
     progress: Progress = lambda stage: None,
 ) -> PackReport:
     """Pack the zeros in the linear layers of an ONNX file, verify the result against the original, and publish it.
@@ -33,7 +34,7 @@ def pack(
     Args:
         onnx_path: opset 7 or newer; before 13 it is converted.
         out_dir: a new directory, or one that hebbline published before.
-        values, min_speedup, autotune, objective, calibration, for_isa: see `PackOptions`.
+        values, min_speedup, autotune, objective, calibration, for_isa, measure: see `PackOptions`.
         progress: told each stage as it begins.
 
     Raises:
@@ -42,7 +43,7 @@ def pack(
     """
     source, out = Path(onnx_path), Path(out_dir)
     given = None if calibration is None else str(calibration)
-    options = PackOptions(values, min_speedup, autotune, objective, given, for_isa)
+    options = PackOptions(values, min_speedup, autotune, objective, given, for_isa, measure)
     check_target(out)
     progress("reading the model")
     with open_document(source) as document, publish(out) as publication:

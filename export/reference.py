@@ -24,17 +24,17 @@ class TorchReference:
         self.model = model
         self._known: dict[tuple[object, ...], Any] = {}
 
-    def logits(self, ids_S: Sequence[int]) -> NDArray[np.float32]:
-        """The logits [S, V] of a whole sequence."""
-        return self._once(("logits", *ids_S), lambda: torch_logits(self.model, ids_S))
+    def logits(self, ids_S: Sequence[int], last: int = 0) -> NDArray[np.float32]:
+        """The logits [S, V] of a whole sequence, or those after its `last` tokens."""
+        return self._once(("logits", last, *ids_S), lambda: torch_logits(self.model, ids_S, last))
 
     def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
         """See `torch_greedy`."""
         return self._once(("greedy", count, *prompt), lambda: torch_greedy(self.model, prompt, count))
 
-    def rounding(self, ids_S: Sequence[int]) -> float:
+    def rounding(self, ids_S: Sequence[int], last: int = 0) -> float:
         """See `float32_rounding`."""
-        return self._once(("rounding", *ids_S), lambda: float32_rounding(self.model, ids_S))
+        return self._once(("rounding", last, *ids_S), lambda: float32_rounding(self.model, ids_S, last))
 
     def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -42,10 +42,10 @@ class TorchReference:
         return self._known[key]
 
 
-def torch_logits(model: PreTrainedModel, ids_S: Sequence[int]) -> NDArray[np.float32]:
-    """The logits [S, V] of a whole sequence."""
+def torch_logits(model: PreTrainedModel, ids_S: Sequence[int], last: int = 0) -> NDArray[np.float32]:
+    """The logits [S, V] of a whole sequence, or those after its `last` tokens."""
     with torch.inference_mode():
-        return model(torch.tensor([list(ids_S)])).logits[0].numpy()
+        return model(torch.tensor([list(ids_S)]), use_cache=False, logits_to_keep=last).logits[0].numpy()
 
 
 def torch_greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
@@ -63,14 +63,14 @@ def torch_greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> t
     return ids[len(prompt) :], margin
 
 
-def float32_rounding(model: PreTrainedModel, ids_S: Sequence[int]) -> float:
-    """Largest difference between the logits of a float32 model and of the same weights in float64.
+def float32_rounding(model: PreTrainedModel, ids_S: Sequence[int], last: int = 0) -> float:
+    """Largest difference between the logits of a float32 model and of the same weights in float64; see `torch_logits`.
 
     The weights stay as they are: each is widened as it is used, a part at a time.
     """
-    single_SV = torch_logits(model, ids_S)
+    single_SV = torch_logits(model, ids_S, last)
     with _WidenedWeights():
-        double_SV = torch_logits(model, ids_S)
+        double_SV = torch_logits(model, ids_S, last)
     return float(np.abs(single_SV - double_SV).max())
 
 

@@ -23,6 +23,10 @@ GREEDY_TOKENS = 64
 _PROMPT_TOKENS = (5, 17, 33)
 _PROMPTS_TRIED = 8
 _RAGGED_STEPS = 4
+MOST_REACH = 8192
+"""Far positions are looked at up to here: a forward pass of a long text takes minutes."""
+_FAR_ROWS = 24
+_FAR_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,18 @@ class ParityFigures:
 
     `full_forward`: largest logit difference between torch and ONNX Runtime over a whole sequence; `chunked`: the same
     with the sequence given as two prefill chunks and single decode steps; `ragged_batch`: slots of different lengths
-    decoded together against each alone; `greedy_tokens`: tokens generated greedily that are identical;
-    `prompts_skipped`: prompts set aside because torch's own two best logits came closer than twice the tolerance;
-    `logit_tolerance`: the difference that was allowed: 1e-4, or more where float32 itself is less exact.
+    decoded together against each alone; `far`: the same behind the sliding window and the context before it was
+    extended, where a model has them; `positions`: tokens of the longest sequence that was looked at; `greedy_tokens`:
+    tokens generated greedily that are identical; `prompts_skipped`: prompts set aside because torch's own two best
+    logits came closer than twice the tolerance; `logit_tolerance`: the difference that was allowed: 1e-4, or more where
+    float32 itself is less exact.
     """
 
     full_forward: float
     chunked: float
     ragged_batch: float
+    far: float
+    positions: int
     greedy_tokens: int
     prompts_skipped: int
     logit_tolerance: float
@@ -46,7 +54,7 @@ class ParityFigures:
     @property
     def largest(self) -> float:
         """The largest logit difference of all."""
-        return max(self.full_forward, self.chunked, self.ragged_batch)
+        return max(self.full_forward, self.chunked, self.ragged_batch, self.far)
 
     def __str__(self) -> str:
         return (
@@ -59,12 +67,16 @@ class ParityFigures:
         return asdict(self)
 
 
-def check_parity(model: PreTrainedModel, runner: AnyRunner, progress: Callable[[str], None]) -> ParityFigures:
+def check_parity(
+    model: PreTrainedModel, runner: AnyRunner, progress: Callable[[str], None], reach: int = 0
+) -> ParityFigures:
     """`check_against` a model, in float32, of which there is one runner."""
-    return check_against(TorchReference(model), runner, progress)
+    return check_against(TorchReference(model), runner, progress, reach)
 
 
-def check_against(reference: TorchReference, runner: AnyRunner, progress: Callable[[str], None]) -> ParityFigures:
+def check_against(
+    reference: TorchReference, runner: AnyRunner, progress: Callable[[str], None], reach: int = 0
+) -> ParityFigures:
     """Compare a runner with at least 3 slots to the torch model it was exported from.
 
     A model that amplifies rounding can lie further than 1e-4 from torch without an error in the graph. Such a model is
@@ -74,6 +86,8 @@ def check_against(reference: TorchReference, runner: AnyRunner, progress: Callab
         reference: of the model in float32.
         runner: over the exported graph.
         progress: told what is checked next.
+        reach: tokens behind which the model changes (see `Decoder.reach`): logits are looked at there too, up to
+        `MOST_REACH`.
 
     Raises:
         CheckError: a logit differs by more than the tolerance, or a greedy token differs.
@@ -87,52 +101,106 @@ def check_against(reference: TorchReference, runner: AnyRunner, progress: Callab
     ragged = prompts[: len(_PROMPT_TOKENS)]
     decided = _decided(reference, prompts, generated, 2 * LOGIT_TOLERANCE)
     progress(f"logits of a whole sequence, at once, in pieces, and in a batch; {generated} greedy tokens")
+    far = _Far.of(runner, reach, len(sequence_S))
     # All in one run: a large graph is then decoded once.
-    steps = [prefill_all(0, sequence_S), *_in_pieces(sequence_S), *_together(ragged), *decided.steps()]
-    taken = [logits.copy() for logits in run_steps(runner, steps)]
-    differences = _differences(reference, taken[: -len(decided.steps())], sequence_S, ragged)
-    tolerance = _tolerance(reference, sequence_S, differences, progress)
+    parts: list[list[Step]] = [
+        [prefill_all(0, sequence_S)],
+        _in_pieces(sequence_S),
+        _together(ragged),
+        far.steps(),
+        decided.steps(),
+    ]
+    logits = run_steps(runner, [step for part in parts for step in part])
+    *taken, greedy = [[next(logits).copy() for _ in part] for part in parts]
+    differences = _differences(reference, taken, sequence_S, ragged, far)
+    tolerance = _tolerance(reference, sequence_S, far, differences, progress)
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise CheckError(
                 f"parity: logits of check '{name}' differ by {difference:.2e}, over {tolerance:.2e}; "
                 "nothing was published"
             )
-    greedy = taken[-len(decided.steps()) :]
     if decided.margin < 2 * tolerance:
         progress(f"{generated} greedy tokens, torch against ONNX Runtime")
         decided = _decided(reference, prompts, generated, 2 * tolerance)
         greedy = [logits.copy() for logits in run_steps(runner, decided.steps())]
     decided.check(greedy)
     return ParityFigures(
-        **differences, greedy_tokens=generated, prompts_skipped=decided.skipped, logit_tolerance=tolerance
+        **differences,
+        positions=max(len(sequence_S), len(far.ids_S)),
+        greedy_tokens=generated,
+        prompts_skipped=decided.skipped,
+        logit_tolerance=tolerance,
     )
 
 
+@dataclass(frozen=True)
+class _Far:
+    """Random tokens that go behind what a model changes at; none where it changes nowhere, or the rest reaches it."""
+
+    ids_S: list[int]
+
+    @classmethod
+    def of(cls, runner: AnyRunner, reach: int, reached: int) -> "_Far":
+        """`reached`: tokens of the longest other sequence."""
+        length = min(min(reach, MOST_REACH) + _FAR_ROWS, runner.context_length) if reach else 0
+        if length <= max(reached, _FAR_ROWS):
+            return cls([])
+        return cls(np.random.default_rng(2).integers(0, runner.vocab_size, length).tolist())
+
+    def steps(self) -> list[Step]:
+        """Two chunks, of whose second the last tokens want logits, and single tokens."""
+        if not self.ids_S:
+            return []
+        decoded = len(self.ids_S) - _FAR_STEPS
+        half = decoded // 2
+        rows = range(decoded - half - (_FAR_ROWS - _FAR_STEPS), decoded - half)
+        chunks: list[Step] = [Prefill(0, self.ids_S[:half], 0, []), Prefill(0, self.ids_S[half:decoded], half, rows)]
+        return chunks + [Decode(0, [self.ids_S[place]], [place]) for place in range(decoded, len(self.ids_S))]
+
+    def difference(self, reference: TorchReference, taken: Sequence[Logits]) -> float:
+        """The largest logit difference from torch; 0 where nothing was looked at."""
+        if not self.ids_S:
+            return 0.0
+        return _difference(np.concatenate(taken[1:]), reference.logits(self.ids_S, _FAR_ROWS))
+
+
 def _differences(
-    reference: TorchReference, taken: Sequence[Logits], sequence_S: list[int], ragged: Sequence[list[int]]
+    reference: TorchReference,
+    taken: Sequence[Sequence[Logits]],
+    sequence_S: list[int],
+    ragged: Sequence[list[int]],
+    far: _Far,
 ) -> dict[str, float]:
     """The logit differences of `ParityFigures`, by name.
 
     Args:
-        taken: the logits of the steps over `sequence_S`, at once and in pieces, and of those over `ragged`.
+        taken: the logits of the steps over `sequence_S`, at once and in pieces, of those over `ragged`, and of `far`.
     """
     expected_SV = reference.logits(sequence_S)
-    pieces = len(_in_pieces(sequence_S))
+    whole, pieces, together, behind = taken
     return {
-        "full_forward": _difference(taken[0], expected_SV),
-        "chunked": _difference(np.concatenate(taken[1 : 1 + pieces]), expected_SV),
-        "ragged_batch": _ragged_difference(reference, taken[1 + pieces + len(ragged) :], ragged),
+        "full_forward": _difference(whole[0], expected_SV),
+        "chunked": _difference(np.concatenate(pieces), expected_SV),
+        "ragged_batch": _ragged_difference(reference, together[len(ragged) :], ragged),
+        "far": far.difference(reference, behind),
     }
 
 
 def _tolerance(
-    reference: TorchReference, sequence_S: list[int], differences: dict[str, float], progress: Callable[[str], None]
+    reference: TorchReference,
+    sequence_S: list[int],
+    far: _Far,
+    differences: dict[str, float],
+    progress: Callable[[str], None],
 ) -> float:
     if all(difference <= LOGIT_TOLERANCE for difference in differences.values()):
         return LOGIT_TOLERANCE
     progress("how far torch's float32 is from float64")
-    return max(LOGIT_TOLERANCE, ROUNDING_FACTOR * reference.rounding(sequence_S))
+    rounding = reference.rounding(sequence_S)
+    if not differences["far"] <= LOGIT_TOLERANCE:
+        rounding = max(rounding, reference.rounding(far.ids_S, _FAR_ROWS))
+    return max(LOGIT_TOLERANCE, ROUNDING_FACTOR * rounding)
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:

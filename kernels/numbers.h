@@ -47,8 +47,11 @@ static inline float largest_magnitude(const float* x, int64_t count) {
   return __builtin_bit_cast(float, most);
 }
 
-// The largest int8 in use: -128 is not, so that the numbers are symmetric.
+// The largest int8, by which numbers are scaled.
 static constexpr float kLargestInt8 = 127;
+
+// The least: of one scale for all tokens. With a scale of its own, a token has none below -127.
+static constexpr float kLeastInt8 = -128;
 
 // The smallest magnitude that numbers are scaled by, so that zeros have a finite inverse.
 static constexpr float kSmallestMagnitude = 1e-30F;
@@ -65,11 +68,11 @@ static inline Int8Scale int8_scale(float largest) {
   return {floored / kLargestInt8, kLargestInt8 / floored};
 }
 
-// A scaled number as an int8, to nearest even, still as a float; NaN becomes -127. Adding and taking away 1.5 x 2^23
+// A scaled number as an int8, to nearest even, still as a float; NaN becomes -128. Adding and taking away 1.5 x 2^23
 // rounds to whole numbers in a form that compilers vectorise.
 static inline float round_to_int8(float scaled) {
   constexpr float kRounding = 12582912;
-  const float least = scaled > -kLargestInt8 ? scaled : -kLargestInt8;
+  const float least = scaled > kLeastInt8 ? scaled : kLeastInt8;
   const float held = least < kLargestInt8 ? least : kLargestInt8;
   return (held + kRounding) - kRounding;
 }

@@ -22,8 +22,8 @@ def block_bytes(kv, head_dim):
     return {"float32": 4 * numbers, "bfloat16": 2 * numbers, "int8": numbers + 8 * PLACES}[kv]
 
 
-def make_model(heads, kv_heads, packed=False):
-    """`packed`: queries, keys and values come side by side, as `queries`."""
+def make_model(heads, kv_heads, packed=False, turns=True, **attributes):
+    """`packed`: queries, keys and values come side by side, as `queries`. `turns`: with rotary embedding."""
     floats, integers, uint8 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.UINT8
     inputs = {
         "queries": (floats, ["T", "q"]),
@@ -36,7 +36,7 @@ def make_model(heads, kv_heads, packed=False):
         "sin": (floats, ["C", "half"]),
         "cache": (uint8, ["N", "G", "blocks", "bytes"]),
     }
-    left_out = ("keys", "values") if packed else ()
+    left_out = (("keys", "values") if packed else ()) + (() if turns else ("cos", "sin"))
     node = helper.make_node(
         "VarlenAttention",
         ["" if name in left_out else name for name in inputs],
@@ -45,6 +45,7 @@ def make_model(heads, kv_heads, packed=False):
         domain=DOMAIN,
         num_heads=heads,
         kv_num_heads=kv_heads,
+        **attributes,
     )
     for name in left_out:
         del inputs[name]
@@ -93,11 +94,15 @@ class Attention:
     slots: int = 3
     context: int = 96
     threads: int = 1
+    rotary: int | None = None  # places that turn; None: all
+    attributes: dict = field(default_factory=dict)
     session: onnxruntime.InferenceSession = field(init=False)
 
     def __post_init__(self):
-        self.session = open_session(make_model(self.heads, self.kv_heads), self.threads)
-        self.cos, self.sin = rotary_tables(self.context, self.head_dim)
+        self.rotary = self.head_dim if self.rotary is None else self.rotary
+        model = make_model(self.heads, self.kv_heads, turns=self.rotary > 0, **self.attributes)
+        self.session = open_session(model, self.threads)
+        self.cos, self.sin = rotary_tables(self.context, self.rotary or 2)
         blocks = -(-self.context // PLACES)
         shape = (self.slots, self.kv_heads, blocks, block_bytes(self.kv, self.head_dim))
         self.cache = np.full(shape, 0xFF, np.uint8)
@@ -113,8 +118,7 @@ class Attention:
             "cu_seqlens": np.cumsum([0, *(len(s.queries) for s in sequences)]).astype(np.int32),
             "slots": np.array([s.slot for s in sequences], np.int32),
             "past": np.array([s.past for s in sequences], np.int32),
-            "cos": self.cos,
-            "sin": self.sin,
+            **({"cos": self.cos, "sin": self.sin} if self.rotary else {}),
         }
 
     def step(self, sequences):
@@ -156,16 +160,18 @@ def widen(raw, kv):
 
 
 def rotate(x_THD, positions_T, cos, sin):
-    half = x_THD.shape[-1] // 2
+    half = cos.shape[-1]
     c, s = (table.astype(np.float64)[positions_T][:, None] for table in (cos, sin))
-    first, second = x_THD[..., :half], x_THD[..., half:]
-    return np.concatenate([first * c - second * s, second * c + first * s], axis=-1)
+    first, second, rest = np.split(x_THD, [half, 2 * half], axis=-1)
+    return np.concatenate([first * c - second * s, second * c + first * s, rest], axis=-1)
 
 
 def rotated(attention, data):
     """Queries, keys and values [T, heads, D] in float64, the first two after rotary embedding, of tokens 0 … T - 1."""
     tables = np.arange(len(data[0])), attention.cos, attention.sin
     queries, keys, values = (x.astype(np.float64).reshape(len(x), -1, attention.head_dim) for x in data)
+    if not attention.rotary:
+        return queries, keys, values
     return rotate(queries, *tables), rotate(keys, *tables), values
 
 
@@ -175,8 +181,11 @@ def expected(attention, data, slot, first=0):
     positions = np.arange(tokens)
     queries, *_ = rotated(attention, data)
     keys, values = (x.repeat(attention.heads // attention.kv_heads, axis=1) for x in attention.held(slot, tokens))
-    scores = np.einsum("qhd,khd->hqk", queries, keys) / np.sqrt(attention.head_dim)
-    scores[:, positions[:, None] < positions] = -np.inf
+    scores = np.einsum("qhd,khd->hqk", queries, keys) * attention.attributes.get("scale", attention.head_dim**-0.5)
+    if softcap := attention.attributes.get("softcap"):
+        scores = softcap * np.tanh(scores / softcap)
+    distance = positions[:, None] - positions
+    scores[:, (distance < 0) | (distance >= (attention.attributes.get("window") or tokens))] = -np.inf
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("hqk,khd->qhd", weights, values).reshape(tokens, -1)[first:]

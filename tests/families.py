@@ -120,16 +120,16 @@ FAMILIES = {
 """Families with the sizes above, and variants: transformers' model type and what differs from `SIZES`."""
 
 
-def make_config(variant, vocab_size=64):
-    """The configuration of a variant."""
+def make_config(variant, vocab_size=64, **changes):
+    """The configuration of a variant, but for `changes`."""
     model_type, differences = FAMILIES[variant]
-    return AutoConfig.for_model(model_type, **(SIZES | {"vocab_size": vocab_size} | differences))
+    return AutoConfig.for_model(model_type, **(SIZES | {"vocab_size": vocab_size} | differences | changes))
 
 
-def make_model(variant, vocab_size=64, density=0.4, seed=0):
+def make_model(variant, vocab_size=64, density=0.4, seed=0, **changes):
     """A model in which the layers within blocks have zeros; biases and norms have values of their own."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(make_config(variant, vocab_size)).eval()
+    model = AutoModelForCausalLM.from_config(make_config(variant, vocab_size, **changes)).eval()
     randomise(model, density)
     return model
 

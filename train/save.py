@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
 from ..artifacts.masks import MASKS_FILE
+from .dynamics.places import find_places
 from .dynamics.promise import shortfall
 from .sparse_linear import SparseLinear
 
@@ -78,14 +78,13 @@ def save_model_directory(
 @torch.no_grad()
 def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> None:
     """Refuse to publish masks that are not those of the weights."""
+    places = find_places(model)
     for name, mask_NK in masks.items():
-        layer = model.get_submodule(name)
-        if isinstance(layer, SparseLinear):
+        if name not in places and isinstance(model.get_submodule(name), SparseLinear):
             raise CheckError(f"layer '{name}' holds its links alone: call Sparsifier.densify() before it is published")
-        weight_NK = layer.weight if weights is None else weights[f"{name}.weight"]
-        assert isinstance(weight_NK, Tensor)
-        if isinstance(layer, Conv1D):  # holds its weight as [K, N]
-            weight_NK = weight_NK.T
+        place = places[name]
+        weight = model.get_parameter(place.parameter) if weights is None else weights[place.parameter]
+        weight_NK = place.matrix(weight)
         off = int(weight_NK.masked_fill(mask_NK.to(weight_NK.device), 0).count_nonzero())
         if off:
             raise CheckError(

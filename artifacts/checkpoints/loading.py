@@ -1,5 +1,6 @@
 """A model of transformers from a directory, whatever form its weights are stored in."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,13 @@ class LoadedModel:
     expanded: int
 
 
-def load_model(model_class: Any, path: Path, dtype: "torch.dtype | None" = None) -> LoadedModel:
+Settle = Callable[[Any, Mapping[str, Iterable[Any]]], Mapping[str, Iterable[Any]]]
+"""Puts a loaded model into order, given what `from_pretrained` did not find; returns what is then still missing."""
+
+
+def load_model(
+    model_class: Any, path: Path, dtype: "torch.dtype | None" = None, settle: Settle | None = None
+) -> LoadedModel:
     """Load a model directory through transformers, without the network.
 
     Args:
@@ -36,6 +43,7 @@ def load_model(model_class: Any, path: Path, dtype: "torch.dtype | None" = None)
         path: a directory with `config.json` and weights: safetensors or `pytorch_model.bin`, whole or in shards, plain,
             in a form of compressed-tensors, or under `torch.nn.utils.prune`.
         dtype: of the parameters; float32 unless given.
+        settle: called with the model before its weights are said to fit; None: they must fit as they are.
 
     Raises:
         InputError: the weights cannot be read, or do not fit `config.json` (the first tensor is named);
@@ -60,7 +68,7 @@ def load_model(model_class: Any, path: Path, dtype: "torch.dtype | None" = None)
             model, found = model_class.from_pretrained(path, **options)
     except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
         raise InputError(f"{path}: the model cannot be loaded: {' '.join(str(error).split())}") from error
-    check_weights_fit(str(path), found)
+    check_weights_fit(str(path), found if settle is None else settle(model, found))
     return LoadedModel(model, masks, expanded)
 
 

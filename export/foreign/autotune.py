@@ -92,12 +92,12 @@ class Autotuner:
         x_TK = np.random.default_rng(0).standard_normal((self._tokens, in_features)).astype(np.float32)
         # Ones, since pages that were never written are one page, and would fit any cache.
         others = np.ones(max(0, min(self._model_bytes - weight_NK.nbytes, 2 * _last_cache())) // 8, np.int64)
-        return _interleaved_medians(sessions, x_TK, out_features, others)
+        return interleaved_medians(sessions, x_TK, out_features, others)
 
 
-def _interleaved_medians(
+def interleaved_medians(
     sessions: dict[str, onnxruntime.InferenceSession],
-    x_TK: NDArray[np.float32],
+    x_TK: NDArray,
     out_features: int,
     others: NDArray[np.int64],
 ) -> dict[str, float]:
@@ -122,10 +122,8 @@ def _last_cache() -> int:
     return min(max(kilobytes, default=_LARGEST_CACHE >> 10) << 10, _LARGEST_CACHE)
 
 
-def _bind(
-    session: onnxruntime.InferenceSession, x_TK: NDArray[np.float32], y_TN: NDArray[np.float32]
-) -> onnxruntime.IOBinding:
+def _bind(session: onnxruntime.InferenceSession, x_TK: NDArray, y_TN: NDArray[np.float32]) -> onnxruntime.IOBinding:
     binding = session.io_binding()
-    binding.bind_input("X", "cpu", 0, np.float32, x_TK.shape, x_TK.ctypes.data)
+    binding.bind_input("X", "cpu", 0, x_TK.dtype, x_TK.shape, x_TK.ctypes.data)
     binding.bind_output("Y", "cpu", 0, np.float32, y_TN.shape, y_TN.ctypes.data)
     return binding

@@ -84,7 +84,7 @@ def decide(
     layout, packed_bytes, times, reason = _candidate(weight_NK, mask_NK, links, options, measure, values, aim)
     if layout is None:
         return Decision(None, stored_bytes, reason, times)
-    return _check(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
+    return check_gain(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
 
 
 STRUCTURES = (BitmaskLayout, CsrLayout, BlockLayout)
@@ -146,7 +146,7 @@ def _predicted_times(choice: Choice, options: PackOptions, aim: Aim) -> Times | 
     return Times(dense, dense / choice.speedup, f"us predicted for {isa}")
 
 
-def _check(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:
+def check_gain(decision: Decision, stored_bytes: int, stays: str | None, options: PackOptions) -> Decision:
     """Leave a weight whose packed form is no gain by what the user asked for."""
     times, size = decision.times, decision.packed_bytes
     if size >= stored_bytes:

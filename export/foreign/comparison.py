@@ -21,6 +21,7 @@ from onnx import ModelProto
 from ...artifacts import CheckError, InputError
 from .inputs import NoInputsError, input_attempts
 from .isolation import run_isolated
+from .speed import SECONDS, ModelSpeed, not_measured, save_timing_feeds, speed_of
 
 TOLERANCE = 1e-4
 """Largest difference allowed, over the largest magnitude of an output."""
@@ -35,7 +36,9 @@ ROUNDING_OPS = frozenset(
 )
 """Operators that can turn a difference in the last bit into a whole step."""
 ROUNDING_SHARE = 0.05
-_FEEDS = 2
+_FEWEST_FEEDS, _MOST_FEEDS = 2, 8
+_FEEDS_ELEMENTS = 1 << 20
+"""More than the fewest inputs are made up while they have no more elements: a small output says little alone."""
 _RUNNER = Path(__file__).with_name("model_runs.py")
 _UNKNOWN_OP = ("not a registered function/op", "NOT_IMPLEMENTED", "No opset import for domain")
 
@@ -74,8 +77,9 @@ def compare_models(
     operators: frozenset[str],
     library: str | None,
     feeds: dict[str, NDArray] | None = None,
-) -> EndToEnd:
-    """Run both models and compare.
+    timing: list[dict[str, NDArray]] | None = None,
+) -> tuple[EndToEnd, ModelSpeed]:
+    """Run both models and compare, and time them.
 
     Args:
         source: the user's file, for messages.
@@ -86,15 +90,17 @@ def compare_models(
         operators: those of the original, to tell whether it rounds.
         library: path of the op library to run the packed model with as well.
         feeds: inputs to compare on; None makes them up.
+        timing: inputs to time the models on, the first that they take; None does not time them.
 
     Raises:
         InputError: ONNX Runtime cannot load the original, or it brings the process down.
         CheckError: the packed model cannot run, or differs by more than is allowed.
     """
     try:
-        attempts = input_attempts(proto, _FEEDS) if feeds is None else [[feeds]]
+        attempts = input_attempts(proto, _feed_count(proto)) if feeds is None else [[feeds]]
     except NoInputsError as error:
-        return _not_compared(f"no inputs could be made up: {error}")
+        why = f"no inputs could be made up: {error}"
+        return _not_compared(why), not_measured(why)
     models: list[tuple[Path, bool, str | None]] = [
         (original, False, None),
         (original, True, None),
@@ -103,7 +109,8 @@ def compare_models(
     ]
     if library is not None:
         models.append((packed, True, library))
-    answer = run_models(source, models, attempts, scratch)
+    timed = (1, len(models) - 1) if library is not None and timing is not None else None
+    answer = run_models(source, models, attempts, scratch, timing or [], timed)
     _forget_paths(answer, {original: source, packed: source})
     first = answer["models"][0]
     if first["load_error"] and not any(text in first["error"] for text in _UNKNOWN_OP):
@@ -111,14 +118,25 @@ def compare_models(
     if answer["attempt"] is None:
         fault = answer["errors"][0] if answer["errors"] else first["error"]
         made_up = "made-up" if feeds is None else "the calibration"
-        return _not_compared(f"the original does not run on {made_up} inputs: {_line(fault)}")
+        why = f"the original does not run on {made_up} inputs: {_line(fault)}"
+        return _not_compared(why), not_measured(why)
     for (path, _, used), result in zip(models[1:], answer["models"][1:], strict=True):
         if result["error"] is not None and path == packed:
             kind = "with the op library" if used else "in ONNX Runtime"
             raise CheckError(
                 f"{source}: the packed model fails {kind}: {_line(result['error'])}; nothing was published"
             )
-    return _judge(source, [_outputs(result) for result in answer["models"]], operators, exact)
+    judged = _judge(source, [_outputs(result) for result in answer["models"]], operators, exact)
+    return judged, not_measured(_why_not(library, timing)) if timed is None else speed_of(answer, timing or [])
+
+
+def _feed_count(proto: ModelProto) -> int:
+    elements = sum(array.size for array in input_attempts(proto, 1)[0][0].values())
+    return max(_FEWEST_FEEDS, min(_MOST_FEEDS, _FEEDS_ELEMENTS // max(1, elements)))
+
+
+def _why_not(library: str | None, timing: list[dict[str, NDArray]] | None) -> str:
+    return "it was not asked for" if timing is None else "there is no op library" if library is None else ""
 
 
 def _judge(source: Path, outputs: list[list[NDArray] | None], operators: frozenset[str], exact: bool) -> EndToEnd:
@@ -171,6 +189,8 @@ def run_models(
     models: Sequence[tuple[Path, bool, str | None]],
     attempts: list[list[dict[str, NDArray]]],
     scratch: Path,
+    timing: Sequence[dict[str, NDArray]] = (),
+    timed: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run models in a process of their own; see `model_runs` for the answer.
 
@@ -179,6 +199,7 @@ def run_models(
         models: files, whether ONNX Runtime fuses nodes, and the op library to load.
         attempts: inputs by name; see `model_runs`.
         scratch: a directory for inputs and outputs.
+        timing: inputs to time two of the models on; the places of these are `timed`.
 
     Raises:
         InputError: the first model brings the process down, or does not finish.
@@ -192,12 +213,15 @@ def run_models(
         "models": [{"path": str(path), "optimize": fused, "library": library} for path, fused, library in models],
         "out": str(scratch),
     }
+    if timed is not None:
+        paths = save_timing_feeds(list(timing), scratch)
+        request["timing"] = {"feeds": paths, "models": timed, "seconds": SECONDS}
     (scratch / "request.json").write_text(json.dumps(request))
     try:
         done = run_isolated(_RUNNER, str(scratch / "request.json"))
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{source}: the model did not finish within {error.timeout:.0f} s on small inputs") from error
-    if done.returncode != 0:
+    if done.returncode != 0 and done.stdout.split()[-1:] != ["timing"]:  # that is no check, and nothing fails by it
         raise _died(source, models, done)
     answer: dict[str, Any] = json.loads((scratch / "answer.json").read_text())
     return answer

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto, helper
 
 from .files import quoted
 
@@ -49,6 +49,30 @@ def input_attempts(model: ModelProto, feeds: int, seed: int = 0) -> list[list[di
     if not attempts:
         raise NoInputsError(f"its inputs have more than {_MOST_ELEMENTS} elements")
     return attempts
+
+
+def feeds_of_sizes(model: ModelProto, leading: int, other: int, seed: int = 0) -> dict[str, NDArray]:
+    """Random inputs whose free dimensions are `leading` where they are an input's first, and else `other`.
+
+    Raises:
+        NoInputsError: as `input_attempts`.
+    """
+    rng = np.random.default_rng(seed)
+    first = {dimension.dim_param for value in graph_inputs(model) if (dimension := _first_dimension(value)) is not None}
+    sizes = {name: leading for name in first if name}
+    sizes |= {f"{value.name}.0": leading for value in graph_inputs(model)}  # what a dimension without a name is called
+    feeds = {}
+    for value in graph_inputs(model):
+        shape = _shape(value, lambda name: sizes.get(name, other))
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise NoInputsError(f"input {quoted(value.name)} has more than {_MOST_ELEMENTS} elements")
+        feeds[value.name] = _values(value, shape, rng)
+    return feeds
+
+
+def _first_dimension(value: ValueInfoProto) -> TensorShapeProto.Dimension | None:
+    dimensions = value.type.tensor_type.shape.dim
+    return dimensions[0] if dimensions else None
 
 
 def graph_inputs(model: ModelProto) -> list[ValueInfoProto]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from .bodies import Body, Readers, ValueTypes, node_title
 from .document import Document
@@ -41,6 +41,31 @@ class Addend:
     scale: float
 
 
+CENTRES: dict[int, int] = {TensorProto.UINT8: 128, TensorProto.INT8: 0}
+"""The zero point with which the integers of a type are those of int8."""
+
+
+@dataclass(frozen=True)
+class QuantisedInput:
+    """The input of a layer: `name` holds integers of the type `kind`, which stand for (q - zero) * scale."""
+
+    name: str
+    scale_name: str
+    kind: int
+    scale: float
+    zero: int
+
+    @property
+    def centre(self) -> int:
+        """The zero point with which they are integers of int8."""
+        return CENTRES[self.kind]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type as numpy has it."""
+        return helper.tensor_dtype_to_np_dtype(self.kind)
+
+
 @dataclass(frozen=True)
 class Linear:
     """A product that a packed op can stand for.
@@ -49,7 +74,8 @@ class Linear:
     `y_perm`, and `addend` is added; it is written to `output`. `bias_N`, made of the constant `bias`
     (`scaled`: times a number), goes into the packed op. `transposed`: the
     weight's value is W^T [K, N] and not W [N, K]. `leading` ones precede the weight's two dimensions. `places` are the
-    nodes that it stands for, the product first.
+    nodes that it stands for, the product first. Where `integers` are set, X is made of them with their `centre`
+    as the zero point, in place of `x`.
     """
 
     body: Body
@@ -65,6 +91,7 @@ class Linear:
     bias_N: NDArray[np.float32] | None = field(default=None, compare=False)
     bias: Constant | None = None
     scaled: bool = False
+    integers: QuantisedInput | None = None
 
     @property
     def node(self) -> NodeProto:

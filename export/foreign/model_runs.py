@@ -8,16 +8,23 @@ Request: {"threads": int, "memory": bytes of address space, "inputs": [name, ...
 the first model accepts is given to all models.
 Answer, in `answer.json` of that directory: {"attempt": index or null, "errors": [first model's error an attempt],
 "models": [{"error": text or null, "load_error": bool, "outputs": [one .npz a feed]}, ...]}.
+
+With {"timing": {"feeds": [feeds.npz, ...], "models": [index, index], "seconds": float}} in the request, two of the
+models are timed in turn on the first feeds that both take, where that is done in about so many seconds. The answer has
+{"timing": {"feeds": index, "seconds": [[a model's], [the other's]]}} or {"timing": {"error": text}}.
 """
 
 import json
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+
+_FEWEST_ROUNDS, _MOST_ROUNDS = 3, 31
 
 
 def main(request_path: str) -> None:
@@ -33,6 +40,48 @@ def main(request_path: str) -> None:
         (out / "answer.json").write_text(json.dumps(answer))
         if answer["attempt"] is None:
             return
+    if request.get("timing"):
+        print("timing", flush=True)
+        answer["timing"] = _try_timing(request)
+        (out / "answer.json").write_text(json.dumps(answer))
+
+
+def _try_timing(request: dict[str, Any]) -> dict[str, Any]:
+    timing, fault = request["timing"], "it has no inputs that could be made up"
+    for number, path in enumerate(timing["feeds"]):
+        try:
+            return {"feeds": number} | _time(request, path)
+        except Exception as failure:  # ONNX Runtime's exceptions share no base class but Exception
+            fault = " ".join(str(failure).split())[:200]
+    return {"error": fault}
+
+
+def _time(request: dict[str, Any], feeds_path: str) -> dict[str, Any]:
+    """Seconds of each run of the two models."""
+    timing = request["timing"]
+    sessions = [_load(request["models"][index], 1) for index in timing["models"]]
+    with np.load(feeds_path, allow_pickle=False) as archive:
+        feeds = {name: archive[f"arr_{place}"] for place, name in enumerate(request["inputs"])}
+    for session in sessions:
+        session.run(None, feeds)  # the first run of a session allocates
+    start = time.perf_counter()
+    _round(sessions, feeds)
+    once = time.perf_counter() - start
+    if once > timing["seconds"]:
+        return {"error": f"one run of both takes {once:.0f} s"}
+    rounds = [
+        _round(sessions, feeds) for _ in range(max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(timing["seconds"] / once))))
+    ]
+    return {"seconds": [list(column) for column in zip(*rounds, strict=True)]}
+
+
+def _round(sessions: list[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray]) -> list[float]:
+    seconds = []
+    for session in sessions:
+        start = time.perf_counter()
+        session.run(None, feeds)
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def _try_model(

@@ -24,6 +24,7 @@ class PackOptions:
             one scale a layer, for the largest magnitude on these inputs, and not each token by its own.
         for_isa: the instruction set that times are predicted for ("scalar", "avx2", "avx512", "amx"); None: this
             machine's.
+        measure: time the whole model before and after.
 
     Raises:
         InputError: a value outside its choices.
@@ -35,6 +36,7 @@ class PackOptions:
     objective: Objective = "latency"
     calibration: str | None = None
     for_isa: str | None = None
+    measure: bool = True
 
     def __post_init__(self) -> None:
         for name, choices in (("values", VALUES), ("objective", OBJECTIVES)):

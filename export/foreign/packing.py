@@ -21,7 +21,7 @@ from ..page import local_density
 from .autotune import Autotuner
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .calibration import activation_scales, in_main_graph, load_feeds
-from .choosing import HALF, Decision, decide, split_zeros
+from .choosing import HALF, Decision, candidates, decide, split_zeros
 from .comparison import EndToEnd, compare_models
 from .conversion import OLDEST_OPSET, modernised
 from .document import Document
@@ -29,19 +29,24 @@ from .files import quoted
 from .folding import fold_weights
 from .inlining import inline_weight_functions
 from .layer_check import LayerError, check_layer
-from .left_weights import left_facts
+from .left_weights import Facts, left_facts
 from .linears import Left, Linear, find_linears, layer_title, weight_title
 from .opsets import OLDEST_CAST_LIKE, OpsetError
 from .options import PackOptions
+from .quantised import centred, dequantisation, kept_values, quantised_input
+from .quantised_choice import decide_quantised
 from .report import PackedLayer, PackReport
 from .restoring import restorable
 from .rewriting import PackedWeight, Rewriter, Target, pack_weight
 from .rows import Weight, left_row, shared_row, weight_row
+from .speed import ModelSpeed, timing_feeds
 from .tensors import byte_count, float32_values
 from .weights import parts_of, source_of, stored_bytes
 from .writing import DATA_SUFFIX, ModelWriter
 
 MODEL_FILE = "model.onnx"
+_SLOWER = 0.97
+"""A measured speed-up below this is no scatter."""
 
 
 class Packing:
@@ -72,6 +77,7 @@ class Packing:
         self._feeds: dict[str, NDArray] | None = None
         self._scales: dict[str, float] = {}
         self._decided: dict[str, tuple[Decision, PackedLayer]] = {}
+        self._has_library = _library_fault() is None
         self.pictures: dict[str, NDArray[np.float64]] = {}
 
     def run(self) -> PackReport:
@@ -88,13 +94,19 @@ class Packing:
         rows = self._rewrite(packed)
         self._check_valid(original, packed)
         self._progress("comparing with the original")
-        result = self._compare(original, packed, operators)
+        result, speed = self._compare(original, packed, operators)
+        if speed.speedup is not None and speed.speedup < _SLOWER and not self._options.autotune:
+            self._notes.append(
+                "the packed model is slower here than the original: --autotune chooses by times measured here, "
+                "and --objective throughput for many tokens at a time"
+            )
         return PackReport(
             source=self._document.path.name,
             opset=self._document.opset,
             options=self._options,
             layers=rows,
             end_to_end=result,
+            speed=speed,
             file_bytes=_model_bytes(packed),
             original_bytes=_model_bytes(original),
             notes=self._notes,
@@ -182,6 +194,8 @@ class Packing:
         weight = Weight(group[0], *split_zeros(float32_values(matrix_NK)), stays, kind)
         if matrix_NK.size:
             self.pictures[weight_title(group[0])] = local_density(weight.mask_NK)
+        if kind == TensorProto.FLOAT and dequantisation(group[0]) is not None and matrix_NK.size and self._has_library:
+            return self._quantised(group, weight, rewriter)
         scale = self._activation_scale(group)
         key = _packed_key(weight, scale)
         if key not in self._decided:
@@ -192,6 +206,42 @@ class Packing:
             for layer in group:
                 rewriter.replace(layer, packed)
             row = replace(row, largest_activation=INT8_LARGEST * scale or None)
+        return [shared_row(row, layer) for layer in group]
+
+    def _quantised(self, group: list[Linear], weight: Weight, rewriter: Rewriter) -> list[PackedLayer]:
+        """The layers of one weight that is stored in integers."""
+        inputs = [quantised_input(layer, self._document) for layer in group]
+        given, values = inputs[0], self._options.values
+        layouts, scale = candidates(weight.mask_NK, values), 0.0
+        if given is not None:
+            kept = kept_values(group[0], weight.values_NK, self._document)
+            if len({(item.scale, item.kind) if item else None for item in inputs}) > 1:
+                kept = "its layers have inputs of several scales"
+            elif any(layer.alpha != 1 for layer in group):
+                kept = "the product is multiplied by a number"
+            if isinstance(kept, str):
+                reason = f"left: ONNX Runtime multiplies it in integers, and {kept}"
+                return [left_row(layer, reason, _facts(weight)) for layer in group]
+            layouts = [type(layout)(kept) for layout in candidates(weight.mask_NK, "int8")]  # type: ignore[call-arg]
+            scale = given.scale
+        elif any(item is not None for item in inputs):
+            reason = "left: some of its layers have quantised inputs, and others have not"
+            return [left_row(layer, reason, _facts(weight)) for layer in group]
+
+        def packed_of(layout: Layout) -> PackedWeight:
+            return self._packed_weight(weight, weight_title(group[0]), layout, scale)
+
+        stored = stored_bytes(group[0].weight)
+        try:
+            decision = decide_quantised(weight, given, layouts, packed_of, self._document, stored, self._options)
+        except OpsetError as fault:
+            decision = Decision(None, stored, f"left: {fault}")
+        if (layout := decision.layout) is None:
+            return [shared_row(weight_row(weight, decision, None), layer) for layer in group]
+        packed = packed_of(layout)
+        row = weight_row(weight, decision, self._check_layer(weight, packed, layout))
+        for layer, item in zip(group, inputs, strict=True):
+            rewriter.replace(layer if item is None else centred(layer, item, weight.values_NK), packed)
         return [shared_row(row, layer) for layer in group]
 
     def _activation_scale(self, group: Sequence[Linear]) -> float:
@@ -228,7 +278,7 @@ class Packing:
         return check_layer(title, packed, tensors, decoded_NK, weight.values_NK, values, self._document.opset)
 
     def _packed_weight(self, weight: Weight, name: str, layout: Layout, scale: float) -> PackedWeight:
-        key = _packed_key(weight, scale)
+        key = f"{_packed_key(weight, scale)} {layout.name}"
         packed = pack_weight(key, name, layout, weight.values_NK, weight.mask_NK, self._target, scale)
         self._check_conflict(packed.function)
         target = restorable(weight.layer, layout.values.name)
@@ -250,7 +300,8 @@ class Packing:
                 raise CheckError(f"{self._document.path}: the packed model is not valid ONNX: {fault}")
             self._notes.append(f"the ONNX checker refuses the original, and so the packed model: {fault}")
 
-    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> EndToEnd:
+    def _compare(self, original: Path, packed: Path, operators: frozenset[str]) -> tuple[EndToEnd, ModelSpeed]:
+        timing = timing_feeds(self._document.proto, self._options.objective) if self._options.measure else None
         return compare_models(
             self._document.path,
             original,
@@ -261,16 +312,29 @@ class Packing:
             operators=operators,
             library=self._library(),
             feeds=self._feeds,
+            timing=timing,
         )
 
     def _library(self) -> str | None:
         """The op library, where it is installed and loads: the packed model is run with it as well."""
-        try:
-            register(onnxruntime.SessionOptions())
+        fault = _library_fault()
+        if fault is None:
             return str(library_path())
-        except InputError as error:
-            self._notes.append(f"only the portable form was verified, since the op library is not there: {error}")
-            return None
+        self._notes.append(f"only the portable form was verified, since the op library is not there: {fault}")
+        return None
+
+
+def _library_fault() -> InputError | None:
+    """Why the op library is not installed or does not load."""
+    try:
+        register(onnxruntime.SessionOptions())
+    except InputError as error:
+        return error
+    return None
+
+
+def _facts(weight: Weight) -> Facts:
+    return weight.mask_NK.shape, int(np.count_nonzero(weight.mask_NK))
 
 
 def _other_type(matrix_NK: NDArray) -> str:

@@ -18,6 +18,7 @@ from ...artifacts import LayerFacts
 from ..page import STYLE, picture, time_bars
 from .comparison import EndToEnd
 from .options import PackOptions
+from .speed import ModelSpeed
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class PackReport:
     options: PackOptions
     layers: list[PackedLayer]
     end_to_end: EndToEnd
+    speed: ModelSpeed
     file_bytes: int
     original_bytes: int
     notes: list[str]
@@ -111,7 +113,8 @@ class PackReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values."""
-        return asdict(self) | {"layers": [layer.to_dict() for layer in self.layers]}
+        speed = self.speed.to_json()
+        return asdict(self) | {"layers": [layer.to_dict() for layer in self.layers], "speed": speed}
 
 
 def write_reports(directory: Path, report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> None:
@@ -156,6 +159,7 @@ def _html(report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> st
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>hebbline pack report</title><style>{STYLE}</style></head><body>
 <h1>Pack report: {escape(report.source)}</h1>
+<p><b>{escape(report.speed.words)}.</b></p>
 <p>{escape(summary(report))}. Opset {report.opset}, values {report.options.values}, objective
 {report.options.objective}.</p>{notes}
 <h2>Packed against original, in ONNX Runtime</h2>
@@ -181,7 +185,7 @@ def _times(report: PackReport) -> str:
     how = "measured on this machine" if report.options.autotune else unit.removeprefix("us ")
     return (
         f"<p>Of each packed layer, dense above and packed below, {escape(how)}: {dense / packed:.2f} times as fast in "
-        f"sum.</p>{time_bars(rows, unit)}"
+        f"sum. The whole model: {escape(report.speed.words)}.</p>{time_bars(rows, unit)}"
     )
 
 

@@ -13,7 +13,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, Tensor
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from .bodies import Body, Readers, all_bodies
 from .document import Document
-from .linears import Linear, constants_of
+from .linears import Linear, QuantisedInput, constants_of
 from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, shielded, tensor_type
 from .restoring import Restorable, restoring_nodes, weight_function
 from .weights import Stored
@@ -159,6 +159,9 @@ class Rewriter:
         if addend is not None:
             steps.append(("Add", [addend], {}))
         nodes, value = before, layer.x
+        if layer.integers is not None:
+            value = self._fresh(f"{layer.x}.centred")
+            nodes.append(self._dequantised(layer, layer.integers, value))
         for index, (op_type, inputs, attributes) in enumerate(steps):
             last = index == len(steps) - 1
             output = layer.output if last else self._fresh(f"{layer.output}.{op_type.lower()}")
@@ -169,6 +172,11 @@ class Rewriter:
                 nodes[-1].doc_string = layer.node.doc_string
                 nodes[-1].metadata_props.extend(layer.node.metadata_props)
         return nodes
+
+    def _dequantised(self, layer: Linear, given: QuantisedInput, output: str) -> NodeProto:
+        scope = self._main if not layer.body.root.is_function else layer.body.root
+        zero = self._constant(scope, f"{output}.zero", np.array(given.centre, given.dtype))
+        return helper.make_node("DequantizeLinear", [given.name, given.scale_name, zero], [output])
 
     def _addend(self, layer: Linear, element_type: int) -> tuple[list[NodeProto], str | None]:
         """Gemm's C times beta: nodes that make it, and its name."""

@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from ...architectures import Activation
 from ..layouts import (
     DOMAIN,
     DOMAIN_VERSION,
@@ -102,16 +103,22 @@ class GraphBuilder:
         inputs = [x, *self._packed(layer, layout), bias]
         return self.node(layout.op_type, inputs, output, DOMAIN, in_features=layer.weight_NK.shape[1])
 
-    def fused(self, kind: FusedKind, x: str, layers: Sequence[LinearLayer], output: str) -> str | None:
-        """The layers as one op (see `layouts.fused`); None, and no node, where they are not of one packed layout."""
+    def fused(
+        self, kind: FusedKind, x: str, layers: Sequence[LinearLayer], output: str, activation: Activation = "silu"
+    ) -> str | None:
+        """The layers as one op (see `layouts.fused`); None, and no node, where they are not of one packed layout.
+
+        `activation` is that of a gated op, the same in all calls.
+        """
         layouts = [self.layout(layer) for layer in layers]
         if layouts[0] is None or any(layout is not layouts[0] for layout in layouts):
             return None
-        fused = FusedOp(kind, layouts[0])
+        fused = FusedOp(kind, layouts[0], activation)
         self._fused[fused.op_type] = fused
         tensors = [name for layer in layers for name in self._packed(layer, fused.layout)]
         inputs = [x, *tensors, *(self._bias(layer) for layer in layers)]
-        return self.node(fused.op_type, inputs, output, DOMAIN, in_features=layers[0].weight_NK.shape[1])
+        in_features = layers[0].weight_NK.shape[1]
+        return self.node(fused.op_type, inputs, output, DOMAIN, in_features=in_features, **fused.attributes)
 
     def _bias(self, layer: LinearLayer) -> str:
         """The name of a layer's bias; "", which leaves it out, where it has none."""

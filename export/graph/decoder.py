@@ -83,10 +83,9 @@ class _CpuEmitter(DecoderEmitter):
     def gated(self, parts: Sequence[Part], x: str, output: str) -> str:
         """See `DecoderEmitter.gated`."""
         layers = [self._layer(part.name) for part in parts]
-        if self.decoder.mlp.activation == "silu":
-            product = self._builder.fused("gated", x, layers, output)
-            if product is not None:
-                return product
+        product = self._builder.fused("gated", x, layers, output, self.decoder.mlp.activation)
+        if product is not None:
+            return product
         gate, up = (self._builder.linear(x, layer, f"{layer.name}.output") for layer in layers)
         return self.node("Mul", [self.activated(gate, f"{output}.gate"), up], output)
 

@@ -208,8 +208,12 @@ class DecoderEmitter(ABC):
 
     def split_heads(self, x: str, heads: int, size: int) -> str:
         """[..., heads * size] as [..., heads, size]."""
-        shape = self.integers(f"split_in_{heads}_of_{size}", *([0] * self._leading), heads, size)
+        shape = self._shape(f"split_in_{heads}_of_{size}", heads, size)
         return self.node("Reshape", [x, shape], f"{x}.split")
+
+    def _shape(self, name: str, *last: int) -> str:
+        """A shape that keeps the leading dimensions. Graphs over one weight file differ in these, and in the name."""
+        return self.integers(f"{name}_{self._leading}", *([0] * self._leading), *last)
 
     def _clipped(self, x: str) -> str:
         if not (most := self.decoder.attention.clip):
@@ -230,9 +234,9 @@ class DecoderEmitter(ABC):
         elif norm.span == "each":
             split = self._each_normed(split, name, heads, norm.norm)
         if size != whole:
-            padding = self.integers("pad_heads", *([0] * (2 * self._leading + 3)), whole - size)
+            padding = self.integers(f"pad_heads_{self._leading}", *([0] * (2 * self._leading + 3)), whole - size)
             split = self.node("Pad", [split, padding], f"{name}.padded")
-        return self.node("Reshape", [split, self.integers("merge_heads", *([0] * self._leading), -1)], f"{name}.heads")
+        return self.node("Reshape", [split, self._shape("merge_heads", -1)], f"{name}.heads")
 
     def _each_normed(self, split: str, name: str, heads: int, norm: Norm) -> str:
         """Each head [..., H, D] by a norm of its own, all of them without bias."""

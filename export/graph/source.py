@@ -4,7 +4,7 @@ Legend: N out_features, K in_features of a linear layer; C context length, D hea
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,8 @@ from ...architectures import (
     Part,
     check_fits,
     describe,
-    pin_frequencies,
     rotary_tables,
-    use_linear_layers,
+    settle,
 )
 from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, UnsupportedModelError
 from ...artifacts.checkpoints import load_model
@@ -176,11 +175,9 @@ def load_source(path: Path) -> SourceModel:
     """
     directory = open_model_directory(path)
     decoder = describe(_read_config(path))
-    loaded = load_model(AutoModelForCausalLM, path)
+    loaded = load_model(AutoModelForCausalLM, path, settle=partial(settle, decoder=decoder))
     model = loaded.model.eval()
-    use_linear_layers(model)
     check_fits(decoder, model)
-    pin_frequencies(model, decoder)
     _check_finite(model)
     projections = {
         name: module.weight.detach().numpy()

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 from .layout import DOMAIN, OPSET
-from .values import INT8_LARGEST, ValueType
+from .values import INT8_LARGEST, INT8_LEAST, ValueType
 
 SMALLEST_MAGNITUDE = 1e-30
 """Tokens are scaled by at least this: a token of zeros has a finite inverse scale. The kernels do the same."""
@@ -153,7 +153,7 @@ def _quantised_activations() -> list[onnx.NodeProto]:
         constant("no_scale", 0, np.float32),
         constant("smallest", SMALLEST_MAGNITUDE, np.float32),
         constant("most", INT8_LARGEST, np.float32),
-        constant("least", -INT8_LARGEST, np.float32),
+        constant("least", INT8_LEAST, np.float32),
         constant("unit", 1, np.float32),
         node("Abs", ["x_unrounded"], ["magnitudes"]),
         node("ReduceMax", ["magnitudes", "second"], ["magnitude_T1"], keepdims=1),

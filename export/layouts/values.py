@@ -28,6 +28,8 @@ from ...artifacts.scales import INT4_LARGEST, INT8_LARGEST, group_count, group_w
 Tensors = Mapping[str, NDArray]
 
 SCALE_NAMES = ("scales", "activation_scale")
+INT8_LEAST = -128
+"""Of X, where one scale for all tokens is so small that some number lies there."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Dimension:
 
 
 def free_dimensions(model: PreTrainedModel, decoder: Decoder | None = None) -> list[Dimension]:
-    """All free dimensions, the residual stream first. `decoder` says what the model is; None: by its configuration."""
+    """All free dimensions, the residual stream first. `decoder`: what the model is; None: as its configuration says."""
     decoder = decoder or describe(model.config)
     found = [_residual(model, decoder)]
     for layer in decoder.layer_paths():

@@ -115,6 +115,7 @@ class LayerLinks:
         unread_GR = ~self.o.any(axis=(0, 3))
         self.q &= (self.q_carried | ~unread_GR[:, :, None])[..., None]
         if self.norm_span is not None:
+            self.k &= (self.k_carried | ~unread_GR.all(axis=1)[:, None])[..., None]
             return
         keys_GD = self._of_units(self._in_units(self.k.any(axis=2) | self.k_carried))
         self.q &= (self.q_carried | keys_GD[:, None])[..., None]

@@ -66,6 +66,15 @@ RUNTIMES = {
 }
 
 
+def installed_runtimes(capability: str) -> list[EngineRuntime]:
+    """The installed runtimes that build for a compute capability. (TensorRT-RTX has no target for H100 and B200.)"""
+    return [
+        runtime
+        for runtime in RUNTIMES.values()
+        if is_installed(runtime.module) and capability in (runtime.compute_capabilities or (capability,))
+    ]
+
+
 @dataclass(frozen=True)
 class EngineRequest:
     """What to build: the ONNX file, the engine file to write, the shapes of each optimization profile, the GPU

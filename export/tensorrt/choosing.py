@@ -4,8 +4,9 @@ Legend: N out_features, K in_features of a linear layer.
 
 TensorRT's own products are dense, or 2:4 where it finds that faster. Any other sparse product is a plugin (see
 `packed`). With plugins, a layer takes the form whose product is predicted to be the fastest at one token: dense,
-bitmask, compressed rows, blocks, or 2:4 with a residual, W = W24 + R, where W24 holds the two largest links of every
-four inputs, R the others, and the two sum to W bit for bit. The prediction is `kernels/gpu/roofline`; nothing is timed.
+gap-coded rows, bitmask, compressed rows, blocks, or 2:4 with a residual, W = W24 + R, where W24 holds the two largest
+links of every four inputs, R the others, and the two sum to W bit for bit. The prediction is `kernels/gpu/roofline`;
+nothing is timed.
 """
 
 from collections.abc import Mapping
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...kernels.gpu.packing import PACKERS
-from ...kernels.gpu.roofline import GPUS, GpuModel, Layer, predict, weight_bytes
+from ...kernels.gpu.packing import PACKERS, gap_padding
+from ...kernels.gpu.roofline import GPUS, SPARSE_FORMS, GpuModel, Layer, predict, weight_bytes
 from ...serve.engine.engines import Gpu
 from ..layouts.nm24 import fitting_links
 from ..report import LayerReport
 from .packed import holds
 
 DENSE = "dense"
-FORMS = ("bitmask", "csr", "block", "nm24")
+FORMS = SPARSE_FORMS
 BLOCK = 32
 """Blocks of this size are looked for; see `packing.pack_block`."""
 LATENCY_TOKENS = 1
@@ -89,7 +90,9 @@ def measured_layer(mask_NK: NDArray[np.bool_]) -> Layer:
     rows, columns = mask_NK.shape
     padded = np.pad(mask_NK, [(0, -rows % BLOCK), (0, -columns % BLOCK)])
     grid = padded.reshape(padded.shape[0] // BLOCK, BLOCK, -1, BLOCK)
-    return Layer(rows, columns, links / mask_NK.size, float(grid.any(axis=(1, 3)).mean()), residual)
+    return Layer(
+        rows, columns, links / mask_NK.size, float(grid.any(axis=(1, 3)).mean()), residual, gap_padding(mask_NK)
+    )
 
 
 def layer_reports(masks: Mapping[str, NDArray[np.bool_]], choices: Mapping[str, FormChoice]) -> tuple[LayerReport, ...]:

@@ -81,7 +81,7 @@ def add_packed_linear(graph: TypedGraph, x: str, name: str, weight: GpuWeight, o
             columns.
     """
     tensors = plugin_tensors(weight)
-    if tensors["values"].dtype != graph.precision.numpy:
+    if weight.form != "gap8" and tensors["values"].dtype != graph.precision.numpy:
         raise ValueError(f"layer '{name}': values are {tensors['values'].dtype} in a graph of {graph.precision.name}")
     if not holds(weight.out_features, weight.in_features):
         raise ValueError(
@@ -113,7 +113,7 @@ def add_packed_linear(graph: TypedGraph, x: str, name: str, weight: GpuWeight, o
 def packed_function(form: str, tensors: Sequence[str]) -> onnx.FunctionProto:
     """The function of a form's operator; `tensors` are the names of its inputs after X."""
     body = _Body()
-    decode = {"bitmask": _bitmask, "csr": _csr, "block": _block, "nm24": _nm24}[form]
+    decode = {"bitmask": _bitmask, "csr": _csr, "block": _block, "nm24": _nm24, "gap": _bitmask, "gap8": _gap8}[form]
     transposed = body("Transpose", decode(body), perm=[1, 0])
     body.nodes.append(helper.make_node("MatMul", ["X", transposed], ["Y"]))
     opsets = [helper.make_opsetid("", OPSET)]
@@ -179,8 +179,11 @@ class _Body:
         return self("Reshape", output, self.constant([1]))
 
 
-def _bitmask(body: _Body) -> str:
-    """Places of links: the row's start, and a running count along the row, which float32 holds exactly."""
+def _bitmask(body: _Body, values: str = "values") -> str:
+    """Places of links: the row's start, and a running count along the row, which float32 holds exactly.
+
+    The slots of gap-coded rows are such a bitmask, too; their steps are not read.
+    """
     row_bytes = body("Div", body("Add", body.K, body.constant([7])), body.constant([8]))
     bytes_flat = body.first(body.pieces("mask", 8), body("Mul", body.N, row_bytes))
     shifted = body("Div", body("Unsqueeze", bytes_flat, body.constant([1])), body.constant(1 << np.arange(8)))
@@ -192,9 +195,20 @@ def _bitmask(body: _Body) -> str:
     starts = body("Cast", body.first(tiles, body.constant([1]), axis=1), to=TensorProto.INT64)
     places = body("Add", body("Cast", counts, to=TensorProto.INT64), starts)
     # Behind the last link of the last row a place lies one past the values.
-    padded_values = body("Concat", "values", body("Reshape", body.zero(), body.constant([1])), axis=0)
+    padded_values = body("Concat", values, body("Reshape", body.zero(), body.constant([1])), axis=0)
     is_link = body("Cast", bits_NK, to=TensorProto.BOOL)
     return body("Where", is_link, body("Gather", padded_values, places), body.zero())
+
+
+def _gap8(body: _Body) -> str:
+    """The slots of gap-coded rows are a bitmask; values are signed bytes over a scale for each row."""
+    unsigned = body.pieces("values", 8)
+    is_negative = body("GreaterOrEqual", unsigned, body.constant(128))
+    signed = body("Where", is_negative, body("Sub", unsigned, body.constant(256)), unsigned)
+    integers_NK = _bitmask(body, body("CastLike", signed, "X"))
+    scales_N1 = body("Unsqueeze", "row_scales", body.constant([1]))
+    scaled = body("Mul", body("Cast", integers_NK, to=TensorProto.FLOAT), scales_N1)
+    return body("CastLike", scaled, "X")
 
 
 def _csr(body: _Body) -> str:

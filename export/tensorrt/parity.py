@@ -105,7 +105,7 @@ def check_graph(
     """
     single = graph.parent / "float32.onnx"
     save_typed_model(build_static_decoder(source, PRECISIONS["float32"], forms, orders), single)
-    figures = check_parity(original, _runner(single, source), progress)
+    figures = check_parity(original, _runner(single, source), progress, source.decoder.reach)
     progress(f"the graph in {precision.name}")
     runner = open_graph(source, graph, precision)
     return EngineParity(figures, *check_precision(original, runner, precision, "the graph"))

@@ -16,6 +16,7 @@ constexpr int64_t kWorthThreads = int64_t{1} << 17;  // multiply-adds that take 
 struct Group {
   int64_t sequence, head;
   int64_t first_row, rows;
+  int64_t first;    // key that any row sees, or one before it: where a span or a chunk begins
   int64_t keys;     // that the last row may see
   int64_t spans;    // 1: the result is written where it belongs
   int64_t partial;  // place of the first span's partial results, in floats
@@ -39,9 +40,12 @@ class Plan {
         for (int64_t first = 0; first < rows; first += kTaskRows) {
           const int64_t count = std::min(kTaskRows, rows - first);
           const int64_t keys = step.past[s] + (first + count - 1) / group + 1;
-          const int64_t spans = rows <= kFewRows ? ceil_div(keys, kSpanKeys) : 1;
-          work_ += 2 * count * keys * step.cache.head_dim;
-          add({s, head, first, count, keys, spans, 0}, step.cache.head_dim);
+          const bool cut = rows <= kFewRows;
+          const int64_t left = step.window > 0 ? step.past[s] + first / group + 1 - step.window : 0;
+          const int64_t begin = left > 0 ? left - left % (cut ? kSpanKeys : kChunkKeys) : 0;
+          const int64_t spans = cut ? ceil_div(keys - begin, kSpanKeys) : 1;
+          work_ += 2 * count * (keys - begin) * step.cache.head_dim;
+          add({s, head, first, count, begin, keys, spans, 0}, step.cache.head_dim);
         }
       }
     }
@@ -81,8 +85,10 @@ void write_token(const AttentionStep& step, const AttentionKernels& kernels, int
                  .queries = step.queries + token * step.query_stride,
                  .keys = step.keys + token * step.kv_stride,
                  .values = step.values + token * step.kv_stride,
-                 .cos_D2 = step.cos + position * head_dim / 2,
-                 .sin_D2 = step.sin + position * head_dim / 2,
+                 .cos_D2 = step.rotary_dim > 0 ? step.cos + position * step.rotary_dim / 2 : nullptr,
+                 .sin_D2 = step.rotary_dim > 0 ? step.sin + position * step.rotary_dim / 2 : nullptr,
+                 .rotary_dim = step.rotary_dim,
+                 .scale = step.scale,
                  .slot_blocks = step.blocks + step.cache.head_offset(step.slots[sequence], 0),
                  .position = position,
                  .rotated = rotated + token * width});
@@ -98,9 +104,11 @@ AttentionTask make_task(const AttentionStep& step, const Group& group, const flo
           .group = members,
           .token_stride = width,
           .past = step.past[group.sequence],
+          .window = step.window,
+          .softcap = step.softcap,
           .first_row = group.first_row,
           .rows = group.rows,
-          .first_key = 0,
+          .first_key = group.first,
           .last_key = group.keys,
           .next = nullptr,
           .attended = step.attended + offset,
@@ -149,7 +157,7 @@ void attend(const AttentionStep& step, const AttentionKernels& kernels, const Pa
     AttentionTask task = make_task(step, group, rotated);
     if (group.spans > 1) {
       task.partial = partial + group.partial + piece.span * group.rows * (step.cache.head_dim + 2);
-      task.first_key = piece.span * kSpanKeys;
+      task.first_key = group.first + piece.span * kSpanKeys;
       task.last_key = std::min(group.keys, task.first_key + kSpanKeys);
     }
     return task;

@@ -7,8 +7,8 @@
 // fixed number of keys, and how a sequence is cut depends on its own lengths only: its result is the same bit for bit
 // whatever its neighbours and however many threads there are.
 //
-// Legend: T tokens of the step, S sequences in it, D head size, R rows (one query head of one token), P places (16
-// tokens) of a block.
+// Legend: T tokens of the step, S sequences in it, D head size, D2 pairs of places that the rotary embedding turns, R
+// rows (one query head of one token), P places (16 tokens) of a block.
 #pragma once
 
 #include <cstddef>
@@ -56,9 +56,13 @@ struct AttentionStep {
   std::span<const int32_t> cu_seqlens;   // [S + 1]: tokens of sequence s are [cu_seqlens[s], cu_seqlens[s + 1])
   std::span<const int32_t> slots;        // [S]
   std::span<const int32_t> past;         // [S]: tokens that the slot holds already
-  const float *cos, *sin;                // [positions, D / 2]
+  const float *cos, *sin;                // [positions, D2]; not read where nothing turns
   char* blocks;
-  float* attended;  // [T, heads * D]
+  float* attended;     // [T, heads * D]
+  int64_t rotary_dim;  // places of a head, from the first on, that turn: 2 * D2
+  int64_t window;      // keys that a token attends to, itself included; 0: all
+  float softcap;       // scores become softcap * tanh(score / softcap); 0: they stay
+  float scale;         // of scores
 };
 
 // One token of one sequence.
@@ -67,6 +71,8 @@ struct TokenWrite {
   int64_t heads;
   const float *queries, *keys, *values;  // of this token
   const float *cos_D2, *sin_D2;
+  int64_t rotary_dim;
+  float scale;
   char* slot_blocks;  // of the slot's head 0
   int64_t position;
   float* rotated;  // [heads * D]: queries after rotary embedding, scaled
@@ -80,6 +86,8 @@ struct AttentionTask {
   const float* rotated;         // queries of the sequence's token 0 and the group's head 0
   int64_t group, token_stride;  // query heads of the key head; floats from a token to the next
   int64_t past;
+  int64_t window;  // as in AttentionStep
+  float softcap;
   int64_t first_row, rows;  // row r is head r % group of token r / group
   int64_t first_key, last_key;
   const char* next;  // the blocks of the task that is likely to follow on this thread; null: none
@@ -102,7 +110,7 @@ struct AttentionKernels {
 // Those of the instruction set that platform/cpu.h selects.
 const AttentionKernels& attention_kernels();
 
-// Computes the step; scores are scaled by D^-0.5.
+// Computes the step.
 void attend(const AttentionStep& step, const AttentionKernels& kernels, const Parallel& threads);
 
 HEBBLINE_DECLARE(AttentionKernels, kAttentionKernels)

@@ -3,13 +3,17 @@
 // Inputs: queries [T, heads * D], keys and values [T, kv_heads * D], float32, or all three side by side as queries
 // [T, (heads + 2 kv_heads) * D], without keys and values; cu_seqlens [S + 1], slots [S], past [S],
 // int32: sequence s has tokens [cu_seqlens[s], cu_seqlens[s + 1]), which are appended to slot slots[s] after the
-// past[s] tokens that it holds; cos and sin [positions, D / 2], float32; cache, uint8 [slots, kv_heads, blocks, bytes],
-// where `bytes` of a block tells its format: see attention.h.
+// past[s] tokens that it holds; cos and sin [positions, D2], float32: the first 2 D2 places of each head of queries and
+// keys turn, all where D2 is D / 2, none where both are left out; cache, uint8 [slots, kv_heads, blocks, bytes], where
+// `bytes` of a block tells its format: see attention.h.
 // Outputs: attended [T, heads * D]; the cache, which is written in place where it is bound to the input's memory and
 // copied else.
-// Attributes: num_heads, kv_num_heads.
+// Attributes: num_heads, kv_num_heads; and where they are given, window: the keys that a token attends to, itself
+// included; softcap: scores become softcap * tanh(score / softcap); scale: of scores, else D^-0.5.
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +34,7 @@ constexpr const char* kInputNames[] = {"queries", "keys", "values", "cu_seqlens"
                                        "past",    "cos",  "sin",    "cache"};
 constexpr int64_t kMostHeads = 1 << 16;
 constexpr int64_t kMostHeadDim = 1 << 12;
+constexpr int64_t kLargestWindow = std::numeric_limits<int32_t>::max();
 
 class VarlenAttention {
  public:
@@ -37,16 +42,24 @@ class VarlenAttention {
     heads_ = attribute(info, "num_heads");
     kv_heads_ = attribute(info, "kv_num_heads");
     if (heads_ % kv_heads_ != 0) refuse("num_heads is not a multiple of kv_num_heads");
+    window_ = info.integer("window").value_or(0);
+    if (window_ < 0 || window_ > kLargestWindow) refuse("window is out of range");
+    softcap_ = info.real("softcap").value_or(0);
+    scale_ = info.real("scale").value_or(0);
+    for (const float value : {softcap_, scale_}) {
+      if (!(value >= 0) || !std::isfinite(value)) refuse("softcap or scale is below 0 or not finite");
+    }
   }
 
   void compute(KernelContext& context) const {
     std::vector<std::optional<TensorView>> given;
     for (size_t i = 0; i <= kCache; ++i) given.push_back(context.input(i));
     if (given[kKeys].has_value() != given[kValues].has_value()) refuse("only one of keys and values is given");
-    const bool packed = !given[kKeys];
+    if (given[kCos].has_value() != given[kSin].has_value()) refuse("only one of cos and sin is given");
+    const bool packed = !given[kKeys], turns = given[kCos].has_value();
     std::vector<TensorView> inputs;
     for (auto& input : given) inputs.push_back(input ? *std::move(input) : TensorView{});
-    AttentionStep step = read_sizes(inputs, packed);
+    AttentionStep step = read_sizes(inputs, packed, turns);
     check_sequences(step, inputs);
     const TensorView& cache = inputs[kCache];
     const std::vector<int64_t> attended_shape{inputs[kQueries].shape[0], heads_ * step.cache.head_dim};
@@ -79,7 +92,7 @@ class VarlenAttention {
     refuse(std::string(kInputNames[input]) + " has shape " + text(tensor.shape) + ", not " + text(shape));
   }
 
-  AttentionStep read_sizes(const std::vector<TensorView>& inputs, bool packed) const {
+  AttentionStep read_sizes(const std::vector<TensorView>& inputs, bool packed, bool turns) const {
     const TensorView& cache = inputs[kCache];
     if (cache.shape.size() != 4 || cache.shape[1] != kv_heads_)
       refuse("cache is not [slots, kv_num_heads, blocks, bytes]");
@@ -89,15 +102,29 @@ class VarlenAttention {
     if (width % heads != 0 || head_dim % kPlaces != 0 || head_dim < kPlaces || head_dim > kMostHeadDim) {
       refuse("the head size is not a multiple of 16 up to " + std::to_string(kMostHeadDim));
     }
-    check_shape(inputs[kCos], kCos, {inputs[kCos].shape.empty() ? 0 : inputs[kCos].shape[0], head_dim / 2});
-    check_shape(inputs[kSin], kSin, inputs[kCos].shape);
     AttentionStep step{};
+    if (turns) step.rotary_dim = read_rotary(inputs, head_dim);
+    step.window = window_;
+    step.softcap = softcap_;
+    step.scale = scale_ > 0 ? scale_ : 1 / std::sqrt(static_cast<float>(head_dim));
     step.cache = {format_of(cache.shape[3], head_dim), cache.shape[0], kv_heads_, cache.shape[2], head_dim};
     step.heads = heads_;
     step.cos = static_cast<const float*>(inputs[kCos].data);
     step.sin = static_cast<const float*>(inputs[kSin].data);
     read_tokens(step, inputs, packed);
     return step;
+  }
+
+  // The places that turn, from the tables.
+  int64_t read_rotary(const std::vector<TensorView>& inputs, int64_t head_dim) const {
+    const TensorView &cos = inputs[kCos], &sin = inputs[kSin];
+    if (cos.shape.size() != 2) refuse("cos is not [positions, pairs]");
+    if (cos.shape[1] < 1 || cos.shape[1] > head_dim / 2) {
+      refuse("cos has " + std::to_string(cos.shape[1]) + " pairs, which heads of size " + std::to_string(head_dim) +
+             " do not have");
+    }
+    check_shape(sin, kSin, cos.shape);
+    return 2 * cos.shape[1];
   }
 
   // Where queries, keys and values of the step's tokens lie.
@@ -134,7 +161,8 @@ class VarlenAttention {
     step.cu_seqlens = inputs[kCuSeqlens].as<int32_t>();
     step.slots = inputs[kSlots].as<int32_t>();
     step.past = inputs[kPast].as<int32_t>();
-    const int64_t tokens = inputs[kQueries].shape[0], positions = inputs[kCos].shape[0];
+    const int64_t tokens = inputs[kQueries].shape[0];
+    const int64_t positions = step.rotary_dim > 0 ? inputs[kCos].shape[0] : step.cache.capacity();
     if (step.cu_seqlens.front() != 0 || step.cu_seqlens.back() != tokens) {
       refuse("cu_seqlens does not go from 0 to the number of tokens, " + std::to_string(tokens));
     }
@@ -160,7 +188,8 @@ class VarlenAttention {
   }
 
   std::string node_;
-  int64_t heads_ = 0, kv_heads_ = 0;
+  int64_t heads_ = 0, kv_heads_ = 0, window_ = 0;
+  float softcap_ = 0, scale_ = 0;
   const AttentionKernels& kernels_ = attention_kernels();
 };
 
@@ -168,7 +197,7 @@ constexpr ort::InputSpec kFloats{ElementType::kFloat}, kOptional{ElementType::kF
     kIntegers{ElementType::kInt32}, kBytes{ElementType::kUint8};
 const ort::Op<VarlenAttention> varlen_attention("VarlenAttention",
                                                 {kFloats, kOptional, kOptional, kIntegers, kIntegers, kIntegers,
-                                                 kFloats, kFloats, kBytes},
+                                                 kOptional, kOptional, kBytes},
                                                 {ElementType::kFloat, ElementType::kUint8});
 
 }  // namespace

@@ -16,16 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .launch import PHASES, launch_plan
+from .packing import TENSOR_TYPES
 
 ARCHITECTURES = (80, 90, 120)
 VALUE_TYPES = {"float16": "fp16", "bfloat16": "bf16"}
-TENSOR_TYPES = {
-    "bitmask": ("value", "u8", "i32"),
-    "csr": ("value", "u16", "i32"),
-    "block": ("value", "i32", "i32"),
-    "nm24": ("value", "u8", "value", "u16", "i32"),
-}
-"""Element types of the tensors of each form, in the order of `packing`; "value" is that of X."""
 _ALIGNMENT = 16
 _FIRST_BLACKWELL = 100
 _USAGE = re.compile(r"Used (\d+) registers")
@@ -34,9 +28,11 @@ _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """One kernel for one architecture: its code, launch width, and what it takes of a multiprocessor."""
+    """One kernel for one architecture: form and phase, its name in the code, launch width, what it takes of a
+    multiprocessor, and the code."""
 
     name: str
+    entry: str
     architecture: int
     value_type: str
     warps: int
@@ -55,13 +51,21 @@ class CompiledKernel:
 
 
 def compile_kernel(
-    form: str, phase: str, value_type: str, architecture: int, *, wide_columns: bool = False, block_size: int = 32
+    form: str,
+    phase: str,
+    value_type: str,
+    architecture: int,
+    *,
+    wide_columns: bool = False,
+    block_size: int = 32,
+    in_features: int = _ALIGNMENT,
 ) -> CompiledKernel:
     """Compile the kernel that `launch` would take.
 
     Args:
-        form: of `packing`. phase: "decode" or "prefill". value_type: "float16" or "bfloat16". architecture: 80 for
-        compute capability 8.0. wide_columns: CSR columns are int32. block_size: of the block form.
+        form: of `packing`. phase: of `launch.PHASES`. value_type: "float16" or "bfloat16". architecture: 80 for
+        compute capability 8.0. wide_columns: CSR columns are int32. block_size: of the block form. in_features: where
+        it is a multiple of 16 the code reads rows of X in vectors, and takes no other.
 
     Raises:
         RuntimeError: this process runs Triton's interpreter, which compiles nothing.
@@ -80,14 +84,15 @@ def compile_kernel(
     aligned = {
         (index,): [["tt.divisibility", _ALIGNMENT]]
         for index, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*")
+        if types[name].startswith("*") or (name == "K" and in_features % _ALIGNMENT == 0)
     }
     source = ASTSource(fn=kernel, signature=types, constexprs=dict(plan.constants), attrs=aligned)
     target = GPUTarget("cuda", architecture, 32)
     built = triton.compile(source, target=target, options={"num_warps": plan.warps})
     registers, spilled = _resources(built.asm["ptx"], architecture)
     return CompiledKernel(
-        name=built.metadata.name,
+        name=f"{form}_{phase}",
+        entry=built.metadata.name,
         architecture=architecture,
         value_type=value_type,
         warps=plan.warps,
@@ -105,7 +110,7 @@ def compile_all(value_types: tuple[str, ...] = tuple(VALUE_TYPES)) -> Iterator[C
     for architecture in ARCHITECTURES:
         for value_type in value_types:
             for form in TENSOR_TYPES:
-                for phase in PHASES:
+                for phase in PHASES[form]:
                     yield compile_kernel(form, phase, value_type, architecture)
 
 

@@ -9,12 +9,17 @@ from typing import Any
 
 import torch
 
-from .packing import TILE
+from .packing import GAP_TILE, TILE
 
-DECODE_TOKENS = {"bitmask": 1, "csr": 8, "block": 1, "nm24": 2}
-"""Up to so many tokens a decode kernel runs once for each; above, a prefill kernel shares the weight among them. Where
-the two meet follows from their instructions (`roofline`)."""
-PHASES = ("decode", "prefill")
+DECODE_TOKENS = {"bitmask": 1, "csr": 8, "block": 1, "nm24": 2, "gap": 8, "gap8": 8}
+"""Up to so many tokens a decode kernel takes; above, a prefill kernel shares the weight among them. Where the two meet
+follows from their instructions (`roofline`). Gap-coded rows are decoded once for 1, 2, 4 or 8 tokens, by a kernel for
+each; the other kernels run once for each token."""
+_GAP_TOKENS = {"decode": 1, "decode2": 2, "decode4": 4, "decode8": 8, "prefill": 32, "prefill128": 128}
+PHASES = dict.fromkeys(("bitmask", "csr", "block", "nm24"), ("decode", "prefill")) | dict.fromkeys(
+    ("gap", "gap8"), tuple(_GAP_TOKENS)
+)
+"""The kernels of each form, by what they are for, from few tokens to many."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,23 @@ def launch_plan(form: str, phase: str, block_size: int = 32) -> LaunchPlan:
             "nm24_prefill", {"BLOCK_T": 32, "BLOCK_N": 32, "BLOCK_K": 64, "BLOCK_Z": 32}, 32, 32, 4
         ),
     }
+    if form in ("gap", "gap8"):
+        return _gap_plan(form, phase)
     return plans[form, phase]
+
+
+def _gap_plan(form: str, phase: str) -> LaunchPlan:
+    """Of gap-coded rows a warp decodes one, as the lanes that hold a row's words share a scan."""
+    tokens = _GAP_TOKENS[phase]
+    if phase.startswith("decode"):
+        return LaunchPlan(f"{form}_decode", {"BLOCK_N": 4, "BLOCK_T": tokens, "BLOCK_W": 32}, 4, tokens, 4)
+    return LaunchPlan(f"{form}_prefill", {"BLOCK_T": tokens, "BLOCK_N": 32, "TILE": GAP_TILE}, 32, tokens, 4)
 
 
 def phase_of(form: str, tokens: int) -> str:
     """The phase whose kernel takes so many tokens."""
+    if form in ("gap", "gap8"):
+        return next((phase for phase, most in _GAP_TOKENS.items() if tokens <= most), PHASES[form][-1])
     return "decode" if tokens <= DECODE_TOKENS[form] else "prefill"
 
 

@@ -1,11 +1,12 @@
 """Sparse linear layers Y = X W^T as Triton-language kernels: one for decode and one for prefill of each form.
 
 Legend: T tokens, N out_features, K in_features, G groups of four columns. Tiles: t tokens (BLOCK_T), n rows of W
-(BLOCK_N), k columns (BLOCK_K), z links (BLOCK_Z), b block size.
+(BLOCK_N), k columns (BLOCK_K), z links (BLOCK_Z), w words of 8 slots (BLOCK_W), b block size.
 
-A decode kernel is a matrix-vector product: a program takes rows of W and one token, and the time is that of reading W
-once. A prefill kernel takes a tile of tokens; it rebuilds a dense tile of W in registers, so that tensor cores can
-multiply it, and gains memory traffic but no arithmetic. CSR, whose links lie anywhere, gathers from X instead.
+A decode kernel is a matrix-vector product: a program takes rows of W and one token (of gap-coded rows up to eight), and
+the time is that of reading W once. A prefill kernel takes a tile of tokens; it rebuilds a dense tile of W in registers,
+so that tensor cores can multiply it, and gains memory traffic but no arithmetic. CSR, whose links lie anywhere, gathers
+from X instead.
 
 X [T, K], values and Y [T, N] are float16 or bfloat16; sums are in float32, in an order of their own. The tensors of a
 form are those of `packing`, in the order of its table. Sizes T, N, K are the last arguments before Y, which is the
@@ -52,7 +53,72 @@ def _bitmask_tile(values, mask, tile_offsets, rows, tile, N, K, TILE: tl.constex
     shift = 4 * tl.arange(0, 8)[None, None, :].to(tl.uint32)
     before = ((before_in_byte[:, :, None] >> shift) & 15).to(tl.int32)
     is_link = ((spread[:, :, None] >> shift) & 1) == 1
-    return tl.load(values + (first[:, :, None] + before), mask=is_link, other=0.0)
+    return tl.load(values + (first[:, :, None] + before), mask=is_link, other=0)
+
+
+@triton.jit
+def _bitmask_product(
+    x, values, mask, tile_offsets, rows, tokens, T, N, K,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Rows of a bitmask weight times a tile of tokens, [t, n]."""
+    total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
+    for tile in range(0, (K + TILE - 1) // TILE):
+        weight = tl.reshape(_bitmask_tile(values, mask, tile_offsets, rows, tile, N, K, TILE), (BLOCK_N, TILE))
+        columns = tile * TILE + tl.arange(0, TILE)
+        inside = (tokens[:, None] < T) & (columns[None, :] < K)
+        tile_x = tl.load(x + tokens[:, None] * K + columns[None, :], mask=inside, other=0.0)
+        if weight.dtype == tl.int8:  # through float32, as Triton's interpreter would keep the bits
+            weight = weight.to(tl.float32).to(x.dtype.element_ty)
+        total += _product(tile_x, tl.trans(weight))
+    return total
+
+
+@triton.jit
+def _gap_columns(packed, start):
+    """The columns [n, w, 8] of a tile of words of steps, and the column behind each row's last slot.
+
+    Sums of steps within a word come from its nibbles, spread to bytes, by one multiplication; sums over the words of a
+    row from a scan of the lanes that hold them.
+    """
+    even = packed & 0x0F0F0F0F
+    odd = (packed >> 4) & 0x0F0F0F0F
+    through_odd = (even + odd) * 0x01010101
+    through_even = through_odd - odd
+    slot = tl.arange(0, 8)[None, None, :]
+    through = tl.where(slot % 2 == 1, through_odd[:, :, None], through_even[:, :, None])
+    gaps = (through >> (8 * (slot // 2)).to(tl.uint32)) & 255
+    width = (through_odd >> 24).to(tl.int32) + 8
+    first = start[:, None] + tl.cumsum(width, axis=1) - width
+    return first[:, :, None] + slot + gaps.to(tl.int32), start + tl.sum(width, axis=1)
+
+
+@triton.jit
+def _gap_product(
+    x, values, gaps, row_offsets, rows, T, N, K, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Gap-coded rows times a few tokens, [n, t]: a lane takes a word of steps and its 8 values."""
+    start = tl.load(row_offsets + rows, mask=rows < N, other=0)
+    end = tl.load(row_offsets + rows + 1, mask=rows < N, other=0)
+    column = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    total = tl.zeros((BLOCK_N, BLOCK_W, BLOCK_T), dtype=tl.float32)
+    for first in range(0, tl.max(end - start, axis=0), BLOCK_W):
+        words = start[:, None] + first + tl.arange(0, BLOCK_W)[None, :]
+        inside = words < end[:, None]
+        packed = tl.load(gaps + words, mask=inside, other=0).to(tl.uint32, bitcast=True)
+        slots = (words * 8)[:, :, None] + tl.arange(0, 8)[None, None, :]
+        weight = tl.load(values + slots, mask=inside[:, :, None], other=0).to(tl.float32)
+        columns, column = _gap_columns(packed, column)
+        # Slots without a link hold 0; those that only fill the last word may lie beyond the last column.
+        columns = tl.minimum(columns, K - 1)
+        for token in tl.static_range(BLOCK_T):
+            # Beyond the last token its sums are taken once more, which nobody stores.
+            row = tl.minimum(tl.program_id(1) * BLOCK_T + token, T - 1)
+            gathered = tl.load(x + row * K + columns).to(tl.float32)
+            sums = tl.sum(weight * gathered, axis=2)
+            total += tl.where(tl.arange(0, BLOCK_T)[None, None, :] == token, sums[:, :, None], 0.0)
+    return tl.sum(total, axis=1)
 
 
 @triton.jit
@@ -135,13 +201,7 @@ def bitmask_prefill(
     """Grid: (ceil(N / BLOCK_N), ceil(T / BLOCK_T))."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    total = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    for tile in range(0, (K + TILE - 1) // TILE):
-        weight = tl.reshape(_bitmask_tile(values, mask, tile_offsets, rows, tile, N, K, TILE), (BLOCK_N, TILE))
-        columns = tile * TILE + tl.arange(0, TILE)
-        inside = (tokens[:, None] < T) & (columns[None, :] < K)
-        tile_x = tl.load(x + tokens[:, None] * K + columns[None, :], mask=inside, other=0.0)
-        total += _product(tile_x, tl.trans(weight))
+    total = _bitmask_product(x, values, mask, tile_offsets, rows, tokens, T, N, K, BLOCK_T, BLOCK_N, TILE)
     inside = (tokens[:, None] < T) & (rows[None, :] < N)
     tl.store(y + tokens[:, None] * N + rows[None, :], total.to(y.dtype.element_ty), mask=inside)
 
@@ -243,5 +303,59 @@ def nm24_prefill(
             residual_values, residual_columns, residual_offsets, row, row < N, x, tokens, T, K, BLOCK_T, BLOCK_Z
         )
         total += tl.where(lanes[None, :] == lane, rest[:, None], 0.0)
+    inside = (tokens[:, None] < T) & (rows[None, :] < N)
+    tl.store(y + tokens[:, None] * N + rows[None, :], total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gap_decode(
+    x, values, gaps, row_offsets, mask, tile_offsets, T, N, K, y,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Grid: (ceil(N / BLOCK_N), ceil(T / BLOCK_T))."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    total = _gap_product(x, values, gaps, row_offsets, rows, T, N, K, BLOCK_N, BLOCK_T, BLOCK_W)
+    inside = (rows[:, None] < N) & (tokens[None, :] < T)
+    tl.store(y + tokens[None, :] * N + rows[:, None], total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gap_prefill(
+    x, values, gaps, row_offsets, mask, tile_offsets, T, N, K, y,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Grid: (ceil(N / BLOCK_N), ceil(T / BLOCK_T))."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    total = _bitmask_product(x, values, mask, tile_offsets, rows, tokens, T, N, K, BLOCK_T, BLOCK_N, TILE)
+    inside = (tokens[:, None] < T) & (rows[None, :] < N)
+    tl.store(y + tokens[:, None] * N + rows[None, :], total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gap8_decode(
+    x, values, gaps, row_offsets, mask, tile_offsets, row_scales, T, N, K, y,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """Grid: (ceil(N / BLOCK_N), ceil(T / BLOCK_T))."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    total = _gap_product(x, values, gaps, row_offsets, rows, T, N, K, BLOCK_N, BLOCK_T, BLOCK_W)
+    total *= tl.load(row_scales + rows, mask=rows < N, other=0.0)[:, None]
+    inside = (rows[:, None] < N) & (tokens[None, :] < T)
+    tl.store(y + tokens[None, :] * N + rows[:, None], total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gap8_prefill(
+    x, values, gaps, row_offsets, mask, tile_offsets, row_scales, T, N, K, y,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Grid: (ceil(N / BLOCK_N), ceil(T / BLOCK_T))."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    total = _bitmask_product(x, values, mask, tile_offsets, rows, tokens, T, N, K, BLOCK_T, BLOCK_N, TILE)
+    total *= tl.load(row_scales + rows, mask=rows < N, other=0.0)[None, :]
     inside = (tokens[:, None] < T) & (rows[None, :] < N)
     tl.store(y + tokens[:, None] * N + rows[None, :], total.to(y.dtype.element_ty), mask=inside)

@@ -1,4 +1,5 @@
-"""The kernels as torch operators: `torch.ops.hebbline.bitmask_linear`, `csr_linear`, `block_linear`, `nm24_linear`.
+"""The kernels as torch operators: `torch.ops.hebbline.bitmask_linear`, `csr_linear`, `block_linear`, `nm24_linear`,
+`gap_linear`, `gap8_linear`.
 
 Legend: T tokens, N out_features, K in_features.
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .launch import launch
-from .packing import GpuWeight
+from .packing import TENSOR_TYPES, GpuWeight
 
 NAMESPACE = "hebbline"
+_TYPES = (torch.float16, torch.bfloat16)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::bitmask_linear", mutates_args=())
@@ -51,7 +53,43 @@ def nm24_linear(
     return _linear("nm24", x, tensors, out_features)
 
 
-OPS = {"bitmask": bitmask_linear, "csr": csr_linear, "block": block_linear, "nm24": nm24_linear}
+@torch.library.custom_op(f"{NAMESPACE}::gap_linear", mutates_args=())
+def gap_linear(
+    x: Tensor,
+    values: Tensor,
+    gaps: Tensor,
+    row_offsets: Tensor,
+    mask: Tensor,
+    tile_offsets: Tensor,
+    out_features: int,
+) -> Tensor:
+    """Y = X W^T for a weight of gap-coded rows."""
+    return _linear("gap", x, (values, gaps, row_offsets, mask, tile_offsets), out_features)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::gap8_linear", mutates_args=())
+def gap8_linear(
+    x: Tensor,
+    values: Tensor,
+    gaps: Tensor,
+    row_offsets: Tensor,
+    mask: Tensor,
+    tile_offsets: Tensor,
+    row_scales: Tensor,
+    out_features: int,
+) -> Tensor:
+    """Y = X W^T for a weight of gap-coded rows with int8 values and row scales."""
+    return _linear("gap8", x, (values, gaps, row_offsets, mask, tile_offsets, row_scales), out_features)
+
+
+OPS = {
+    "bitmask": bitmask_linear,
+    "csr": csr_linear,
+    "block": block_linear,
+    "nm24": nm24_linear,
+    "gap": gap_linear,
+    "gap8": gap8_linear,
+}
 
 
 def linear(x: Tensor, weight: GpuWeight, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -63,13 +101,28 @@ def linear(x: Tensor, weight: GpuWeight, tensors: tuple[Tensor, ...]) -> Tensor:
     return OPS[weight.form](x, *tensors, weight.out_features)
 
 
-def to_torch(weight: GpuWeight, device: str | torch.device = "cuda") -> tuple[Tensor, ...]:
-    """The tensors of a packed weight, in the order of the operator's arguments."""
-    return tuple(to_tensor(array).to(device) for array in weight.tensors.values())
+def to_torch(
+    weight: GpuWeight, device: str | torch.device = "cuda", values: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
+    """The tensors of a packed weight, in the order of the operator's arguments.
+
+    Args:
+        weight: the weight. device: where they go. values: what float32 values are rounded to, as kernels take none.
+    """
+    kinds = TENSOR_TYPES[weight.form]
+    tensors = [to_tensor(array) for array in weight.tensors.values()]
+    return tuple(
+        tensor.to(device=device, dtype=values if kind == "value" else None)
+        for kind, tensor in zip(kinds, tensors, strict=True)
+    )
 
 
 def _linear(form: str, x: Tensor, tensors: tuple[Tensor, ...], out_features: int) -> Tensor:
-    if x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != tensors[0].dtype:
+    if form == "gap8" and (x.dtype not in _TYPES or tensors[0].dtype != torch.int8):
+        raise ValueError(
+            f"gap8_linear: x is {x.dtype} and the weight {tensors[0].dtype}: float16 or bfloat16, and int8"
+        )
+    if form != "gap8" and (x.dtype not in _TYPES or x.dtype != tensors[0].dtype):
         raise ValueError(f"{form}_linear: x is {x.dtype} and the weight {tensors[0].dtype}: both float16 or bfloat16")
     if any(tensor.device != x.device or not tensor.is_contiguous() for tensor in tensors):
         raise ValueError(f"{form}_linear: the weight's tensors must be contiguous and on {x.device}")

@@ -1,7 +1,7 @@
 """Weights in the forms that the GPU kernels read.
 
 Legend: T tokens, N out_features, K in_features, Z links, P = ceil(K / 8), W = ceil(K / TILE) tiles of columns, G =
-ceil(K / 4) groups of four columns, Q blocks, b block size, R links of the residual.
+ceil(K / 4) groups of four columns, Q blocks, b block size, R links of the residual, S slots of gap-coded rows.
 
 bitmask: `values` [Z]; `mask` uint8 [N, P], bit k % 8 of byte k // 8 is link k; `tile_offsets` int32 [N, W], the place
     in `values` of a tile's first link.
@@ -10,10 +10,17 @@ block: `values` [Q, b, b]; `columns` int32 [Q], in blocks; `row_offsets` int32 [
 nm24: `values` [N, 2 G], two slots a group; `metadata` uint8 [N, ceil(G / 2)], four bits a group: p0 + 4 p1; and the
     links that are a third or fourth of their group as a CSR residual: `residual_values` [R], `residual_columns`,
     `residual_offsets`.
+gap: a row is a run of slots, in whole words of 8. A slot is a value and a step of 1 to 16 columns from the slot before
+    it, the first one's from column -1; it is a link, or, where the next link is over 16 columns ahead, a padding slot
+    of value 0 that steps 16; slots of value 0 that step 1, to columns that may lie beyond K, fill the last word.
+    `values` [S]; `gaps` uint32 [S / 8], the step less 1 of slot s in bits 4 (s % 8) to 4 (s % 8) + 3 of word s // 8;
+    `row_offsets` int32 [N + 1], in words; and, for many tokens, of which a kernel rebuilds tiles of columns: `mask` and
+    `tile_offsets` as of a bitmask whose links are all slots but those that fill the last word, in tiles of GAP_TILE.
+gap8: the same with `values` int8, each row's over `row_scales` float32 [N], its largest magnitude over 127.
 
-They are the canonical layouts of `export/layouts` but for what a kernel cannot do without: `tile_offsets`, and the
-residual, which lets any mask be 2:4. Values are float16 or bfloat16, which the kernels take, or float32, in which a
-graph of packed layers is compared with torch on a CPU.
+They are the canonical layouts of `export/layouts` but for what a kernel cannot do without: `tile_offsets`, gaps, and
+the residual, which lets any mask be 2:4. gap8 alone rounds. Values are float16 or bfloat16, which the kernels take, or
+float32, in which a graph of packed layers is compared with torch on a CPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +34,13 @@ TILE = 128
 BLOCK_SIZES = (16, 32, 64)
 GROUP, SLOTS = 4, 2
 VALUE_TYPES = ("float16", "bfloat16", "float32")
+GAP_TILE = 64
+"""The same of gap-coded rows, whose prefill kernel takes smaller tiles of more tokens."""
+WORD_SLOTS = 8
+"""Slots of a gap-coded row whose steps fill a 32 bit word."""
+LONGEST_STEP = 16
 _UINT16_COLUMNS = 1 << 16
+_INT8_MOST = 127
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class GpuWeight:
 
     @property
     def bytes(self) -> int:
-        """What a pass over the weight reads."""
+        """What the weight takes in memory; a pass over it may read less (see `roofline`)."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
@@ -105,12 +118,102 @@ def pack_nm24(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> GpuWeight:
     return GpuWeight("nm24", rows, columns, tensors)
 
 
+def pack_gap(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> GpuWeight:
+    """Rows of links with 4 bit column gaps."""
+    _check(weight_NK, mask_NK)
+    slots = _GapSlots.of(mask_NK)
+    return GpuWeight("gap", mask_NK.shape[0], mask_NK.shape[1], slots.tensors(weight_NK[mask_NK]))
+
+
+def pack_gap8(weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> GpuWeight:
+    """Rows of links with 4 bit column gaps and int8 values, rounded to nearest over a scale for each row."""
+    _check(weight_NK, mask_NK)
+    largest_N = np.abs(weight_NK.astype(np.float32)).max(axis=1)
+    scale_N = np.where(largest_N > 0, largest_N, np.float32(1)) / np.float32(_INT8_MOST)
+    integers_NK = np.rint(weight_NK.astype(np.float32) / scale_N[:, None]).astype(np.int8)
+    tensors = _GapSlots.of(mask_NK).tensors(integers_NK[mask_NK]) | {"row_scales": scale_N}
+    return GpuWeight("gap8", mask_NK.shape[0], mask_NK.shape[1], tensors)
+
+
+def gap_padding(mask_NK: NDArray[np.bool_]) -> float:
+    """Slots of gap-coded rows that hold no link, over those that do; 0 where no slot does."""
+    slots = _GapSlots.of(mask_NK)
+    return float(slots.count / len(slots.links_Z) - 1) if len(slots.links_Z) else 0.0
+
+
+@dataclass(frozen=True)
+class _GapSlots:
+    """Where the slots of gap-coded rows lie: of each link its slot and the step to it less 1, and the first word of
+    each row, behind the last one's the number of all words. `mask_NK` is true where a link or a padding slot is."""
+
+    links_Z: NDArray[np.int64]
+    steps_Z: NDArray[np.int64]
+    words_N1: NDArray[np.int64]
+    last_N: NDArray[np.int64]
+    mask_NK: NDArray[np.bool_]
+
+    @property
+    def count(self) -> int:
+        """All slots."""
+        return int(self.words_N1[-1]) * WORD_SLOTS
+
+    @classmethod
+    def of(cls, mask_NK: NDArray[np.bool_]) -> "_GapSlots":
+        rows_Z, columns_Z = np.nonzero(mask_NK)
+        is_first_Z = np.diff(rows_Z, prepend=-1) > 0
+        before_Z = np.where(is_first_Z, -1, np.concatenate([[-1], columns_Z[:-1]]) if len(columns_Z) else columns_Z)
+        padding_Z, steps_Z = np.divmod(columns_Z - before_Z - 1, LONGEST_STEP)
+        used_N = np.bincount(rows_Z, padding_Z + 1, len(mask_NK)).astype(np.int64)
+        words_N1 = np.concatenate([[0], np.cumsum(-(-used_N // WORD_SLOTS))])
+        used_before_N = np.cumsum(used_N) - used_N
+        links_Z = np.cumsum(padding_Z + 1) - 1 + (words_N1[:-1] * WORD_SLOTS - used_before_N)[rows_Z]
+        slots_NK = mask_NK.copy()
+        for run in range(1, int(padding_Z.max(initial=0)) + 1):
+            has_Z = padding_Z >= run
+            slots_NK[rows_Z[has_Z], before_Z[has_Z] + run * LONGEST_STEP] = True
+        return cls(links_Z, steps_Z, words_N1, words_N1[:-1] * WORD_SLOTS + used_N, slots_NK)
+
+    def tensors(self, links_Z: NDArray) -> dict[str, NDArray]:
+        """The tensors of a weight whose links are given in row-major order."""
+        values_S = np.zeros(self.count, links_Z.dtype)
+        values_S[self.links_Z] = links_Z
+        steps_S = np.full(self.count, LONGEST_STEP - 1, np.uint32)
+        steps_S[self.links_Z] = self.steps_Z
+        starts_N, ends_N = self.last_N, self.words_N1[1:] * WORD_SLOTS
+        fill = np.repeat(starts_N - np.cumsum(ends_N - starts_N) + (ends_N - starts_N), ends_N - starts_N)
+        steps_S[fill + np.arange(len(fill))] = 0
+        shifts = np.arange(0, 32, 4, dtype=np.uint32)
+        first_N = self.words_N1[:-1] * WORD_SLOTS
+        starts_W = np.arange(0, self.mask_NK.shape[1], GAP_TILE)
+        tiles_NW = np.add.reduceat(self.mask_NK, starts_W, axis=1, dtype=np.int64)
+        return {
+            "values": values_S,
+            "gaps": np.bitwise_or.reduce(steps_S.reshape(-1, WORD_SLOTS) << shifts, axis=1, dtype=np.uint32),
+            "row_offsets": _int32(self.words_N1),
+            "mask": np.packbits(self.mask_NK, axis=1, bitorder="little"),
+            "tile_offsets": _int32(first_N[:, None] + np.cumsum(tiles_NW, axis=1) - tiles_NW),
+        }
+
+
 PACKERS: dict[str, Callable[[NDArray, NDArray[np.bool_]], GpuWeight]] = {
     "bitmask": pack_bitmask,
     "csr": pack_csr,
     "block": pack_block,
     "nm24": pack_nm24,
+    "gap": pack_gap,
 }
+"""Of the forms that hold a weight exactly."""
+ROUNDING_PACKERS: dict[str, Callable[[NDArray, NDArray[np.bool_]], GpuWeight]] = {"gap8": pack_gap8}
+FORMS = (*PACKERS, *ROUNDING_PACKERS)
+TENSOR_TYPES = {
+    "bitmask": ("value", "u8", "i32"),
+    "csr": ("value", "u16", "i32"),
+    "block": ("value", "i32", "i32"),
+    "nm24": ("value", "u8", "value", "u16", "i32"),
+    "gap": ("value", "i32", "i32", "u8", "i32"),
+    "gap8": ("i8", "i32", "i32", "u8", "i32", "fp32"),
+}
+"""Element types of the tensors of each form, in the order of the kernels' arguments; "value" is that of X."""
 
 
 def _two_largest(weight_NG4: NDArray, mask_NG4: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """The kernels as TensorRT plugins, compiled ahead of time: `hebbline::bitmask_linear` and so on, as in `ops`.
 
 An engine built with them holds the kernels' PTX, and needs neither Python nor this package to run. Each plugin offers
-its decode and its prefill kernel as two tactics; TensorRT times both for every optimization profile and keeps the
+the kernels of its form as tactics; TensorRT times them all for every optimization profile and keeps the
 faster. (Registration, descriptions and launch parameters are tested against the plugin registry of TensorRT's lean
 runtime. No engine with plugins was built or run where this was written, which takes a GPU.)
 
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .compile import TENSOR_TYPES, compile_kernel
+from .compile import compile_kernel
 from .launch import PHASES, LaunchPlan, launch_plan
-from .packing import GpuWeight
+from .packing import TENSOR_TYPES, GpuWeight
 
 NAMESPACE = "hebbline"
 PTX_ARCHITECTURE = 80
 """The driver translates PTX of compute capability 8.0 for every later GPU."""
+_TYPES = {"value": "FP16|BF16", "fp32": "FP32"}
+"""TensorRT's names of element types; every other kind is passed as words."""
 _ATTRIBUTES = ("in_features", "out_features", "block_size")
 
 
@@ -31,10 +33,10 @@ def plugin_name(form: str) -> str:
 
 
 def plugin_tensors(weight: GpuWeight) -> dict[str, NDArray]:
-    """The tensors of a packed weight as a plugin takes them: values as they are, integers as int32 words."""
+    """The tensors of a packed weight as a plugin takes them: numbers as they are, integers as int32 words."""
     kinds = TENSOR_TYPES[weight.form]
     return {
-        name: array if kind == "value" else as_words(array)
+        name: array if kind in _TYPES else as_words(array)
         for kind, (name, array) in zip(kinds, weight.tensors.items(), strict=True)
     }
 
@@ -58,7 +60,7 @@ def register_plugins(plugin_module: Any, data_types: Any) -> list[str]:
 
 
 def _register(trtp: Any, trt: Any, form: str) -> str:
-    """One plugin: its output's shape, the two tactics, and their kernels."""
+    """One plugin: its output's shape, the tactics, and their kernels."""
     identity = f"{NAMESPACE}::{plugin_name(form)}"
     tensors = [f"tensor_{index}" for index in range(len(TENSOR_TYPES[form]))]
     inputs = dict.fromkeys(["x", *tensors], trtp.TensorDesc)
@@ -70,13 +72,13 @@ def _register(trtp: Any, trt: Any, form: str) -> str:
         return output
 
     def tactics(*arguments: Any) -> Any:
-        kinds = ["FP16|BF16" if kind == "value" else "INT32" for kind in ("value", *TENSOR_TYPES[form], "value")]
-        return [trtp.AutoTuneCombination(", ".join(kinds), "LINEAR", list(range(1, len(PHASES) + 1)))]
+        kinds = [_TYPES.get(kind, "INT32") for kind in ("value", *TENSOR_TYPES[form], "value")]
+        return [trtp.AutoTuneCombination(", ".join(kinds), "LINEAR", list(range(1, len(PHASES[form]) + 1)))]
 
     def kernel(x: Any, *arguments: Any) -> Any:
         in_features, out_features, block_size = arguments[len(tensors) : len(tensors) + len(_ATTRIBUTES)]
         value_type = "bfloat16" if x.dtype == trt.bfloat16 else "float16"
-        phase = PHASES[arguments[-1] - 1]
+        phase = PHASES[form][arguments[-1] - 1]
         return _launch(trtp, form, phase, value_type, x, (in_features, out_features, block_size))
 
     outputs = {"outputs": tuple[trtp.TensorDesc], "tactic": int}
@@ -105,7 +107,9 @@ def _launch(
     """Kernel name, PTX, launch parameters and the scalars T, N, K, whose first may be known at run time only."""
     in_features, out_features, block_size = sizes
     plan = launch_plan(form, phase, block_size or 32)
-    built = compile_kernel(form, phase, value_type, PTX_ARCHITECTURE, block_size=block_size or 32)
+    built = compile_kernel(
+        form, phase, value_type, PTX_ARCHITECTURE, block_size=block_size or 32, in_features=in_features
+    )
     tokens = x.shape_expr.numel() // in_features
     launch = trtp.KernelLaunchParams()
     launch.grid_x, launch.grid_y = _grid(trtp, plan, tokens, out_features)
@@ -115,7 +119,7 @@ def _launch(
     for place, size in enumerate((tokens, out_features, in_features)):
         scalars[place] = trtp.SymInt32(size)
     arguments = 1 + len(TENSOR_TYPES[form]) + 3 + 1
-    return built.name, without_scratch(built.ptx, arguments), launch, scalars
+    return built.entry, without_scratch(built.ptx, arguments), launch, scalars
 
 
 def _grid(trtp: Any, plan: LaunchPlan, tokens: Any, out_features: int) -> tuple[int, Any]:

@@ -11,13 +11,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import GROUP, SLOTS
+from .packing import GROUP, SLOTS, WORD_SLOTS
 
 Tensors = Mapping[str, NDArray]
 
 
 def unpack_words(form: str, out_features: int, in_features: int, tensors: Tensors) -> NDArray:
-    """The weight [N, K] in the type of its values; where there is no link it is +0.
+    """The weight [N, K] in the type of its values, gap8 in float32; where there is no link it is +0.
 
     Args:
         form: of `packing`. out_features, in_features: N, and K up to 65,536. tensors: of the form by name, values and
@@ -26,8 +26,9 @@ def unpack_words(form: str, out_features: int, in_features: int, tensors: Tensor
     Raises:
         KeyError: there is no such form, or a tensor is missing.
     """
-    decode = {"bitmask": _bitmask, "csr": _csr, "block": _block, "nm24": _nm24}[form]
-    weight_NK = np.zeros((out_features, in_features), tensors["values"].dtype)
+    decode = {"bitmask": _bitmask, "csr": _csr, "block": _block, "nm24": _nm24, "gap": _gap, "gap8": _gap8}[form]
+    kind = np.float32 if form == "gap8" else tensors["values"].dtype
+    weight_NK = np.zeros((out_features, in_features), kind)
     decode(weight_NK, tensors)
     return weight_NK
 
@@ -73,6 +74,27 @@ def _nm24(weight_NK: NDArray, tensors: Tensors) -> None:
         row, group = np.nonzero(is_link_NG)
         weight_NK[row, group * GROUP + place_NG[row, group]] = slots_NGS[row, group, slot]
     _csr(weight_NK, tensors, "residual_", "residual_offsets")
+
+
+def _gap(weight_NK: NDArray, tensors: Tensors) -> None:
+    _gap_rows(weight_NK, tensors, tensors["values"])
+
+
+def _gap8(weight_NK: NDArray, tensors: Tensors) -> None:
+    _gap_rows(weight_NK, tensors, _bytes(tensors["values"]).view(np.int8))
+    weight_NK *= tensors["row_scales"][: len(weight_NK), None]
+
+
+def _gap_rows(weight_NK: NDArray, tensors: Tensors, values: NDArray) -> None:
+    """The columns are sums of steps; padding slots hold 0, and may lie beyond the last column."""
+    starts = tensors["row_offsets"][: len(weight_NK) + 1].astype(np.int64) * WORD_SLOTS
+    words = _bytes(tensors["gaps"]).view(np.uint32)[: starts[-1] // WORD_SLOTS]
+    steps_S = ((words[:, None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15).reshape(-1).astype(np.int64) + 1
+    rows_S = np.repeat(np.arange(len(weight_NK)), np.diff(starts))
+    sums = np.concatenate([[0], np.cumsum(steps_S)])
+    columns_S = sums[1:] - sums[starts[:-1]][rows_S] - 1
+    inside_S = columns_S < weight_NK.shape[1]
+    weight_NK[rows_S[inside_S], columns_S[inside_S]] = values[: starts[-1]][inside_S]
 
 
 def _bytes(words: NDArray) -> NDArray[np.uint8]:

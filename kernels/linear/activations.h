@@ -10,7 +10,7 @@
 
 namespace hebbline {
 
-// Rows of X after rounding, as float32. Quantised: whole numbers from -127 to 127, to be multiplied by the token's
+// Rows of X after rounding, as float32. Quantised: whole numbers from -128 to 127, to be multiplied by the token's
 // scale at the end.
 struct RoundedActivations {
   const float* x_MK;

@@ -11,7 +11,7 @@ namespace hebbline {
 
 // One instruction set's kernel.
 struct ByteKernels {
-  // Rounds a token to whole numbers from -127 to 127, zeros up to column `padded`, a multiple of 32. Returns its scale:
+  // Rounds a token to whole numbers from -128 to 127, zeros up to column `padded`, a multiple of 32. Returns its scale:
   // `fixed_scale` where that is above 0, else its own, by its largest magnitude.
   float (*quantise)(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, int8_t* out_K);
 };

@@ -15,34 +15,18 @@ inline __m256 load_columns(const float* x_K, int64_t k, int64_t columns) {
   return left == 0 ? _mm256_setzero_ps() : _mm256_maskload_ps(x_K + k, mask);
 }
 
-// As token_scale() in activations.cpp has it: the bits of magnitudes have their order, with NaN above all.
-float largest_magnitude(const float* x_K, int64_t columns) {
-  __m256i most = _mm256_setzero_si256();
-  for (int64_t k = 0; k < columns; k += 8) {
-    const __m256i bits = _mm256_castps_si256(load_columns(x_K, k, columns));
-    most = _mm256_max_epu32(most, _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)));
-  }
-  uint32_t lanes[8], largest = 0;
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), most);
-  for (const uint32_t lane : lanes) largest = lane > largest ? lane : largest;
-  float value;
-  __builtin_memcpy(&value, &largest, sizeof value);
-  return value;
-}
-
 // 8 columns as whole numbers, to nearest even. NaN counts as the least: the scale carries it to the result.
 inline __m256i quants(__m256 x, __m256 inverse) {
-  const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-127);
+  const __m256 most = _mm256_set1_ps(127), least = _mm256_set1_ps(-128);
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), least), most));
 }
 
 float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, int8_t* out_K) {
   float scale = fixed_scale, inverse = 1 / fixed_scale;
   if (!(fixed_scale > 0)) {
-    const float largest = largest_magnitude(x_K, columns);
-    const float floored = largest < kSmallestMagnitude ? kSmallestMagnitude : largest;
-    scale = floored / 127;
-    inverse = 127 / floored;
+    const Int8Scale found = int8_scale(largest_magnitude(x_K, columns));
+    scale = found.scale;
+    inverse = found.inverse;
   }
   const __m256 factor = _mm256_set1_ps(inverse);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing goes by halves

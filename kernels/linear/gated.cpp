@@ -75,8 +75,8 @@ void Stack::multiply(const float* x_MK, int64_t tokens, float* y_MN, const Paral
 
 const GateKernels& gate_kernels(Isa isa) { return HEBBLINE_CHOOSE(isa, kGateKernels); }
 
-void multiply_gated(const Stack& stack, const GateKernels& kernels, const float* x_MK, int64_t tokens, float* y_MF,
-                    const Parallel& parallel) {
+void multiply_gated(const Stack& stack, const GateKernels& kernels, Activation activation, const float* x_MK,
+                    int64_t tokens, float* y_MF, const Parallel& parallel) {
   const int64_t rows = stack.rows(), features = rows / 2;
   float* products_MN = floats(Scratch::kStack, tokens * rows);
   stack.multiply(x_MK, tokens, products_MN, parallel);
@@ -84,7 +84,7 @@ void multiply_gated(const Stack& stack, const GateKernels& kernels, const float*
     const int64_t first = static_cast<int64_t>(task) * kTokensPerTask;
     for (int64_t m = first; m < std::min(tokens, first + kTokensPerTask); ++m) {
       const float* gate_F = products_MN + m * rows;
-      kernels.gate(gate_F, gate_F + features, features, y_MF + m * features);
+      kernels.gate(activation, gate_F, gate_F + features, features, y_MF + m * features);
     }
   });
 }

@@ -1,4 +1,4 @@
-// Several weights that multiply the same X, and the gate of a Llama's MLP over two of them.
+// Several weights that multiply the same X, and the gate of an MLP over two of them.
 //
 // Legend: N rows of all weights together, F rows of gate and of up, M tokens.
 #pragma once
@@ -42,18 +42,22 @@ class Stack {
   int64_t rows_ = 0, links_ = 0;
 };
 
+// Of a gate: x / (1 + e^-x); x times the normal distribution function of x, and its approximation by tanh (arXiv
+// 1606.08415); max(x, 0).
+enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
+
 // One instruction set's kernels.
 struct GateKernels {
-  // y = silu(gate) * up, where silu(x) = x / (1 + e^-x).
-  void (*gate)(const float* gate_F, const float* up_F, int64_t count, float* y_F);
+  // y = activation(gate) * up.
+  void (*gate)(Activation activation, const float* gate_F, const float* up_F, int64_t count, float* y_F);
 };
 
 // Those of the instruction set.
 const GateKernels& gate_kernels(Isa isa);
 
-// y_MF = silu(x Wgate^T) * (x Wup^T), for a stack of Wgate and Wup of F rows each.
-void multiply_gated(const Stack& stack, const GateKernels& kernels, const float* x_MK, int64_t tokens, float* y_MF,
-                    const Parallel& parallel);
+// y_MF = activation(x Wgate^T) * (x Wup^T), for a stack of Wgate and Wup of F rows each.
+void multiply_gated(const Stack& stack, const GateKernels& kernels, Activation activation, const float* x_MK,
+                    int64_t tokens, float* y_MF, const Parallel& parallel);
 
 HEBBLINE_DECLARE(GateKernels, kGateKernels)
 

@@ -1,13 +1,15 @@
 // Ops of several linear layers over the same X. For each form (Bitmask, Csr, Block) and value type, as in op.cpp:
 //
-// GatedLinear, the first half of a Llama's MLP: Y = silu(X Wgate^T + gate_bias) * (X Wup^T + up_bias). Inputs: X, the
-// tensors of gate, those of up, and the two biases, which may be left out.
+// GatedLinear, the first half of a gated MLP: Y = activation(X Wgate^T + gate_bias) * (X Wup^T + up_bias). Inputs: X,
+// the tensors of gate, those of up, and the two biases, which may be left out. Attribute: activation, "silu" where it
+// is left out, or "gelu", "gelu_tanh", "relu".
 //
 // QkvLinear, the projections of queries, keys and values side by side: Y = [X Wq^T + q_bias, X Wk^T + k_bias,
 // X Wv^T + v_bias]. Inputs: X, the tensors of each, and three biases, which may be left out.
 //
 // All but X are constants. Attribute: in_features.
 
+#include <algorithm>
 #include <array>
 
 #include "linear/forms.h"
@@ -22,6 +24,7 @@ using ort::KernelInfo;
 
 constexpr std::array<const char*, 2> kGatedParts{"gate", "up"};
 constexpr std::array<const char*, 3> kQkvParts{"q", "k", "v"};
+constexpr const char* kActivationNames[] = {"silu", "gelu", "gelu_tanh", "relu"};  // in the order of Activation
 
 // The weights of a node, read and packed.
 template <class Form, Values kValues, size_t kParts>
@@ -89,17 +92,24 @@ class StackedNode {
 template <class Form, Values kValues>
 class GatedLinear {
  public:
-  explicit GatedLinear(const KernelInfo& info) : node_(info, kGatedParts) { node_.check_equal_rows(); }
+  explicit GatedLinear(const KernelInfo& info) : node_(info, kGatedParts) {
+    node_.check_equal_rows();
+    const std::string name = info.text("activation").value_or("silu");
+    const auto* found = std::ranges::find(kActivationNames, name);
+    if (found == std::end(kActivationNames)) node_.refuse("activation '" + name + "' is not known");
+    activation_ = static_cast<Activation>(found - std::begin(kActivationNames));
+  }
 
   void compute(KernelContext& context) const {
     node_.compute(context, node_.rows_of_first(),
                   [this](const float* x_MK, int64_t tokens, float* y_MF, const Parallel& parallel) {
-                    multiply_gated(node_.stack(), kernels_, x_MK, tokens, y_MF, parallel);
+                    multiply_gated(node_.stack(), kernels_, activation_, x_MK, tokens, y_MF, parallel);
                   });
   }
 
  private:
   StackedNode<Form, kValues, kGatedParts.size()> node_;
+  Activation activation_ = Activation::kSilu;
   const GateKernels& kernels_ = gate_kernels(select_isa());
 };
 

@@ -37,7 +37,8 @@ class QuadPacking : public Packing {
   }
 
   size_t bytes() const override {
-    return places_Q4_.bytes() + magnitudes_Q4_.bytes() + counts_SBR_.bytes() + rows_SBR_.bytes() + scales_SBR_.bytes();
+    return places_Q4_.bytes() + magnitudes_Q4_.bytes() + counts_SBR_.bytes() + rows_SBR_.bytes() +
+           negative_SBR_.bytes() + scales_SBR_.bytes();
   }
 
   void multiply(const Call& call, const Parallel& parallel) const override {
@@ -86,7 +87,12 @@ class QuadPacking : public Packing {
       counts_.push_back(static_cast<uint16_t>(segment.fours()));
       row_numbers_.push_back(static_cast<uint8_t>(segment.row));
       if (matrix.groups > 1) scales_.push_back(matrix.scales_NG[(first_row + segment.row) * matrix.groups + block]);
-      for (int64_t z = segment.first; z < segment.last; ++z) append(matrix.columns_Z[z] - start, matrix.weights_Z[z]);
+      float negative = 0;
+      for (int64_t z = segment.first; z < segment.last; ++z) {
+        append(matrix.columns_Z[z] - start, matrix.weights_Z[z]);
+        negative -= std::min(matrix.weights_Z[z], 0.0F);
+      }
+      negative_.push_back(static_cast<int32_t>(negative));
       while (magnitudes_.size() % 8 != 0) append(0, 0);
     }
   }
@@ -102,11 +108,13 @@ class QuadPacking : public Packing {
     magnitudes_Q4_ = buffer_of(magnitudes_);
     counts_SBR_ = buffer_of(counts_);
     rows_SBR_ = buffer_of(row_numbers_);
+    negative_SBR_ = buffer_of(negative_);
     scales_SBR_ = buffer_of(scales_);
     std::vector<uint16_t>().swap(places_);
     std::vector<uint8_t>().swap(magnitudes_);
     std::vector<uint16_t>().swap(counts_);
     std::vector<uint8_t>().swap(row_numbers_);
+    std::vector<int32_t>().swap(negative_);
     std::vector<float>().swap(scales_);
   }
 
@@ -118,6 +126,7 @@ class QuadPacking : public Packing {
             magnitudes_Q4_.as<uint8_t>(),
             counts_SBR_.as<uint16_t>(),
             rows_SBR_.as<uint8_t>(),
+            negative_SBR_.as<int32_t>(),
             scales_SBR_.bytes() > 0 ? scales_SBR_.as<float>() : nullptr,
             strip_offsets_S_.data()};
   }
@@ -145,8 +154,9 @@ class QuadPacking : public Packing {
   std::vector<float> row_scales_N_;
   std::vector<uint16_t> places_, counts_;  // while packing
   std::vector<uint8_t> magnitudes_, row_numbers_;
+  std::vector<int32_t> negative_;
   std::vector<float> scales_;
-  Buffer places_Q4_, magnitudes_Q4_, counts_SBR_, rows_SBR_, scales_SBR_;
+  Buffer places_Q4_, magnitudes_Q4_, counts_SBR_, rows_SBR_, negative_SBR_, scales_SBR_;
   std::vector<int64_t> strip_offsets_S_;
 };
 

@@ -1,7 +1,8 @@
 // The packing of links by rows in fours, for integers and several tokens: a product of bytes adds four links at once.
 //
-// X^T is held as bytes, one row of tokens a column, each block of columns beside its negative: a link of negative
-// weight refers to the latter, so that weights are magnitudes, as the product of unsigned by signed bytes asks. Four
+// X^T is held as bytes, one row of tokens a column, each block of columns beside the complement of its bits, which is
+// -X - 1: a link of negative weight refers to the latter, so that weights are magnitudes, as the product of unsigned by
+// signed bytes asks, and a row's negative magnitudes make up for the 1. (-X itself is no byte where X is -128.) Four
 // rows of X^T are interleaved to the fours of bytes that the product takes.
 //
 // Rows are taken in strips of 64, columns in blocks, as in csr.h; the rows of a strip with most fours in a block come
@@ -29,6 +30,7 @@ struct QuadView {
   const uint8_t* magnitudes_Q4;    // a row's links in a block are filled up with 0 to an even number of fours
   const uint16_t* counts_SBR;      // fours of a row in each block, falling
   const uint8_t* rows_SBR;         // which row of the strip
+  const int32_t* negative_SBR;     // sums of the magnitudes of a row's negative weights in each block
   const float* scales_SBR;         // of groups; null: 1
   const int64_t* strip_offsets_S;  // first four of each strip
 };

@@ -66,6 +66,11 @@ struct Few {
     interleave<0, kTokens == 16>(both(0), both(1), both(2), both(3), add);
   }
 
+  // The halves of a sum are added at the end.
+  static inline __m256i first_sum(int32_t negative) {
+    return _mm256_inserti128_si256(_mm256_setzero_si256(), _mm_set1_epi32(negative), 0);
+  }
+
   static inline void finish(const __m256i* sums, float scale, float* sums_W) {
     unrolled<kSums>([&](auto i) {
       const __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(sums[i]), _mm256_extracti128_si256(sums[i], 1));
@@ -93,6 +98,8 @@ struct Many {
     interleave<0, true>(row(0), row(1), row(2), row(3), add);
   }
 
+  static inline __m256i first_sum(int32_t negative) { return _mm256_set1_epi32(negative); }
+
   static inline void finish(const __m256i* sums, float scale, float* sums_W) {
     unrolled<kSums>([&](auto i) {
       float* to = sums_W + 8 * i;
@@ -103,10 +110,10 @@ struct Many {
 
 // sums_W += a row's `fours` in a block times the tile.
 template <class Tile>
-inline void add_row(const uint16_t* places, const uint8_t* magnitudes, int64_t fours, const int8_t* block, float scale,
-                    float* sums_W) {
+inline void add_row(const uint16_t* places, const uint8_t* magnitudes, int64_t fours, const int8_t* block,
+                    int32_t negative, float scale, float* sums_W) {
   __m256i sums[Tile::kSums];
-  unrolled<Tile::kSums>([&](auto i) { sums[i] = _mm256_setzero_si256(); });
+  unrolled<Tile::kSums>([&](auto i) { sums[i] = Tile::first_sum(negative); });
   for (int64_t q = 0; q < fours; q += Tile::kFours) {
     _mm_prefetch(reinterpret_cast<const char*>(places + 4 * q + 512), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(magnitudes + 4 * q + 512), _MM_HINT_T0);
@@ -131,7 +138,8 @@ void multiply_strip(const QuadView& weight, int64_t strip, const QuadTile& tile,
     for (int64_t r = 0; r < rows && weight.counts_SBR[segments + r] > 0; ++r) {
       const int64_t fours = weight.counts_SBR[segments + r], stored = (fours + 1) / 2 * 2;
       const float scale = weight.scales_SBR == nullptr ? 1 : weight.scales_SBR[segments + r];
-      add_row<Tile>(places, magnitudes, fours, x, scale, sums_RW + weight.rows_SBR[segments + r] * Tile::kWidth);
+      add_row<Tile>(places, magnitudes, fours, x, weight.negative_SBR[segments + r], scale,
+                    sums_RW + weight.rows_SBR[segments + r] * Tile::kWidth);
       places += 4 * stored;
       magnitudes += 4 * stored;
     }
@@ -162,8 +170,9 @@ inline void interleave_four(const int8_t* const* rows, __m128i* columns) {
   columns[3] = _mm_unpackhi_epi16(high_ab, high_cd);
 }
 
-// out[k][w] = rows[w][k] for 16 columns and 16 tokens, and its negative `negative` bytes on; `width`: bytes of a row.
-inline void transpose16(const int8_t* const* rows, int64_t width, int64_t negative, int8_t* out) {
+// out[k][w] = rows[w][k] for 16 columns and 16 tokens, and its complement `further` bytes on; `width`: bytes of a row.
+inline void transpose16(const int8_t* const* rows, int64_t width, int64_t further, int8_t* out) {
+  const __m128i ones = _mm_set1_epi8(-1);
   __m128i fours[4][4];
   unrolled<4>([&](auto i) { interleave_four(rows + 4 * i, fours[i]); });
   unrolled<4>([&](auto i) {
@@ -177,10 +186,10 @@ inline void transpose16(const int8_t* const* rows, int64_t width, int64_t negati
       int8_t* to = out + (4 * i + k) * width;
       if (width == 8) {
         _mm_storel_epi64(reinterpret_cast<__m128i*>(to), columns[k]);
-        _mm_storel_epi64(reinterpret_cast<__m128i*>(to + negative), _mm_sub_epi8(__m128i{}, columns[k]));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(to + further), _mm_xor_si128(columns[k], ones));
       } else {
         store(to, columns[k]);
-        store(to + negative, _mm_sub_epi8(__m128i{}, columns[k]));
+        store(to + further, _mm_xor_si128(columns[k], ones));
       }
     });
   });

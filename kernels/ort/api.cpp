@@ -28,6 +28,7 @@ enum Entry : size_t {
   kGetTensorTypeAndShape = 65,
   kGetAttributeFloat = 85,
   kGetAttributeInt64 = 86,
+  kGetAttributeString = 87,
   kContextGetInputCount = 88,
   kContextGetInput = 90,
   kContextGetOutput = 91,
@@ -230,6 +231,19 @@ std::optional<float> KernelInfo::real(const char* attribute) const {
   if (status == nullptr) return value;
   call<void>(kReleaseStatus, status);
   return std::nullopt;
+}
+
+std::optional<std::string> KernelInfo::text(const char* attribute) const {
+  size_t size = 0;
+  OrtStatus* status = call<OrtStatus*>(kGetAttributeString, info_, attribute, static_cast<char*>(nullptr), &size);
+  if (status != nullptr) {
+    call<void>(kReleaseStatus, status);
+    return std::nullopt;
+  }
+  std::string value(size, '\0');
+  checked(kGetAttributeString, info_, attribute, value.data(), &size);
+  value.resize(size > 0 ? size - 1 : 0);  // the size counts the closing zero
+  return value;
 }
 
 std::optional<TensorView> KernelInfo::constant_input(size_t index) const {

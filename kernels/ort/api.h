@@ -101,6 +101,9 @@ class KernelInfo {
   // The same for a float32 attribute.
   std::optional<float> real(const char* attribute) const;
 
+  // The same for a string attribute.
+  std::optional<std::string> text(const char* attribute) const;
+
   // Input `index` where it is a constant tensor; nothing where it is absent or computed.
   std::optional<TensorView> constant_input(size_t index) const;
 

@@ -48,6 +48,12 @@ def test_recipes(refuse, tmp_path, recipe, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_help_of_train_lists_the_recipes(capsys):
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().err
+    assert "  demo                  A 4.7-million-parameter Llama" in said and "  translation-small " in said
+
+
 def test_train_options(refuse, tmp_path):
     assert "name a recipe" in refuse("train")
     assert "neither a file nor a shipped recipe" in refuse("train", "nothing")

@@ -10,7 +10,7 @@ from engines.stand_in import HostDevice
 
 from hebbline.artifacts import CheckError, InputError
 from hebbline.commands import gpu_check
-from hebbline.export.tensorrt import EngineOptions, export_engines
+from hebbline.export.tensorrt import EngineOptions, build, export_engines
 from hebbline.export.tensorrt.build import RUNTIMES, EngineBuild
 from hebbline.export.tensorrt.sparsity import illegal_groups, layer_sparsity, parse_sparsity_log
 from hebbline.export.tensorrt.typed_graph import save_typed_model
@@ -20,11 +20,14 @@ from hebbline.serve.engine.static_cache import StepLimits
 
 pytest.importorskip("triton", reason="the Triton language is not installed: pip install 'hebbline[gpu-build]'")
 
-from hebbline.export.tensorrt.check import cases, layers, run
-from hebbline.export.tensorrt.check.cases import KernelParity, check_kernels, random_weight, timed_mask
-from hebbline.export.tensorrt.check.layers import LayerTime, TensorRtLayer
-from hebbline.export.tensorrt.check.page import EngineCheck, GpuCheck, page_name, render_page
-from hebbline.export.tensorrt.check.timing import Timing, compare, copies_beyond_cache
+from hebbline.export.tensorrt.check import layers, run
+from hebbline.export.tensorrt.check.layers import TensorRtLayer
+from hebbline.export.tensorrt.check.page import EngineCheck, GpuCheck, render_page
+from hebbline.kernels.gpu.check import cases, speed
+from hebbline.kernels.gpu.check.cases import KernelParity, check_kernels, random_weight, timed_mask
+from hebbline.kernels.gpu.check.speed import LayerTime, NotTimed
+from hebbline.kernels.gpu.check.tables import page_name
+from hebbline.kernels.gpu.check.timing import Timing, compare, copies_beyond_cache
 
 
 def has_gpu():
@@ -52,9 +55,10 @@ def a_check(**changes):
         "parity": [KernelParity("csr", "float16", 1, 2, 3, 0.25), KernelParity("csr", "bfloat16", 1, 2, 3, 0.5)],
         "engines": [EngineCheck("tensorrt", "11.4.0", "float16", 0.004, 0.006)],
         "kernels": [
-            LayerTime("csr", "cuBLAS", 0.05, 1, Timing(3e-6, 18e-6, 5.9)),
-            LayerTime("csr plugin", "TensorRT dense", 0.05, 1, Timing(4e-6, 20e-6, 5.0)),
+            LayerTime("csr", "cuBLAS", 4096, 4096, 0.05, 1, Timing(3e-6, 18e-6, 5.9)),
+            LayerTime("csr plugin", "TensorRT dense", 4096, 4096, 0.05, 1, Timing(4e-6, 20e-6, 5.0)),
         ],
+        "left_out": [NotTimed("layers of 512x512", "the time was over")],
         "tensorrt": [TensorRtLayer(64, 1e-4, Timing(1e-5, 1.5e-5, 1.5), two_four)],
         "mismatches": [],
     }
@@ -66,16 +70,18 @@ def test_the_page_says_what_was_run_and_what_was_predicted():
     assert "Everything agreed." in page and "TensorRT 11.4.0, torch 2.13.0" in page
     assert "| kernels of `csr` against float64 | 0.50 of what rounding allows |" in page
     assert (
-        "speed-up (run) | speed-up (predicted)" in page and "| csr | 0.05 | 1 | 3.0 | cuBLAS | 18.0 | 5.90 | 6." in page
+        "speed-up (run) | speed-up (predicted)" in page
+        and "| csr | 4096x4096 | 0.05 | 1 | 3.0 | cuBLAS | 18.0 | 5.90 | 6." in page
     )
     assert "| 64 | 10.0 | 15.0 | 1.50 | yes | yes | 2:4 by structure; the builder timed a sparse tactic" in page
+    assert "- layers of 512x512: the time was over" in page
     other = render_page(a_check(gpu="NVIDIA T4", mismatches=["kernel csr: error 2 of the allowed one"]))
     assert "no model of this GPU" in other and "**Not everything agreed:**\n- kernel csr" in other
     assert page_name("NVIDIA A100-SXM4-80GB") == "a100-sxm4-80gb.md" and page_name("NVIDIA L4") == "l4.md"
 
 
 def test_a_mismatch_ends_with_exit_code_1(monkeypatch, tmp_path):
-    monkeypatch.setattr("hebbline.serve.engine.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("hebbline.serve.engine.gpu.find_gpu", lambda: Gpu("NVIDIA A100", "8.0"))
     found = [a_check(), a_check(mismatches=["kernel csr is wrong"])]
     monkeypatch.setattr(run, "run_gpu_check", lambda model, docs, progress: (found.pop(0), docs / "a.md"))
     assert gpu_check.main(["--docs", str(tmp_path)]) == 0
@@ -86,7 +92,8 @@ def test_a_mismatch_ends_with_exit_code_1(monkeypatch, tmp_path):
 
 def test_conditions_name_what_is_missing(monkeypatch):
     monkeypatch.setattr(run, "find_gpu", lambda: Gpu("NVIDIA H100", "9.0"))
-    monkeypatch.setattr(run, "is_installed", lambda module: module == "tensorrt_rtx")
+    monkeypatch.setattr(build, "is_installed", lambda module: module == "tensorrt_rtx")
+    monkeypatch.setattr(run, "is_installed", lambda module: False)
     with pytest.raises(InputError, match=r"no runtime for NVIDIA H100 \(9\.0\) is installed"):
         run.check_conditions()
     monkeypatch.setattr(run, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
@@ -97,6 +104,7 @@ def test_conditions_name_what_is_missing(monkeypatch):
 @pytest.mark.skipif(has_gpu(), reason="this machine has an NVIDIA GPU")
 def test_a_torch_without_cuda_is_told(monkeypatch):
     monkeypatch.setattr(run, "find_gpu", lambda: Gpu("NVIDIA L4", "8.9"))
+    monkeypatch.setattr(build, "is_installed", lambda module: True)
     monkeypatch.setattr(run, "is_installed", lambda module: True)
     with pytest.raises(InputError, match="cannot use the GPU: install a build with CUDA"):
         run.check_conditions()
@@ -116,7 +124,7 @@ def test_a_runtime_that_fails_is_a_mismatch_and_the_others_go_on():
 
 def test_the_kernel_comparison_runs_and_sees_a_wrong_kernel(monkeypatch):
     found = list(check_kernels("cpu", shapes=[(1, 1, 1), (2, 9, 33)]))
-    assert len(found) == 2 * 2 * 4 and all(entry.passed for entry in found)
+    assert len(found) == 2 * 2 * 6 and all(entry.passed for entry in found)
     from hebbline.kernels.gpu import ops
 
     right = ops.linear
@@ -129,7 +137,7 @@ def test_the_kernel_comparison_runs_and_sees_a_wrong_kernel(monkeypatch):
 @pytest.mark.parametrize("density", [0.1, 0.5])
 def test_masks_suit_the_form_that_is_timed(density):
     shape = (256, 512)
-    for form in ("bitmask", "csr", "block", "nm24"):
+    for form in ("gap", "bitmask", "csr", "block", "nm24"):
         mask = timed_mask(form, density, shape)
         assert mask.shape == shape and mask.mean() == pytest.approx(density, abs=0.06)
     assert illegal_groups(timed_mask("nm24", density, shape))[1] == 0
@@ -192,10 +200,10 @@ def test_the_engine_of_plugins_is_compared_with_torch(monkeypatch, tiny_model_di
         run.check_plugins(runtime, gpu, HostDevice(), tiny_model_directory, quiet)
 
 
-@pytest.mark.parametrize("form", ["dense", "bitmask", "csr", "block", "nm24"])
+@pytest.mark.parametrize("form", ["dense", "gap", "bitmask", "csr", "block", "nm24"])
 def test_the_timed_graphs_compute_the_layer(form, tmp_path):
     mask = timed_mask("nm24", 0.3, (64, 96))
-    weight = random_weight(np.random.default_rng(0), mask, "float16")
+    weight = random_weight(np.random.default_rng(0), mask, "float16").astype(np.float16)
     save_typed_model(layers._layer_graph(form, weight, mask, tokens=5), tmp_path / "layer.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -218,12 +226,12 @@ def test_the_whole_check_collects_what_fails_and_writes_the_page(monkeypatch, tm
     monkeypatch.setattr(cases, "check_kernels", lambda device: check_kernels("cpu", shapes=[(2, 9, 33)]))
     monkeypatch.setattr(run, "_check_engine", lambda *arguments: a_check().engines[0])
     monkeypatch.setattr(run, "check_plugins", differs)
-    monkeypatch.setattr(layers, "time_kernels", lambda: a_check().kernels[:1])
+    monkeypatch.setattr(speed, "time_kernels", lambda sweep, clock: [*a_check().kernels[:1], *a_check().left_out])
     monkeypatch.setattr(layers, "time_tensorrt", lambda *arguments: a_check().tensorrt)
     monkeypatch.setattr(layers, "time_plugins", lambda *arguments: a_check().kernels[1:])
     monkeypatch.setattr(run, "_versions", lambda runtimes: {"TensorRT": "11.4.0"})
     check, page = run.run_gpu_check(None, tmp_path / "docs")
-    assert check.mismatches == ["TensorRT: logits differ by 3"] and len(check.parity) == 8
+    assert check.mismatches == ["TensorRT: logits differ by 3"] and len(check.parity) == 12
     assert [row.what for row in check.kernels] == ["csr", "csr plugin"] and len(check.engines) == 1
     text = page.read_text()
     assert page.name == "l4.md" and "- TensorRT: logits differ by 3" in text and text == render_page(check)

@@ -25,14 +25,14 @@ from hebbline.serve.engine.static_cache import StepLimits
 needs_rtx = pytest.mark.skipif(
     not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed: pip install 'hebbline[gpu-build]'"
 )
-FORMS = ("bitmask", "csr", "block", "nm24")
+FORMS = ("gap", "bitmask", "csr", "block", "nm24")
 
 
 @pytest.fixture(scope="module")
 def forms(source):
     """Every form, in turn; the last projection stays dense."""
     names = sorted(source.masks)
-    return {name: FORMS[place % 4] for place, name in enumerate(names[:-1])}
+    return {name: FORMS[place % len(FORMS)] for place, name in enumerate(names[:-1])}
 
 
 @pytest.fixture(scope="module", params=["float16", "bfloat16"])
@@ -137,7 +137,7 @@ def test_the_road_of_plugins_with_the_builder_that_is_here(one_layer_directory, 
     passes = PassOptions(permute="2:4")
     onnx_report, report = export_engines(one_layer_directory, tmp_path / "out", options, passes=passes)
     assert [request.plugins for request in requests] == [True]
-    assert len(report.stored) == 7 and "nm24 + residual" in {layer.layout for layer in report.stored}
+    assert len(report.stored) == 7 and "gap" in {layer.layout for layer in report.stored}
     assert all(layer.reason for layer in report.stored) and onnx_report.engine_layers == report.stored
     assert {one.name for one in report.layers} == {one.name for one in report.stored if one.layout == "dense"}
     stored = json.loads((tmp_path / "out/report.json").read_text())["engine_layers"]

@@ -28,7 +28,7 @@ import tensorrt_lean_bindings.plugin as trtp
 from tensorrt_lean_bindings.plugin._lib import QDP_REGISTRY
 from tensorrt_lean_bindings.plugin._tensor import ShapeExprs, SymIntExpr
 
-from hebbline.kernels.gpu.compile import TENSOR_TYPES
+from hebbline.kernels.gpu.packing import TENSOR_TYPES
 from hebbline.kernels.gpu.plugins import register_plugins
 
 TOKENS, IN_FEATURES, OUT_FEATURES, BLOCK = (2, 35), 70, 130, 32
@@ -73,9 +73,10 @@ def inspect_plugin(identity):
     definition = QDP_REGISTRY[identity]
     kinds = TENSOR_TYPES[identity.split("::")[1].removesuffix("_linear")]
     half, words = tensorrt_lean.float16, tensorrt_lean.int32
+    types = {"value": half, "fp32": tensorrt_lean.float32}
     SymIntExpr._exprBuilder = Numbers()
     x = described((*TOKENS, IN_FEATURES), half)
-    tensors = [described((100,), half if kind == "value" else words) for kind in kinds]
+    tensors = [described((100,), types.get(kind, words)) for kind in kinds]
     sizes = {"in_features": IN_FEATURES, "out_features": OUT_FEATURES, "block_size": BLOCK}
     output = definition.register_func(x, *tensors, **sizes)
     combination = definition.autotune_func(x, *tensors, *sizes.values(), (output,))[0]

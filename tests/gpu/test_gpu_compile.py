@@ -14,14 +14,18 @@ from hebbline.artifacts import InputError
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
 from hebbline.serve.engine.gpu import find_gpu
 
-KERNELS = {f"{form}_{phase}" for form in ("bitmask", "csr", "block", "nm24") for phase in ("decode", "prefill")}
+PHASES = dict.fromkeys(("bitmask", "csr", "block", "nm24"), ("decode", "prefill"))
+PHASES |= dict.fromkeys(("gap", "gap8"), ("decode", "decode2", "decode4", "decode8", "prefill", "prefill128"))
+# A hundred compilations, one after the other.
+pytestmark = pytest.mark.timeout(600)
+KERNELS = {f"{form}_{phase}" for form, phases in PHASES.items() for phase in phases}
 
 
 def compile_in_a_process(*arguments):
     """Without the interpreter, which this process has chosen."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "hebbline.kernels.gpu.compile", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=550)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,8 @@ def test_every_kernel_becomes_a_cubin_for_every_architecture_and_spills_nothing(
     assert {f["target"] for f in figures} == {"sm_80", "sm_90a", "sm_120a"}
     for kernel in figures:
         assert kernel["spilled_bytes"] == 0 and 16 <= kernel["registers"] <= 255, kernel
-        assert kernel["shared_bytes"] <= 48 * 1024, kernel
+        # More than 48 KiB must be asked for, which a launch by Triton does, and one of a plugin, of sm_80, does not.
+        assert kernel["shared_bytes"] <= (48 if kernel["architecture"] == 80 else 99) * 1024, kernel
     files = list(folder.iterdir())
     assert len(files) == len(figures) and all(file.read_bytes()[:4] == b"\x7fELF" for file in files)
 
@@ -58,7 +63,7 @@ def test_the_documented_registers_spills_and_shared_memory_are_those_of_the_comp
         by_type.setdefault(kernel["value_type"], []).append(kernel)
     for single, brain in zip(by_type["float16"], by_type["bfloat16"], strict=True):
         assert f"| {' | '.join(str(single[column]) for column in columns)} |" in page
-        assert single["name"] == brain["name"] and abs(single["registers"] - brain["registers"]) <= 1
+        assert single["name"] == brain["name"] and abs(single["registers"] - brain["registers"]) <= 3
         assert single["shared_bytes"] == brain["shared_bytes"]
 
 

@@ -5,14 +5,23 @@ import numpy as np
 import pytest
 import torch
 
-from hebbline.kernels.gpu.packing import BLOCK_SIZES, PACKERS, pack_block, pack_csr, pack_nm24
+from hebbline.kernels.gpu.packing import (
+    BLOCK_SIZES,
+    FORMS,
+    PACKERS,
+    ROUNDING_PACKERS,
+    pack_block,
+    pack_csr,
+    pack_nm24,
+)
+from hebbline.kernels.gpu.unpacking import unpack_words
 
 ops = pytest.importorskip("hebbline.kernels.gpu.ops", reason="pip install 'hebbline[gpu-build]'")
 launching = pytest.importorskip("hebbline.kernels.gpu.launch")
 
 # The relative error that rounding Y may add. The interpreter cuts bfloat16 off where a GPU rounds to nearest.
 VALUE_TYPES = {"float16": (np.float16, 2.0**-11), "bfloat16": (ml_dtypes.bfloat16, 2.0**-7)}
-SHAPES = [(1, 1, 1), (1, 41, 300), (2, 33, 127), (9, 17, 257), (33, 5, 13), (40, 35, 130)]
+SHAPES = [(1, 1, 1), (1, 41, 300), (2, 33, 127), (9, 17, 257), (33, 5, 13), (40, 35, 130), (133, 3, 70)]
 
 
 def random_layer(rng, rows, columns, density, kind):
@@ -24,6 +33,14 @@ def random_layer(rng, rows, columns, density, kind):
     weight = np.where(mask, rng.standard_normal((rows, columns)), 0).astype(kind)
     weight[mask & (rng.random(mask.shape) < 0.05)] = 0
     return weight, mask
+
+
+def pack(form, weight, mask):
+    """The packed weight, and the one that it holds: gap8 rounds."""
+    if form in PACKERS:
+        return PACKERS[form](weight, mask), weight
+    packed = ROUNDING_PACKERS[form](weight, mask)
+    return packed, unpack_words(form, *weight.shape, packed.tensors)
 
 
 def run(x, packed):
@@ -38,7 +55,7 @@ def check(x, weight, packed, rounding):
     assert (error <= rounding * np.abs(exact) + 1e-6 * size + 1e-7).all(), error.max()
 
 
-@pytest.mark.parametrize("form", list(PACKERS))
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("values", list(VALUE_TYPES))
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_a_layer_equals_float64(form, values, shape):
@@ -46,10 +63,11 @@ def test_a_layer_equals_float64(form, values, shape):
     kind, rounding = VALUE_TYPES[values]
     rng = np.random.default_rng(tokens + rows)
     weight, mask = random_layer(rng, rows, columns, 0.4, kind)
-    check(rng.standard_normal((tokens, columns)).astype(kind), weight, PACKERS[form](weight, mask), rounding)
+    packed, weight = pack(form, weight, mask)
+    check(rng.standard_normal((tokens, columns)).astype(kind), weight, packed, rounding)
 
 
-@pytest.mark.parametrize("form", list(PACKERS))
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tokens", [1, 12])
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_layers_without_links_and_with_all_of_them(form, tokens, density):
@@ -57,7 +75,8 @@ def test_layers_without_links_and_with_all_of_them(form, tokens, density):
     mask = np.full((19, 70), density > 0)
     weight = np.where(mask, rng.standard_normal(mask.shape), 0).astype(np.float16)
     x = rng.standard_normal((tokens, 70)).astype(np.float16)
-    check(x, weight, PACKERS[form](weight, mask), VALUE_TYPES["float16"][1])
+    packed, weight = pack(form, weight, mask)
+    check(x, weight, packed, VALUE_TYPES["float16"][1])
 
 
 @pytest.mark.parametrize("form", list(PACKERS))
@@ -114,14 +133,19 @@ def test_metadata_is_that_of_the_canonical_layout():
 
 def test_phases_meet_where_the_plan_says():
     for form, most in launching.DECODE_TOKENS.items():
-        assert launching.phase_of(form, most) == "decode" and launching.phase_of(form, most + 1) == "prefill"
+        few, many = launching.phase_of(form, most), launching.phase_of(form, most + 1)
+        assert few.startswith("decode") and many == "prefill" and launching.phase_of(form, 1) == "decode"
+    taken = [
+        launching.launch_plan("gap", launching.phase_of("gap", tokens)).tokens for tokens in (*range(1, 10), 33, 999)
+    ]
+    assert taken == [1, 2, 4, 4, 8, 8, 8, 8, 32, 128, 128]
 
 
-@pytest.mark.parametrize("form", list(PACKERS))
+@pytest.mark.parametrize("form", FORMS)
 def test_the_torch_operator_is_sound_and_takes_leading_dimensions(form):
     rng = np.random.default_rng(1)
     weight, mask = random_layer(rng, 20, 40, 0.3, np.float16)
-    packed = PACKERS[form](weight, mask)
+    packed, _ = pack(form, weight, mask)
     tensors = ops.to_torch(packed, "cpu")
     x = torch.randn(2, 3, 40).half()
     operator = getattr(torch.ops.hebbline, f"{form}_linear")
@@ -143,6 +167,9 @@ def test_what_does_not_fit_is_refused():
         ops.linear(torch.ones(1, 8), single, ops.to_torch(single, "cpu"))
     with pytest.raises(ValueError, match="block size 24 is none of 16, 32, 64"):
         pack_block(weight, mask, 24)
+    rounded = ROUNDING_PACKERS["gap8"](weight, mask)
+    with pytest.raises(ValueError, match=r"gap8_linear: x is torch\.float32 and the weight torch\.int8"):
+        ops.linear(torch.ones(1, 8), rounded, ops.to_torch(rounded, "cpu"))
     packed = PACKERS["csr"](weight, mask)
     with pytest.raises(ValueError, match=r"x is torch\.bfloat16 and the weight torch\.float16"):
         ops.linear(torch.ones(1, 8, dtype=torch.bfloat16), packed, ops.to_torch(packed, "cpu"))

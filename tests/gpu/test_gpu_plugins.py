@@ -13,12 +13,14 @@ import pytest
 from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
 from hebbline.export.tensorrt.packed import add_packed_linear
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, TypedGraph, save_typed_model
-from hebbline.kernels.gpu.packing import PACKERS, GpuWeight, pack_csr
+from hebbline.kernels.gpu.packing import FORMS, PACKERS, ROUNDING_PACKERS, GpuWeight, pack_csr
+from hebbline.kernels.gpu.unpacking import unpack_words
 from hebbline.serve.engine.engines import is_installed
 
 plugins = pytest.importorskip("hebbline.kernels.gpu.plugins", reason="pip install 'hebbline[gpu-build]'")
 
-FORMS = list(PACKERS)
+PHASES = dict.fromkeys(("bitmask", "csr", "block", "nm24"), ("decode", "prefill"))
+PHASES |= dict.fromkeys(("gap", "gap8"), ("decode", "decode", "decode", "decode", "prefill", "prefill"))
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +42,14 @@ def test_every_plugin_is_in_the_registry(registered):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_plugin_describes_its_output_and_offers_two_kernels(registered, form):
+def test_a_plugin_describes_its_output_and_offers_its_kernels(registered, form):
     plugin = registered["plugins"][f"hebbline::{form}_linear"]
     assert plugin["output"] == [2, 35, 130] and plugin["types"] == 2
-    decode, prefill = plugin["kernels"]
-    assert (decode["name"], prefill["name"]) == (f"{form}_decode", f"{form}_prefill")
-    assert decode["grid"][1:] == [70, 1] and prefill["grid"][1:] == [3, 1]
-    rows = {"bitmask": (8, 32), "csr": (1, 1), "block": (32, 32), "nm24": (8, 32)}[form]
+    assert [kernel["name"] for kernel in plugin["kernels"]] == [f"{form}_{phase}" for phase in PHASES[form]]
+    tokens = (1, 2, 4, 8, 32, 128) if form.startswith("gap") else (1, 32)
+    assert [kernel["grid"][1:] for kernel in plugin["kernels"]] == [[-(-70 // step), 1] for step in tokens]
+    gap = (4, 4, 4, 4, 32, 32)
+    rows = {"bitmask": (8, 32), "csr": (1, 1), "block": (32, 32), "nm24": (8, 32), "gap": gap, "gap8": gap}[form]
     assert [kernel["grid"][0] for kernel in plugin["kernels"]] == [-(-130 // step) for step in rows]
     for kernel in plugin["kernels"]:
         assert kernel["scalars"] == [70, 130, 70] and kernel["threads"] in (64, 128)
@@ -59,10 +62,13 @@ def packed_graph(form, shape, density, folder, precision="float16"):
     mask = rng.random(shape) < density
     mask[0] = mask[-1] = False
     weight = np.where(mask, rng.standard_normal(shape), 0).astype(PRECISIONS[precision].numpy)
+    packed = (PACKERS | ROUNDING_PACKERS)[form](weight, mask)
+    if form in ROUNDING_PACKERS:
+        weight = unpack_words(form, *shape, packed.tensors).astype(weight.dtype)
     graph = TypedGraph(PRECISIONS[precision])
     graph.input("x", ["tokens", shape[1]])
     graph.output("y", ["tokens", shape[0]])
-    add_packed_linear(graph, "x", "layer", PACKERS[form](weight, mask), "y")
+    add_packed_linear(graph, "x", "layer", packed, "y")
     save_typed_model(graph.model("packed"), folder / "packed.onnx")
     return weight, folder / "packed.onnx"
 
@@ -80,7 +86,15 @@ def test_the_function_of_the_same_name_decodes_and_multiplies(form, shape, densi
 
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="pip install 'hebbline[gpu-build]'")
 @pytest.mark.parametrize(
-    ("form", "precision"), [("bitmask", "bfloat16"), ("csr", "float16"), ("block", "float16"), ("nm24", "float16")]
+    ("form", "precision"),
+    [
+        ("bitmask", "bfloat16"),
+        ("csr", "float16"),
+        ("block", "float16"),
+        ("nm24", "float16"),
+        ("gap", "float16"),
+        ("gap8", "bfloat16"),
+    ],
 )
 def test_without_the_plugin_nvidias_builder_takes_the_function(form, precision, tmp_path):
     _, path = packed_graph(form, (40, 70), 0.3, tmp_path, precision)

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "attention/attention.h"
@@ -44,10 +45,11 @@ struct History {
   std::vector<double> keys, values;
 };
 
-// Pairs (d, d + D / 2) of a vector rotated by the tables' row `position`.
-std::vector<double> rotated(const float* in_D, const float* cos, const float* sin, int64_t position, int64_t head_dim) {
-  std::vector<double> out(static_cast<size_t>(head_dim));
-  const int64_t half = head_dim / 2;
+// Pairs (d, d + R / 2) of a vector's first R places rotated by the tables' row `position`; the others stay.
+std::vector<double> rotated(const float* in_D, const AttentionStep& step, int64_t position) {
+  const float *cos = step.cos, *sin = step.sin;
+  std::vector<double> out(in_D, in_D + step.cache.head_dim);
+  const int64_t half = step.rotary_dim / 2;
   for (int64_t d = 0; d < half; ++d) {
     const double c = cos[position * half + d], s = sin[position * half + d];
     out[d] = in_D[d] * c - in_D[d + half] * s;
@@ -59,11 +61,17 @@ std::vector<double> rotated(const float* in_D, const float* cos, const float* si
 // A cache of three slots, full of NaN where nothing was written.
 class Sequences {
  public:
-  Sequences(CacheFormat format, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t context)
-      : heads_(heads), shape_{format, 3, kv_heads, (context + 15) / 16, head_dim} {
+  // `window`, `softcap`, `rotary_dim`: as in AttentionStep.
+  Sequences(CacheFormat format, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t context, int64_t window,
+            float softcap, int64_t rotary_dim)
+      : heads_(heads),
+        window_(window),
+        rotary_dim_(rotary_dim),
+        softcap_(softcap),
+        shape_{format, 3, kv_heads, (context + 15) / 16, head_dim} {
     cache_.assign(shape_.head_offset(shape_.slots, 0), '\xFF');
-    cos_ = reals(context * head_dim / 2);
-    sin_ = reals(context * head_dim / 2);
+    cos_ = reals(context * rotary_dim / 2);
+    sin_ = reals(context * rotary_dim / 2);
   }
 
   // Appends `lengths[s]` random tokens to each slot, and checks what was attended to.
@@ -79,8 +87,11 @@ class Sequences {
     const auto queries = reals(tokens * heads_ * shape_.head_dim), keys = reals(tokens * width);
     const auto values = reals(tokens * width);
     std::vector<float> attended(queries.size(), NAN);
-    AttentionStep step{shape_, heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width, cu,
-                       slots,  past,   cos_.data(),    sin_.data(), cache_.data(), attended.data()};
+    const float scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim));
+    AttentionStep step{
+        shape_,   heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width,       cu,
+        slots,    past,   cos_.data(),    sin_.data(), cache_.data(), attended.data(),          rotary_dim_, window_,
+        softcap_, scale};
     hebbline::attend(step, hebbline::attention_kernels(), serial);
     for (size_t s = 0; s < lengths.size(); ++s) {
       for (int64_t t = cu[s]; t < cu[s + 1]; ++t) check_token(step, s, t, past[s] + t - cu[s]);
@@ -94,13 +105,13 @@ class Sequences {
     History& history = histories_[slot];
     for (int64_t head = 0; head < shape_.kv_heads; ++head) {
       const float* key_D = step.keys + token * width + head * head_dim;
-      const auto key = rotated(key_D, step.cos, step.sin, position, head_dim);
+      const auto key = rotated(key_D, step, position);
       history.keys.insert(history.keys.end(), key.begin(), key.end());
     }
     history.values.insert(history.values.end(), step.values + token * width, step.values + (token + 1) * width);
     for (int64_t head = 0; head < heads_; ++head) {
       const int64_t place = (token * heads_ + head) * head_dim;
-      const auto query = rotated(step.queries + place, step.cos, step.sin, position, head_dim);
+      const auto query = rotated(step.queries + place, step, position);
       const auto expected = attended_to(history, query, head / (heads_ / shape_.kv_heads) * head_dim, position + 1);
       for (int64_t d = 0; d < head_dim; ++d) {
         const double off = std::fabs(step.attended[place + d] - expected[d]);
@@ -113,15 +124,17 @@ class Sequences {
                                   int64_t keys) const {
     const int64_t head_dim = shape_.head_dim, width = shape_.kv_heads * head_dim;
     std::vector<double> scores, sum(static_cast<size_t>(head_dim));
-    for (int64_t k = 0; k < keys; ++k) {
+    const int64_t begin = window_ > 0 ? std::max<int64_t>(0, keys - window_) : 0;
+    for (int64_t k = begin; k < keys; ++k) {
       double score = 0;
       for (int64_t d = 0; d < head_dim; ++d) score += query[d] * history.keys[k * width + offset + d];
-      scores.push_back(score / std::sqrt(static_cast<double>(head_dim)));
+      score /= std::sqrt(static_cast<double>(head_dim));
+      scores.push_back(softcap_ > 0 ? softcap_ * std::tanh(score / softcap_) : score);
     }
     const double most = *std::max_element(scores.begin(), scores.end());
     double total = 0;
-    for (int64_t k = 0; k < keys; ++k) {
-      const double weight = std::exp(scores[k] - most);
+    for (int64_t k = begin; k < keys; ++k) {
+      const double weight = std::exp(scores[k - begin] - most);
       total += weight;
       for (int64_t d = 0; d < head_dim; ++d) sum[d] += weight * history.values[k * width + offset + d];
     }
@@ -134,7 +147,8 @@ class Sequences {
     return shape_.format == CacheFormat::kFloat32 ? 1e-4 : shape_.format == CacheFormat::kBfloat16 ? 0.1 : 0.3;
   }
 
-  int64_t heads_;
+  int64_t heads_, window_, rotary_dim_;
+  float softcap_;
   CacheShape shape_;
   std::vector<char> cache_;
   std::vector<float> cos_, sin_;
@@ -145,11 +159,14 @@ class Sequences {
 void check_attention(CacheFormat format) {
   for (const auto& [heads, kv_heads, head_dim] :
        {std::array<int64_t, 3>{3, 1, 16}, {8, 2, 48}, {9, 3, 64}, {7, 1, 80}}) {
-    Sequences sequences(format, heads, kv_heads, head_dim, 300);
-    sequences.append({270, 0, 33});
-    sequences.append({1, 1, 1});
-    sequences.append({29, 140, 2});  // the first is full
-    sequences.append({0, 1, 130});
+    for (const auto& [window, softcap, rotary_dim] :
+         {std::tuple<int64_t, float, int64_t>{0, 0.0F, head_dim}, {1, 2.0F, 0}, {40, 0.0F, 6}, {290, 30.0F, 16}}) {
+      Sequences sequences(format, heads, kv_heads, head_dim, 300, window, softcap, rotary_dim);
+      sequences.append({270, 0, 33});
+      sequences.append({1, 1, 1});
+      sequences.append({29, 140, 2});  // the first is full
+      sequences.append({0, 1, 130});
+    }
   }
 }
 

@@ -15,6 +15,7 @@
 
 namespace {
 
+using hebbline::Family;
 using hebbline::Isa;
 using hebbline::SparseMatrix;
 using hebbline::ValueType;
@@ -97,8 +98,9 @@ int check_product(const SparseMatrix& matrix, Isa isa, int64_t tokens, const heb
   return 1;
 }
 
-int check_family(const char* family, Isa isa) {
-  setenv("HEBBLINE_FAMILY", family, 1);
+int check_family(Family family, Isa isa) {
+  const std::string named(hebbline::name(family));
+  setenv("HEBBLINE_FAMILY", named.c_str(), 1);
   int wrong = 0, ran = 0;
   const int64_t shapes[][2] = {{1, 1}, {33, 7}, {70, 129}, {16, 64}, {130, 520}, {3, 33000}};
   for (const auto& shape : shapes) {
@@ -118,7 +120,7 @@ int check_family(const char* family, Isa isa) {
       }
     }
   }
-  if (ran > 0) std::printf("%s %s: %d products, %d wrong\n", name(isa).c_str(), family, ran, wrong);
+  if (ran > 0) std::printf("%s %s: %d products, %d wrong\n", name(isa).c_str(), named.c_str(), ran, wrong);
   return wrong;
 }
 
@@ -195,11 +197,14 @@ int check_gated(Isa isa, ValueType values) {
     for (const int64_t tokens : {1, 9, 70}) {
       std::vector<float> x(static_cast<size_t>(tokens * 130)), y(static_cast<size_t>(tokens * 33), NAN);
       for (float& each : x) each = real();
-      hebbline::multiply_gated(stack, hebbline::gate_kernels(isa), x.data(), tokens, y.data(),
-                               [](size_t count, const auto& task) {
-                                 for (size_t i = count; i-- > 0;) task(i);
-                               });
-      for (const float each : y) wrong += std::isfinite(each) ? 0 : 1;
+      for (const auto activation : {hebbline::Activation::kSilu, hebbline::Activation::kGelu,
+                                    hebbline::Activation::kGeluTanh, hebbline::Activation::kRelu}) {
+        hebbline::multiply_gated(stack, hebbline::gate_kernels(isa), activation, x.data(), tokens, y.data(),
+                                 [](size_t count, const auto& task) {
+                                   for (size_t i = count; i-- > 0;) task(i);
+                                 });
+        for (const float each : y) wrong += std::isfinite(each) ? 0 : 1;
+      }
     }
   }
   std::printf("%s gated, values %d\n", name(isa).c_str(), static_cast<int>(values));
@@ -219,10 +224,10 @@ int check_gates(Isa isa) {
 int main() {
   int wrong = 0;
   for (const Isa isa : hebbline::available_isas()) {
-    for (const char* family : {"csr", "sell", "tile", "panel", "pick", "quad", "dense"}) wrong += check_family(family, isa);
+    for (const Family family : hebbline::all_families()) wrong += check_family(family, isa);
     wrong += check_gates(isa);
   }
-  wrong += check_family("tile", Isa::kAmxEmulated);
+  wrong += check_family(Family::kTile, Isa::kAmxEmulated);
   for (int round = 0; round < 3000; ++round) wrong += damage_csr(round) + damage_bitmask(round);
   std::printf("6000 damaged tensors decoded or refused\n");
   return wrong == 0 ? 0 : 1;

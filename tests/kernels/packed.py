@@ -54,7 +54,7 @@ def round_activations(x, values, activation_scale=0.0):
     if activation_scale:
         scale = np.float32(activation_scale)
         inverse = np.float32(1) / max(scale, np.float32(1e-30))
-    return np.clip(np.rint(x * inverse), -127, 127).astype(np.float64) * scale
+    return np.clip(np.rint(x * inverse), -128, 127).astype(np.float64) * scale
 
 
 def expected(x, weight, bias=None, values="float32", activation_scale=0.0):

@@ -87,6 +87,40 @@ def test_long_context_is_cut_and_merged(isa, kv):
         assert largest(result, wanted) < TOLERANCE
 
 
+KINDS = {
+    "window": {"attributes": {"window": 20}},
+    "window of one": {"attributes": {"window": 1}},
+    "window wider than a span": {"attributes": {"window": 300}},
+    "soft cap": {"attributes": {"softcap": 1.5}},
+    "scale": {"attributes": {"scale": 0.05}},
+    "partial rotary": {"rotary": 12},
+    "no rotary": {"rotary": 0},
+    "all": {"attributes": {"window": 33, "softcap": 5.0, "scale": 0.4}, "rotary": 8},
+}
+
+
+@pytest.mark.parametrize("kv", FORMATS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_windows_caps_scales_and_partial_rotary_embedding(isa, kind, kv):
+    """A prompt in two chunks, then single tokens around the edges of blocks, chunks and spans."""
+    attention = Attention(6, 2, 32, kv, slots=1, context=560, **kind)
+    data = attention.random(np.random.default_rng(12), 560)
+    for past, count in ((0, 300), (300, 255), (0, 10), (15, 1), (127, 2), (256, 1), (383, 3), (555, 5)):
+        (result,) = attention.step([make_sequence(0, past, data, count)])
+        wanted = expected(attention, [x[: past + count] for x in data], 0, first=past)
+        assert largest(result, wanted) < TOLERANCE
+
+
+def test_a_token_left_of_the_window_has_no_effect(isa):
+    attention = Attention(2, 1, 16, context=600, attributes={"window": 40})
+    data = attention.random(np.random.default_rng(13), 600)
+    attention.step([make_sequence(0, 0, data, 600)])
+    (before,) = attention.step([make_sequence(0, 599, data, 1)])
+    attention.cache[0, :, : 559 // 16] = 0xFF  # NaN
+    (after,) = attention.step([make_sequence(0, 599, data, 1)])
+    assert after.tobytes() == before.tobytes()
+
+
 @pytest.mark.parametrize("kv", FORMATS)
 def test_a_sequence_does_not_depend_on_its_neighbours_or_on_threads(isa, kv):
     """Bit for bit: alone, in a batch, in another order, with more threads."""
@@ -196,6 +230,11 @@ BAD_STEPS = {
     "keys": ({"keys": np.zeros((4, 32), np.float32)}, r"keys has shape \[4, 32\], not \[5, 32\]"),
     "values": ({"values": np.zeros((5, 16), np.float32)}, r"values has shape \[5, 16\], not \[5, 32\]"),
     "queries": ({"queries": np.zeros((5, 4 * 24), np.float32)}, "not a multiple of 16"),
+    "wide tables": (
+        {name: np.zeros((64, 9), np.float32) for name in ("cos", "sin")},
+        "cos has 9 pairs, which heads of size 16 do not have",
+    ),
+    "empty tables": ({name: np.zeros((64, 0), np.float32) for name in ("cos", "sin")}, "cos has 0 pairs"),
     "tables": ({"sin": np.zeros((64, 4), np.float32)}, r"sin has shape \[64, 4\], not \[64, 8\]"),
     "short tables": ({name: np.zeros((4, 8), np.float32) for name in ("cos", "sin")}, "3 tokens after 2 exceed the 4"),
     "block": ({"cache": np.zeros((3, 2, 4, 100), np.uint8)}, "blocks of 100 bytes"),
@@ -223,6 +262,33 @@ def test_a_step_outside_the_cache_is_an_error_and_writes_nothing(change, message
 def test_head_counts_that_do_not_fit_are_refused_at_load(attributes):
     with pytest.raises(Exception, match=r"attention.*num_heads"):
         open_session(make_model(**attributes))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ({"window": -1}, "window is out of range"),
+        ({"window": 2**31}, "window is out of range"),
+        ({"softcap": -1.0}, "softcap or scale"),
+        ({"softcap": float("inf")}, "softcap or scale"),
+        ({"scale": float("nan")}, "softcap or scale"),
+    ],
+    ids=str,
+)
+def test_attributes_that_mean_nothing_are_refused_at_load(attribute, message):
+    with pytest.raises(Exception, match=f"attention.*{message}"):
+        open_session(make_model(2, 1, **attribute))
+
+
+def test_one_rotary_table_alone_is_refused():
+    attention = Attention(2, 1, 16)
+    model = make_model(2, 1)
+    model.graph.node[0].input[7] = ""
+    del model.graph.input[7]
+    feeds = attention.feeds([make_sequence(0, 0, attention.random(np.random.default_rng(0), 3), 3)])
+    del feeds["sin"]
+    with pytest.raises(Exception, match="only one of cos and sin"):
+        open_session(model).run(None, feeds | {"cache": attention.cache})
 
 
 def test_the_op_needs_the_library():

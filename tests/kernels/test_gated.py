@@ -3,6 +3,8 @@
 Legend: N out_features, K in_features, M tokens.
 """
 
+import math
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -13,6 +15,12 @@ from hebbline.export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET, F
 
 ROUNDING = 3e-6
 ROWS = {"gated": (48, 48), "qkv": (48, 16, 20)}
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x / 2 * np.vectorize(math.erfc, otypes=[float])(-x / math.sqrt(2)),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
 ISAS = ("scalar", "avx2", "avx512", "amx-emulated")
 
 
@@ -35,7 +43,9 @@ def make_model(fused, parts, biases, in_features=100, function=True):
     named_biases = {f"{part}_bias": bias for part, bias in zip(fused.parts, biases, strict=True)}
     inputs = ["X", *named, *(name if bias is not None else "" for name, bias in named_biases.items())]
     given = named | {name: bias for name, bias in named_biases.items() if bias is not None}
-    node = helper.make_node(fused.op_type, inputs, ["Y"], name="layer", domain=DOMAIN, in_features=in_features)
+    node = helper.make_node(
+        fused.op_type, inputs, ["Y"], name="layer", domain=DOMAIN, in_features=in_features, **fused.attributes
+    )
     x = helper.make_tensor_value_info("X", TensorProto.FLOAT, ["B", "S", in_features])
     y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["B", "S", "N"])
     initializers = [numpy_helper.from_array(array, name) for name, array in given.items()]
@@ -45,13 +55,13 @@ def make_model(fused, parts, biases, in_features=100, function=True):
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, functions=functions)
 
 
-def wanted(kind, values, x, parts, biases):
+def wanted(kind, values, x, parts, biases, activation="silu"):
     """The op in float64, over X as the value type rounds it."""
     results = [expected(x, weight, bias, values) for (_, weight), bias in zip(parts, biases, strict=True)]
     if kind == "qkv":
         return np.concatenate(results, axis=-1)
     gate, up = results
-    return gate / (1 + np.exp(-gate)) * up
+    return ACTIVATIONS[activation](gate) * up
 
 
 def random_biases(kind, seed=5):
@@ -82,6 +92,50 @@ def test_every_layout_computes_what_float64_does(isa, kind, monkeypatch):
             exact = wanted(kind, layout.values.name, x, parts, biases)
             assert y.shape == exact.shape
             assert error(y, exact) < ROUNDING, (layout.name, tokens)
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("isa", ISAS[:3])
+def test_every_activation_of_the_gate(isa, activation, monkeypatch):
+    """By kernel, by function, and in ONNX's own evaluator."""
+    monkeypatch.setenv("HEBBLINE_ISA", isa)
+    layout = LAYOUTS["bitmask"]
+    parts, biases = make_parts(layout, "gated"), random_biases("gated")
+    model = make_model(FusedOp("gated", layout, activation), parts, biases)
+    try:
+        session = open_session(model)
+    except Exception as failure:
+        if "this processor lacks it" in str(failure):
+            pytest.skip(f"this processor lacks {isa}")
+        raise
+    x = random_x(7) * 3
+    exact = wanted("gated", "float32", x, parts, biases, activation)
+    for run in (session.run, open_session(model, kernels=False).run, ReferenceEvaluator(model).run):
+        assert error(run(None, {"X": x})[0], exact) < ROUNDING
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_an_activation_is_exact_near_0_and_at_its_extremes(activation):
+    layout = LAYOUTS["csr"]
+    eye = np.eye(64, dtype=np.float32)
+    up = np.zeros((64, 64), np.float32)
+    up[:, 63] = 1  # X's last number times the activation of each
+    parts = [(layout.encode(w, w != 0), w) for w in (eye, up)]
+    fused = FusedOp("gated", layout, activation)
+    session = open_session(make_model(fused, parts, [None, None], in_features=64))
+    x = np.concatenate([np.linspace(-6, 6, 57), [-1e30, -90, -20, 20, 90, 1e30, 1]]).astype(np.float32)
+    (y,) = session.run(None, {"X": x[None, None]})
+    with np.errstate(over="ignore"):
+        exact = ACTIVATIONS[activation](x.astype(np.float64))
+    np.testing.assert_allclose(y[0, 0], exact, rtol=2e-6, atol=4e-7)
+    assert np.isnan(session.run(None, {"X": np.where(x == 20, np.nan, x)[None, None]})[0]).any()
+
+
+def test_an_unknown_activation_is_refused_at_load():
+    layout = LAYOUTS["bitmask"]
+    model = make_model(FusedOp("gated", layout, "tanh"), make_parts(layout, "gated"), [None, None], function=False)
+    with pytest.raises(Exception, match="node 'layer': activation 'tanh' is not known"):
+        open_session(model)
 
 
 @pytest.mark.parametrize("kind", list(ROWS))

@@ -136,3 +136,24 @@ def test_packing_ends_every_document(tokenizer):
     assert blocks.flatten().tolist() == flat[: len(flat) // 3 * 3]
     with pytest.raises(InputError, match="fewer than one block"):
         pack_tokens(tokenizer, texts, 1000)
+
+
+def test_a_tokenizer_of_ones_own(tokenizer, text_file, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "own")
+    options = [*OVERRIDES, f"--data.source={text_file}", "--optimization.steps=10", "--sparsity.update.stop=10"]
+    recipe, _ = read_recipe("demo", [*options, f"--model.tokenizer={tmp_path / 'own'}"])
+    result = train_language_model(recipe)
+    assert result.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert result.model.config.vocab_size == len(tokenizer) != 300
+    assert result.model.config.eos_token_id == tokenizer.eos_token_id
+    with pytest.raises(InputError, match=r"model\.tokenizer '\S+nothing' cannot be loaded"):
+        train_language_model(read_recipe("demo", [*options, f"--model.tokenizer={tmp_path / 'nothing'}"])[0])
+    tokenizer.save_pretrained(tmp_path / "endless")
+    settings = json.loads((tmp_path / "endless/tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (tmp_path / "endless/tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "endless/special_tokens_map.json").unlink(missing_ok=True)
+    with pytest.raises(InputError, match="has no eos_token"):
+        train_language_model(read_recipe("demo", [*options, f"--model.tokenizer={tmp_path / 'endless'}"])[0])
+    with pytest.raises(InputError, match=r"model\.tokenizer: model\.pretrained comes with its own"):
+        read_recipe("demo", ["--model.tokenizer=own", "--model.pretrained=dense"])

@@ -15,7 +15,7 @@ from hebbline.train.dynamics import (
     TopologyConfig,
     UpdateConfig,
     density_schedule,
-    llama_chains,
+    model_chains,
     remove_chains,
 )
 
@@ -161,7 +161,7 @@ def test_chain_removal_in_a_llama_follows_heads_and_rotary_pairs_and_changes_no_
     ids = torch.arange(20)[None]
     before = model(ids).logits
 
-    remove_chains(masks, llama_chains(model, list(masks)))
+    remove_chains(masks, model_chains(model, list(masks)))
 
     def dead(mask, dim):
         return set(torch.nonzero(~mask.any(dim=dim)).flatten().tolist())

@@ -1,6 +1,6 @@
 """How masks change during training: density, removal, chains, regrowth, and what holds them together."""
 
-from .chains import Chain, Side, consecutive, llama_chains, model_chains, paired, remove_chains
+from .chains import Chain, Side, consecutive, decoder_chains, model_chains, paired, remove_chains
 from .config import (
     FractionConfig,
     GroupConfig,
@@ -31,10 +31,10 @@ __all__ = [
     "UpdateConfig",
     "UpdateReport",
     "consecutive",
+    "decoder_chains",
     "density_schedule",
     "erk_densities",
     "keep_links",
-    "llama_chains",
     "model_chains",
     "paired",
     "regrow_links",

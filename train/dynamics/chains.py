@@ -6,25 +6,33 @@ group; a group with no link on one side is dead, and its links on the other side
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+
+from ...architectures import Decoder, Part, decoder_of
 
 Masks = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Side:
-    """Output nodes ("rows") or input nodes ("columns") of a layer, and each one's group: int64 [nodes]."""
+    """Output nodes ("rows") or input nodes ("columns") of a layer, and each one's group: int64 [nodes].
+
+    `nodes` are the places of these nodes in the layer, where it has others too; None: they are all of its nodes.
+    """
 
     layer: str
     axis: Literal["rows", "columns"]
     groups: Tensor
+    nodes: Tensor | None = None
 
     def alive(self, masks: Masks, group_count: int) -> Tensor:
         """bool [group_count]: whether any node of the group has a link."""
         linked = masks[self.layer].any(dim=1 if self.axis == "rows" else 0)
+        if self.nodes is not None:
+            linked = linked[self.nodes.to(linked.device)]
         counts = torch.zeros(group_count, dtype=torch.int64, device=linked.device)
         return counts.index_add_(0, self.groups.to(linked.device), linked.long()) > 0
 
@@ -32,6 +40,9 @@ class Side:
         """Remove the links of nodes whose group is not alive; returns how many went."""
         mask = masks[self.layer]
         nodes = alive[self.groups.to(mask.device)]
+        if self.nodes is not None:
+            others = torch.ones(mask.shape[0 if self.axis == "rows" else 1], dtype=torch.bool, device=mask.device)
+            nodes = others.index_copy_(0, self.nodes.to(mask.device), nodes)
         kept = mask & (nodes[:, None] if self.axis == "rows" else nodes[None, :])
         removed = int(mask.sum() - kept.sum())
         masks[self.layer] = kept
@@ -72,14 +83,15 @@ def remove_chains(masks: Masks, chains: Sequence[Chain]) -> int:
 
 
 def model_chains(model: nn.Module, layers: Sequence[str]) -> list[Chain]:
-    """The chains of all blocks that are known: a Llama's, a Marian's, and stacks of linear layers.
+    """The chains of all blocks that are known: a decoder's, a Marian's, and stacks of linear layers.
 
     A node without links that has a bias still gives a constant; the chains leave biases as they are.
     """
     present = set(layers)
-    chains = _feed_forward_chains(model) + _stack_chains(model)
-    found = [chain for chain in chains if {chain.first.layer, chain.second.layer} <= present]
-    return llama_chains(model, layers) + found
+    decoder = decoder_of(model)
+    chains = _feed_forward_chains(model) if decoder is None else decoder_chains(decoder)
+    chains += _stack_chains(model)
+    return [chain for chain in chains if {chain.first.layer, chain.second.layer} <= present]
 
 
 def _feed_forward_chains(model: nn.Module) -> list[Chain]:
@@ -115,38 +127,45 @@ def _stack_chains(model: nn.Module) -> list[Chain]:
     return chains
 
 
-def llama_chains(model: nn.Module, layers: Sequence[str]) -> list[Chain]:
-    """The chains of a Llama's attention and MLP blocks, where both layers of a chain are among `layers`."""
+def decoder_chains(decoder: Decoder) -> list[Chain]:
+    """The chains of a decoder's attention and MLP blocks."""
     chains: list[Chain] = []
-    for name, module in model.named_modules():
-        if all(hasattr(module, part) for part in ("q_proj", "k_proj", "v_proj", "o_proj")):
-            chains += _attention_chains(name, module)
-        if all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj")):
-            chains += _mlp_chains(name, module.gate_proj.out_features)
-    present = set(layers)
-    return [chain for chain in chains if {chain.first.layer, chain.second.layer} <= present]
+    for layer in decoder.layer_paths():
+        chains += _attention_chains(decoder, layer) + _mlp_chains(decoder, layer)
+    return chains
 
 
-def _attention_chains(name: str, attention: Any) -> list[Chain]:
-    head_dim = attention.head_dim
-    kv_nodes = torch.arange(attention.k_proj.out_features)
-    query_nodes = torch.arange(attention.q_proj.out_features)
-    sharing = len(query_nodes) // len(kv_nodes)  # query heads that share a key/value head
+def _attention_chains(decoder: Decoder, layer: str) -> list[Chain]:
+    """Values feed the output. A key without links makes its queries idle, but where both are normed: there it counts in
+    the norm of the others."""
+    attention, size = decoder.attention, decoder.attention.head_size
+    turned = decoder.rotary.size if decoder.rotary is not None else 0
+    kv_nodes = torch.arange(attention.kv_heads * size)
+    query_nodes = torch.arange(attention.heads * size)
 
     def kv_node(nodes: Tensor) -> Tensor:
-        return nodes // (head_dim * sharing) * head_dim + nodes % head_dim
+        return nodes // (size * attention.readers) * size + nodes % size
 
     def rotary_pair(nodes: Tensor) -> Tensor:
-        """The rotary embedding mixes coordinates d and d + head_dim / 2: they live and die together."""
-        return nodes // head_dim * head_dim + nodes % (head_dim // 2)
+        """The rotary embedding mixes places d and d + turned / 2: they live and die together."""
+        place = nodes % size
+        return nodes - place + torch.where(place < turned, place % max(1, turned // 2), place)
 
-    values = Side(f"{name}.v_proj", "rows", kv_nodes)
-    outputs = Side(f"{name}.o_proj", "columns", kv_node(query_nodes))
-    keys = Side(f"{name}.k_proj", "rows", rotary_pair(kv_nodes))
-    queries = Side(f"{name}.q_proj", "rows", rotary_pair(kv_node(query_nodes)))
-    return [Chain(values, outputs), Chain(keys, queries)]
+    q, k, v = attention.parts(layer)
+    outputs = Side(f"{layer}.{attention.output}", "columns", kv_node(query_nodes))
+    chains = [Chain(_rows(v, kv_nodes), outputs)]
+    if attention.norm is None:
+        chains.append(Chain(_rows(k, rotary_pair(kv_nodes)), _rows(q, rotary_pair(kv_node(query_nodes)))))
+    return chains
 
 
-def _mlp_chains(name: str, nodes: int) -> list[Chain]:
-    gate, up, down = f"{name}.gate_proj", f"{name}.up_proj", f"{name}.down_proj"
-    return [paired(gate, up, nodes), consecutive(gate, down, nodes), consecutive(up, down, nodes)]
+def _mlp_chains(decoder: Decoder, layer: str) -> list[Chain]:
+    nodes = torch.arange(decoder.mlp.width)
+    inputs = [_rows(part, nodes) for part in decoder.mlp.parts(layer, decoder.mlp.width)]
+    output = Side(f"{layer}.{decoder.mlp.output}", "columns", nodes)
+    multiplied = [Chain(*inputs)] if len(inputs) == 2 else []
+    return [*multiplied, *(Chain(side, output) for side in inputs)]
+
+
+def _rows(part: Part, groups: Tensor) -> Side:
+    return Side(part.module, "rows", groups, None if part.rows is None else torch.from_numpy(part.rows))

@@ -7,23 +7,26 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ...artifacts import InputError
+from .places import Place, parameter_of
 from .sharding import whole
 
 _FEWEST_ZEROS = 0.01
 """Fresh weights are drawn from densities: a share of exact zeros above this one was put there."""
 
 
-def check_weights(layers: Mapping[str, nn.Linear]) -> None:
+def check_weights(model: nn.Module, places: Mapping[str, Place]) -> None:
     """Refuse layers whose weight cannot have a graph of its own.
 
     Raises:
-        InputError: a layer's weight is computed from other parameters, frozen, or that of another of the layers too.
+        InputError: a layer's weight is computed from other parameters, frozen, or that of another of the layers too, or
+            it is split over processes and no Linear's.
     """
-    owners: dict[int, str] = {}
-    for name, layer in layers.items():
-        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+    owners: dict[tuple[int, int | None], str] = {}
+    for name, place in places.items():
+        weight = parameter_of(model, place)
         if weight is None:
             raise InputError(
                 f"layer '{name}' computes its weight from other parameters, as under weight_norm: remove the "
@@ -34,7 +37,9 @@ def check_weights(layers: Mapping[str, nn.Linear]) -> None:
                 f"layer '{name}' is frozen (requires_grad is False): unfreeze its weight, or name the layer in "
                 "sparsity.exclude"
             )
-        if (owner := owners.setdefault(id(weight), name)) != name:
+        if isinstance(weight, DTensor) and not (place.plain and weight.ndim == len(place.shape)):
+            raise InputError(f"layer '{name}' is split over processes, which Linear layers alone may be here")
+        if (owner := owners.setdefault((id(weight), place.first), name)) != name:
             raise InputError(
                 f"layers '{owner}' and '{name}' share a weight, which has one graph: name one of them in "
                 "sparsity.exclude, and it has the links of the other"

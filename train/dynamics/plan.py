@@ -3,7 +3,7 @@
 Legend: N out_features, K in_features; R, C rows and columns of the grid of units (see `topology.structure`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from ...architectures import decoder_of
 from ...artifacts import InputError
 from ..topology import initial_mask
 from ..topology.initial import link_count
@@ -20,6 +21,7 @@ from .config import SparsityConfig
 from .density import density_schedule, erk_densities
 from .layers import check_weights, is_trained
 from .methods import FractionKind, RegrowthRule, RegrowthScore, RemovalRule, RemovalScore, TopologyKind
+from .places import Place, check_experts, find_places, output_layers, tied_layers
 from .sampling import seed_for
 from .sections import GroupConfig, merge, required
 
@@ -89,19 +91,19 @@ def plan_layers(model: nn.Module, config: SparsityConfig) -> dict[str, LayerPlan
     """
     asked = config.topology.kind
     config = config.resolved().for_run()
-    layers = dict(sparse_layers(model, config))
-    check_weights(layers)
+    layers = sparse_places(model, config)
+    check_weights(model, layers)
     groups = {name: _group_of(name, config.groups) for name in layers}
     _check_globs(config.groups, list(layers))
     heads = head_counts(model)
     structures = {name: _structure(config, groups[name]) for name in layers}
-    densities = _densities(config, {name: _shape(layer) for name, layer in layers.items()}, groups, structures)
+    densities = _densities(config, {name: place.shape for name, place in layers.items()}, groups, structures)
     plans = {}
-    for name, layer in layers.items():
+    for name, place in layers.items():
         per_head = config.per_head if groups[name].per_head is None else groups[name].per_head
         parts = heads.get(name, 1) if per_head else 1
-        plan = _plan(name, _shape(layer), config, groups[name], structures[name], densities[name], parts)
-        if not (groups[name].topology.kind or asked) and is_trained(layer.weight):
+        plan = _plan(name, place.shape, config, groups[name], structures[name], densities[name], parts)
+        if not (groups[name].topology.kind or asked) and is_trained(model.get_parameter(place.parameter)):
             plan = replace(plan, topology="magnitude")
         plan.structure.check(name, *plan.shape, max(plan.densities))
         if plan.regrowth_score == "none" and (plan.removed or config.removal.chains):
@@ -114,22 +116,44 @@ def plan_layers(model: nn.Module, config: SparsityConfig) -> dict[str, LayerPlan
     return plans
 
 
-def sparse_layers(model: nn.Module, config: SparsityConfig) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear layers that an include glob matches and no exclude glob does."""
+def sparse_places(model: nn.Module, config: SparsityConfig) -> dict[str, Place]:
+    """The matrices of the layers that an include glob matches and no exclude glob does, in the model's order.
+
+    Layers that share their weight with an embedding stay dense, and so does that of the outputs, by what it is, unless
+    `include` has its very name.
+
+    Raises:
+        InputError: there are none, `include` names a layer that shares its weight with an embedding, or experts of a
+            mixture would stay dense without being excluded.
+    """
     if config.method == "dense":
-        return
-    found = False
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and _matches(name, config.include) and not _matches(name, config.exclude):
-            found = True
-            yield name, module
-    if not found:
+        return {}
+    found = find_places(model)
+    tied = tied_layers(model)
+    if named := sorted(tied & set(config.include)):
+        raise InputError(
+            f"layer '{named[0]}' shares its weight with an embedding, of which most would become 0 too: take it out of "
+            "sparsity.include"
+        )
+    outputs = tied | (output_layers(model) - set(config.include))
+    chosen = {
+        name: place
+        for name, place in found.items()
+        if name not in outputs and _matches(name, config.include) and not _matches(name, config.exclude)
+    }
+    if not chosen:
         raise InputError(f"sparsity.include {config.include} matches no linear layer of {type(model).__name__}")
+    check_experts(model, found, lambda name: not _matches(name, config.include) or _matches(name, config.exclude))
+    return chosen
 
 
 def head_counts(model: nn.Module) -> dict[str, int]:
     """The number of heads of each query, key and value projection, by layer name."""
     counts = {}
+    if (decoder := decoder_of(model)) is not None:
+        size, places = decoder.attention.head_size, find_places(model)
+        names = [f"{layer}.{path}" for layer in decoder.layer_paths() for path in decoder.attention.inputs]
+        return {name: places[name].shape[0] // size for name in names if name in places}
     for name, module in model.named_modules():
         if isinstance(getattr(module, "head_dim", None), int):
             for part in ("q_proj", "k_proj", "v_proj"):
@@ -213,7 +237,3 @@ def _check_globs(groups: list[GroupConfig], names: list[str]) -> None:
 
 def _matches(name: str, globs: list[str]) -> bool:
     return any(fnmatchcase(name, glob) for glob in globs)
-
-
-def _shape(layer: nn.Linear) -> tuple[int, int]:
-    return layer.out_features, layer.in_features

@@ -15,15 +15,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ...artifacts import CheckError, InputError
 from .chains import model_chains, remove_chains
 from .config import SparsityConfig
 from .density import removal_fraction
+from .places import dense_weights, density_line, find_places
 from .plan import LayerPlan, plan_layers
 from .promise import Promise, promise
 from .sections import required
-from .sharding import check_masks, decides, share_masks, whole
+from .sharding import check_masks, decides, local, local_rows, share_masks, whole
 from .update import Moment, UpdateReport, magnitude_mask, regrow, remove
 from .warmup import RateWarmup
 from .weights import LinkWeights, MaskedWeights, Masks, Weights
@@ -69,7 +71,9 @@ class Sparsifier:
         """
         self.plans = plan_layers(model, config)
         self.config = config = config.resolved().for_run()
-        self._devices = {name: model.get_parameter(f"{name}.weight").device for name in self.plans}
+        places = find_places(model)
+        self._devices = {name: model.get_parameter(places[name].parameter).device for name in self.plans}
+        self.dense = dense_weights(model, {name: places[name] for name in self.plans})
         self._chains = model_chains(model, list(self.plans)) if config.removal.chains else []
         self._warmup = RateWarmup(config.update.warmup, self._steps_since_update)
         if state is None:
@@ -113,8 +117,34 @@ class Sparsifier:
 
     @property
     def density(self) -> float:
-        """Links over possible links, of all sparse layers together."""
+        """Links over possible links, of all sparse layers together; `summary` says which those are."""
         return _share(self.masks)
+
+    @property
+    def summary(self) -> str:
+        """A line that says of what the density is, and which weights stay dense (`dense`: their number, by name)."""
+        return density_line(self.masks, self.dense)
+
+    @torch.no_grad()
+    def mask(self, averaged: nn.Module) -> None:
+        """Set weights off the masks to 0 in another model of the same layers, in place.
+
+        A moving or stochastic average of the weights (EMA, SWA) holds links that were there at some time: call this
+        before it is evaluated or published.
+
+        Args:
+            averaged: the averaged model, or torch's `AveragedModel` around it.
+
+        Raises:
+            InputError: it lacks a layer, or has it in another shape.
+        """
+        inner = averaged.module if isinstance(averaged, AveragedModel) else averaged
+        places = find_places(inner)
+        for name, mask_NK in self.masks.items():
+            if name not in places or places[name].shape != mask_NK.shape:
+                raise InputError(f"the model to be masked has no layer '{name}' of shape {tuple(mask_NK.shape)}")
+            region = places[name].region(local(inner.get_parameter(places[name].parameter)))
+            region.masked_fill_(~places[name].held(local_rows(mask_NK.to(region.device), region), region), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the dynamics depend on, beside the configuration.
@@ -260,13 +290,13 @@ def initial_masks(model: nn.Module, config: SparsityConfig, inputs: ArrayLike | 
 
 
 def _initial_masks(model: nn.Module, plans: Mapping[str, LayerPlan], seed: int, inputs: ArrayLike | None) -> Masks:
-    masks = {}
+    masks, places = {}, find_places(model)
     for name, plan in plans.items():
-        weight = model.get_parameter(f"{name}.weight")
+        weight = model.get_parameter(places[name].parameter)
         if plan.topology == "csti" and inputs is None:
             raise InputError(f"topology 'csti' of layer '{name}' needs the data, which this task does not give")
         if plan.topology == "magnitude":
-            masks[name] = magnitude_mask(plan, whole(weight), seed)
+            masks[name] = magnitude_mask(plan, places[name].matrix(whole(weight)), seed)
         else:
             masks[name] = plan.initial_mask(seed, inputs).to(weight.device)
     return masks

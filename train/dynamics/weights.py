@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...artifacts import InputError
 from ..sparse_linear import SparseLinear
 from .gradients import DenseGradients
+from .places import find_places
 from .sharding import gather_rows, is_distributed, local, local_rows, whole
 
 Masks = dict[str, Tensor]
@@ -86,7 +87,9 @@ class MaskedWeights(Weights):
         """`watched` says whether the gradient of a layer that is being formed is to be kept whole too."""
         super().__init__()
         self._masks = masks
-        self._layers = {name: model.get_submodule(name) for name in masks}
+        found = find_places(model)
+        self._places = {name: found[name] for name in masks}
+        self._parameters = {name: model.get_parameter(place.parameter) for name, place in self._places.items()}
         self._watched = watched
         self._gradients = DenseGradients()
         self._hooks: list[RemovableHandle] = []
@@ -108,7 +111,7 @@ class MaskedWeights(Weights):
 
     def dense(self, name: str) -> Tensor:
         """See `Weights`."""
-        return whole(self.parameter(name).detach())
+        return self._places[name].matrix(whole(self.parameter(name).detach()))
 
     def put(self, masks: Masks) -> None:
         """See `Weights`."""
@@ -131,9 +134,7 @@ class MaskedWeights(Weights):
 
     def parameter(self, name: str) -> nn.Parameter:
         """See `Weights`."""
-        weight = self._layers[name].weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self._parameters[name]
 
     def release(self) -> None:
         """Keep nothing 0 any more."""
@@ -155,34 +156,40 @@ class MaskedWeights(Weights):
             return
         mask_nK = local_rows(self.masks[name], weight)
         if self._watched(name):
-            self._gradients.add(name, local(weight.grad), mask_nK)
-        _zero_off(local(weight.grad), mask_nK)
+            self._gradients.add(name, self._places[name].matrix(local(weight.grad)), mask_nK)
+        self._zero_off(name, weight.grad, mask_nK)
+
+    def _zero_off(self, name: str, value: Tensor, mask_nK: Tensor) -> None:
+        """Set to 0 off the mask what is like a layer's parameter."""
+        place = self._places[name]
+        region = place.region(local(value))
+        _zero_off(region, place.held(mask_nK, region))
 
     @torch.no_grad()
     def _apply(self) -> None:
         for name, mask_NK in self.masks.items():
             weight = self.parameter(name)
-            _zero_off(local(weight), local_rows(mask_NK, weight))
+            self._zero_off(name, weight, local_rows(mask_NK, weight))
 
     @torch.no_grad()
     def _reset_links(self, name: str, survivors_NK: Tensor) -> None:
         """Zero the weight, gradient and optimizer moments of every link that did not live through an update."""
         weight = self.parameter(name)
         survivors_nK = local_rows(survivors_NK, weight)
-        _zero_off(local(weight), survivors_nK)
+        self._zero_off(name, weight, survivors_nK)
         if weight.grad is not None:
-            _zero_off(local(weight.grad), survivors_nK)
+            self._zero_off(name, weight.grad, survivors_nK)
         for optimizer in self._optimizers:
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
-                    _zero_off(local(value), survivors_nK)
+                    self._zero_off(name, value, survivors_nK)
 
 
 class LinkWeights(Weights):
     """Layers that are replaced by `SparseLinear`, whose parameter holds the links alone; on one process.
 
     Raises:
-        InputError: there are other processes, or a layer shares its weight with another module.
+        InputError: there are other processes, a layer is no Linear, or shares its weight with another module.
     """
 
     def __init__(self, model: nn.Module, masks: Masks, watched: Callable[[str], bool]) -> None:
@@ -251,6 +258,12 @@ class LinkWeights(Weights):
             self._set(name, layer.to_linear())
 
     def _check_owners(self, masks: Masks) -> None:
+        linear = {name for name, module in self._model.named_modules() if isinstance(module, nn.Linear)}
+        if others := [name for name in masks if name not in linear]:
+            raise InputError(
+                f"sparsity.compute 'links': layer '{others[0]}' is no Linear; exclude it, or give sparsity.compute "
+                "'masked'"
+            )
         owners: dict[int, list[str]] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])

@@ -16,7 +16,7 @@ from .blocks import Call
 from .config import PruneConfig
 from .layers import Layer
 
-_BATCH = 4
+_BATCH = 1
 
 
 def reconstruct(

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -24,6 +25,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "translation": TranslationRecipe,
 }
 DEFAULT_TASK = "language-model"
+_SHIPPED = Path(__file__).parents[1] / "recipes"
 _SECTIONS_BESIDE_THE_RESULT = ("checkpoint", "logging")
 # The parts of jsonargparse's complaint about a value that is none of a Literal's.
 _KEY = re.compile(r'Parser key "([\w.]+)"')
@@ -127,11 +129,20 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def shipped_recipes() -> dict[str, str]:
+    """The recipes that come with the package, by name, and the first sentence of what each says of itself."""
+    return {path.stem: _first_sentence(path) for path in sorted(_SHIPPED.glob("*.yaml"))}
+
+
+def _first_sentence(path: Path) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return " ".join(line.lstrip("# ") for line in lines).partition(". ")[0].rstrip(".")
+
+
 def _find_recipe(recipe: str) -> Path:
     if Path(recipe).is_file():
         return Path(recipe)
-    shipped = Path(__file__).parents[1] / "recipes"
-    if (shipped / f"{recipe}.yaml").is_file():
-        return shipped / f"{recipe}.yaml"
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    if (_SHIPPED / f"{recipe}.yaml").is_file():
+        return _SHIPPED / f"{recipe}.yaml"
+    names = ", ".join(shipped_recipes())
     raise InputError(f"recipe '{recipe}' is neither a file nor a shipped recipe ({names})")

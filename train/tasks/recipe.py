@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ...architectures.decoder import HEAD_SIZE_STEP
 from ...artifacts import InputError
 from ..dynamics import SparsityConfig
 from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
@@ -10,7 +11,7 @@ from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the Llama.
+    """Shape of the model: a Llama, or what `config` or `pretrained` say.
 
     Args:
         hidden_size: width of the residual stream.
@@ -21,8 +22,12 @@ class ModelConfig:
         context_length: longest text, prompt and completion together, in tokens.
         vocab_size: entries of the tokenizer that is trained on the data.
         tie_embeddings: share the input embedding with lm_head.
-        pretrained: a directory or hub name of a dense Llama to start from, with its tokenizer; the fields above then
-            do not count. Initial graphs of kind "magnitude" keep its largest weights.
+        config: a transformers `config.json` of any family that can be exported, for a model with random weights; of the
+            fields above only `vocab_size` then counts.
+        pretrained: a directory or hub name of a dense model of such a family to start from, with its tokenizer; the
+            fields above then do not count. Initial graphs of kind "magnitude" keep its largest weights.
+        tokenizer: a directory or hub name of a tokenizer to take in place of one that is trained on the data;
+            `vocab_size` then does not count.
     """
 
     hidden_size: int = 256
@@ -33,9 +38,13 @@ class ModelConfig:
     context_length: int = 512
     vocab_size: int = 4096
     tie_embeddings: bool = True
+    config: str = ""
     pretrained: str = ""
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
+        if self.pretrained and self.tokenizer:
+            raise InputError("model.tokenizer: model.pretrained comes with its own; leave one of the two out")
         for name in ("hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "context_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"model.{name} must be at least 1")
@@ -43,10 +52,13 @@ class ModelConfig:
             raise InputError(
                 f"model.vocab_size {self.vocab_size} is below 257: a byte-level tokenizer needs 256 and one"
             )
-        if self.hidden_size % (16 * self.heads):
+        if self.config and self.pretrained:
+            raise InputError("model.config and model.pretrained are both given: a model starts from one of them")
+        if self.hidden_size % (HEAD_SIZE_STEP * self.heads):
             raise InputError(
-                f"model.hidden_size {self.hidden_size} is not a multiple of 16 * model.heads = {16 * self.heads}: "
-                "the exported attention takes heads whose size is a multiple of 16"
+                f"model.hidden_size {self.hidden_size} is not a multiple of {HEAD_SIZE_STEP} * model.heads = "
+                f"{HEAD_SIZE_STEP * self.heads}: the exported attention takes heads whose size is a multiple of "
+                f"{HEAD_SIZE_STEP}"
             )
         if self.heads % self.kv_heads:
             raise InputError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
@@ -134,7 +146,7 @@ class LanguageModelRecipe:
     task: Literal["language-model"] = "language-model"
 
     def __post_init__(self) -> None:
-        if self.model.pretrained:
+        if self.model.pretrained or self.model.config:
             return
         if not 2 <= self.data.sequence_length <= self.model.context_length:
             raise InputError(

@@ -1,11 +1,11 @@
-"""Single layers timed on a GPU: each form against dense cuBLAS, and TensorRT dense against TensorRT on 2:4 weights.
+"""Single layers of TensorRT timed on a GPU: 2:4 weights with and without sparse tactics, and plugins against dense.
 
 Legend: T tokens, N out_features, K in_features.
 """
 
 import importlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,56 +16,21 @@ import torch
 from numpy.typing import NDArray
 
 from ....artifacts import CheckError
-from ....kernels.gpu import ops
+from ....kernels.gpu.check.cases import random_weight, timed_mask
+from ....kernels.gpu.check.speed import LayerTime
+from ....kernels.gpu.check.timing import GraphReplay, Timing, compare, copies_beyond_cache
 from ....kernels.gpu.packing import PACKERS
 from ..build import EngineRequest, EngineRuntime, build_engine
 from ..packed import add_packed_linear
 from ..sparsity import LayerSparsity, layer_sparsity, parse_sparsity_log
 from ..typed_graph import PRECISIONS, TypedGraph, save_typed_model
-from .cases import DENSITIES, TIMED_SHAPE, TOKENS, random_weight, timed_mask
-from .timing import GraphReplay, Timing, compare, copies_beyond_cache
 
+TOKENS = (1, 4, 64, 512)
+TIMED_SHAPE = (4096, 4096)
 TWO_FOUR_DENSITY = 0.5
 PLUGIN_DENSITY = 0.1
 _PARITY_FACTOR = 2.0**-8
 """Error allowed to a float16 layer of TensorRT, relative to the sum of magnitudes."""
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """One layer timed: what ran it, its density and tokens, against which baseline, and the times."""
-
-    what: str
-    baseline: str
-    density: float
-    tokens: int
-    timing: Timing
-
-
-def time_kernels(values: str = "float16") -> Iterator[LayerTime]:
-    """Every form at every density and number of tokens, against torch's dense product."""
-    for density in DENSITIES:
-        for form in PACKERS:
-            mask_NK = timed_mask(form, density)
-            weight_NK = random_weight(np.random.default_rng(0), mask_NK, values)
-            for tokens in TOKENS:
-                timing = _time_form(form, weight_NK, mask_NK, tokens)
-                yield LayerTime(form, "cuBLAS", float(mask_NK.mean()), tokens, timing)
-
-
-def _time_form(form: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_], tokens: int) -> Timing:
-    packed = PACKERS[form](weight_NK, mask_NK)
-    dense_NK = ops.to_tensor(weight_NK).cuda()
-    x_TK = torch.randn(tokens, mask_NK.shape[1], dtype=dense_NK.dtype, device="cuda")
-    denses = [dense_NK.clone() for _ in range(copies_beyond_cache(weight_NK.nbytes))]
-    sparses = [ops.to_torch(packed) for _ in range(copies_beyond_cache(packed.bytes))]
-    baseline = GraphReplay([_bound(torch.nn.functional.linear, x_TK, weight) for weight in denses])
-    candidate = GraphReplay([_bound(ops.linear, x_TK, packed, tensors) for tensors in sparses])
-    return compare(baseline, candidate)
-
-
-def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return lambda: function(*arguments)
 
 
 @dataclass(frozen=True)
@@ -84,8 +49,8 @@ def time_tensorrt(runtime: EngineRuntime, capability: str) -> Iterator[TensorRtL
     Raises:
         CheckError: a build fails, or a result is wrong.
     """
-    mask_NK = timed_mask("nm24", TWO_FOUR_DENSITY)
-    weight_NK = random_weight(np.random.default_rng(0), mask_NK, "float16")
+    mask_NK = timed_mask("nm24", TWO_FOUR_DENSITY, TIMED_SHAPE)
+    weight_NK = random_weight(np.random.default_rng(0), mask_NK, "float16").astype(np.float16)
     with tempfile.TemporaryDirectory(prefix="hebbline-gpu-check-") as directory:
         for tokens in TOKENS:
             folder = Path(directory) / str(tokens)
@@ -120,8 +85,8 @@ def time_plugins(runtime: EngineRuntime, capability: str) -> Iterator[LayerTime]
         CheckError: a build fails, or a result is wrong.
     """
     for form in PACKERS:
-        mask_NK = timed_mask(form, PLUGIN_DENSITY)
-        weight_NK = random_weight(np.random.default_rng(0), mask_NK, "float16")
+        mask_NK = timed_mask(form, PLUGIN_DENSITY, TIMED_SHAPE)
+        weight_NK = random_weight(np.random.default_rng(0), mask_NK, "float16").astype(np.float16)
         for tokens in TOKENS:
             with tempfile.TemporaryDirectory(prefix="hebbline-gpu-check-") as directory:
                 replays = []
@@ -134,7 +99,7 @@ def time_plugins(runtime: EngineRuntime, capability: str) -> Iterator[LayerTime]
                     build_engine(request)
                     replays.append(_replay(runtime, request.engine, tokens, weight_NK))
                 timing = compare(replays[0], replays[1])
-            yield LayerTime(f"{form} plugin", "TensorRT dense", float(mask_NK.mean()), tokens, timing)
+            yield LayerTime(f"{form} plugin", "TensorRT dense", *TIMED_SHAPE, float(mask_NK.mean()), tokens, timing)
 
 
 def _layer_graph(form: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_], tokens: int) -> onnx.ModelProto:

@@ -8,23 +8,26 @@ from typing import Any
 
 from ....artifacts import CheckError, InputError
 from ....artifacts.publish import write_atomically
+from ....kernels.gpu.check.tables import page_name
 from ....kernels.gpu.driver import Driver
 from ....serve.engine.engines import EngineFacts, Gpu, is_installed, read_engines
 from ....serve.engine.gpu import find_gpu
 from ....serve.engine.static_cache import StaticCacheRunner, StepLimits
 from ....serve.engine.tensorrt import Device, EngineExecutor, TensorRtRunner, open_runner
 from ...graph.source import load_source
-from ..build import RUNTIMES, EngineRequest, EngineRuntime, build_engine
+from ..build import RUNTIMES, EngineRequest, EngineRuntime, build_engine, installed_runtimes
 from ..choosing import FORMS
 from ..decoder import build_static_decoder, step_profiles
 from ..exporter import EngineOptions, export_engines
 from ..parity import check_precision
 from ..typed_graph import PRECISIONS, save_typed_model
-from .page import EngineCheck, GpuCheck, page_name, render_page
+from .page import EngineCheck, GpuCheck, render_page
 
 Progress = Callable[[str], None]
 _LIMITS = StepLimits(batch=4, tokens=64)
 _SLOTS = 3
+KERNEL_SECONDS = 240.0
+"""For the times of the kernels; those of TensorRT come on top."""
 
 
 def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda stage: None) -> tuple[GpuCheck, Path]:
@@ -38,31 +41,37 @@ def run_gpu_check(model: Path | None, docs: Path, progress: Progress = lambda st
         wrong on a machine that has them is in the result's `mismatches`.)
     """
     gpu, runtimes = check_conditions()
-    from .cases import check_kernels
-    from .layers import time_kernels, time_plugins, time_tensorrt
+    from ....kernels.gpu.check.cases import check_kernels
+    from ....kernels.gpu.check.speed import Clock, LayerTime, NotTimed, Sweep, time_kernels
+    from .layers import time_plugins, time_tensorrt
 
     mismatches: list[str] = []
     progress("comparing the kernels with float64")
     parity = list(check_kernels("cuda"))
-    mismatches += [
-        f"kernel {e.form} in {e.values} on {e.tokens}x{e.out_features}x{e.in_features}: error {e.error:.2g} of the "
-        "allowed one"
-        for e in parity
-        if not e.passed
-    ]
+    mismatches += [entry.mismatch for entry in parity if not entry.passed]
     engines = _collect(runtimes, mismatches, lambda runtime: [_check_engine(runtime, model, progress)])
     # TensorRT-RTX takes no plugins.
     takers = [runtime for runtime in runtimes if runtime.takes_plugins]
     driver = Driver.open()
     engines += _collect(takers, mismatches, lambda runtime: [check_plugins(runtime, gpu, driver, model, progress)])
     progress("timing the kernels")
-    kernels = list(time_kernels())
+    rows = list(time_kernels(Sweep(), Clock(KERNEL_SECONDS)))
+    kernels = [row for row in rows if isinstance(row, LayerTime)]
+    left_out = [row for row in rows if isinstance(row, NotTimed)]
     progress("timing TensorRT")
     layers = _collect(runtimes, mismatches, lambda runtime: list(time_tensorrt(runtime, gpu.compute_capability)))
     progress("timing the plugins")
     kernels += _collect(takers, mismatches, lambda runtime: list(time_plugins(runtime, gpu.compute_capability)))
     check = GpuCheck(
-        gpu.name, gpu.compute_capability, _versions(runtimes), parity, engines, kernels, layers, mismatches
+        gpu.name,
+        gpu.compute_capability,
+        _versions(runtimes),
+        parity,
+        engines,
+        kernels,
+        left_out,
+        layers,
+        mismatches,
     )
     docs.mkdir(parents=True, exist_ok=True)
     page = docs / page_name(gpu.name)
@@ -77,12 +86,7 @@ def check_conditions() -> tuple[Gpu, list[EngineRuntime]]:
         InputError: something is missing; the message is one line.
     """
     gpu = find_gpu()
-    own = (gpu.compute_capability,)
-    runtimes = [
-        runtime
-        for runtime in RUNTIMES.values()
-        if is_installed(runtime.module) and own[0] in (runtime.compute_capabilities or own)
-    ]
+    runtimes = installed_runtimes(gpu.compute_capability)
     if not runtimes:
         raise InputError(
             f"no runtime for {gpu.name} ({gpu.compute_capability}) is installed: {RUNTIMES['tensorrt'].installation}"

@@ -1,0 +1,73 @@
+"""What the check found, in Markdown, with what had been predicted beside it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..roofline import GPUS, SPARSE_FORMS, GpuModel, predict, random_layer
+from .cases import KernelParity
+from .speed import LayerTime, NotTimed
+
+TIMES_REMARK = (
+    "Speed-up is the median of the ratios in turns, weights read from memory; the prediction is that of "
+    "`kernels/gpu/roofline.py`. Masks suit their form: blocks are whole, `nm24` has no residual, the others are "
+    "random. 5461 is no multiple of 8, for which cuBLAS is slow."
+)
+
+
+def page_name(gpu: str) -> str:
+    """The file's name for a GPU: "NVIDIA A100-SXM4-80GB" is a100-sxm4-80gb.md."""
+    words = re.sub(r"[^a-z0-9]+", "-", gpu.lower().replace("nvidia", "")).strip("-")
+    return f"{words or 'gpu'}.md"
+
+
+def verdict_lines(mismatches: Sequence[str]) -> list[str]:
+    """Whether everything agreed, and what did not."""
+    if not mismatches:
+        return ["Everything agreed."]
+    return ["**Not everything agreed:**", *(f"- {mismatch}" for mismatch in mismatches)]
+
+
+def parity_lines(parity: Sequence[KernelParity]) -> list[str]:
+    """A table of the largest error of each form."""
+    lines = ["| what | largest error |", "|---|---|"]
+    for form in dict.fromkeys(entry.form for entry in parity):
+        worst = max((entry.error for entry in parity if entry.form == form), default=0.0)
+        lines.append(f"| kernels of `{form}` against float64 | {worst:.2f} of what rounding allows |")
+    return lines
+
+
+def time_lines(gpu: str, rows: Sequence[LayerTime]) -> list[str]:
+    """A table of the times, with the predicted speed-up where there is a model of the GPU and the form."""
+    model = _model_of(gpu)
+    lines = [
+        "| what | layer | density | tokens | µs | against | its µs | speed-up (run) | speed-up (predicted) |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        timing = row.timing
+        lines.append(
+            f"| {row.what} | {row.out_features}x{row.in_features} | {row.density:.2g} | {row.tokens} | "
+            f"{timing.seconds * 1e6:.1f} | {row.baseline} | {timing.baseline_seconds * 1e6:.1f} | "
+            f"{timing.speedup:.2f} | {_predicted(row, model)} |"
+        )
+    return lines
+
+
+def left_out_lines(left_out: Sequence[NotTimed]) -> list[str]:
+    """What was not timed, and why."""
+    return [f"- {entry.what}: {entry.why}" for entry in left_out] or ["Nothing."]
+
+
+def _model_of(gpu: str) -> GpuModel | None:
+    return next((model for name, model in GPUS.items() if name in gpu.replace("-", " ").split()), None)
+
+
+def _predicted(row: LayerTime, model: GpuModel | None) -> str:
+    form = row.what.split()[0]
+    if model is None:
+        return "no model of this GPU"
+    if form not in SPARSE_FORMS:
+        return "no model"
+    layer = replace(random_layer(row.out_features, row.in_features, row.density), residual_share=0.0)
+    return f"{predict('dense', layer, row.tokens, model).seconds / predict(form, layer, row.tokens, model).seconds:.2f}"
