@@ -34,7 +34,7 @@ TERMS = (
 """What a call is made of; `Term` in kernels/linear/cost.h says what each is."""
 BASELINE = "onnxruntime"
 """The family that stands for ONNX Runtime's dense float32 MatMul."""
-FAMILIES = ("csr", "sell", "tile", "panel", "pick", "quad")
+FAMILIES = ("csr", "sell", "tile", "panel", "pick", "quad", "dense")
 """The families of packings, as HEBBLINE_FAMILY names them."""
 _UNIT_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 4}
 

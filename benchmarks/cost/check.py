@@ -11,7 +11,7 @@ from statistics import median
 from ...artifacts import CheckError
 from ...kernels.cost import BASELINE, predict
 from ..cases import LinearCases
-from .fit import Fit, usual_dense
+from .fit import Fit, dense_key, usual_dense
 from .ledger import Sample
 
 LARGEST_MEDIAN_ERROR = 0.25
@@ -86,7 +86,7 @@ def _judge(samples: Sequence[Sample], speedup: Predict, choose: Callable[[Sample
     usual = usual_dense(samples)
     if not usual:
         raise CheckError("there are no samples to judge by")
-    errors = [(abs(speedup(sample) / (sample.dense_us / sample.us) - 1), sample) for sample in samples]
+    errors = [(abs(speedup(sample) / (usual[dense_key(sample)] / sample.us) - 1), sample) for sample in samples]
     losses = _losses([sample for sample in samples if not sample.cached], choose)
     judged = [loss for loss, taken, _ in losses if _is_benchmarked(taken)]
     errors.sort(key=lambda pair: -pair[0])
@@ -113,9 +113,9 @@ def _losses(samples: Sequence[Sample], choose: Callable[[Sample], str]) -> list[
     for families in layers.values():
         if len(families) == 1 or choose(next(iter(families.values()))) not in families:
             continue  # nothing to choose from was measured
-        best = min(families.values(), key=lambda sample: sample.us / sample.dense_us)
+        best = min(families.values(), key=lambda sample: sample.us)
         taken = families[choose(best)]
-        losses.append((taken.us / taken.dense_us / (best.us / best.dense_us), taken, best))
+        losses.append((taken.us / best.us, taken, best))
     return sorted(losses, key=lambda loss: -loss[0])
 
 

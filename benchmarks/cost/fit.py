@@ -31,9 +31,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Target:
-    """A sample, its microseconds on the machine as it is as a rule, and how much its error counts.
+    """A sample, its microseconds, and how much its error counts.
 
-    That is least time of any family over its own: a family needs no good prediction where it is not worth taking.
+    That is the least time of any family over its own: a family needs no good prediction where it is not worth taking.
     """
 
     sample: Sample
@@ -44,12 +44,11 @@ class _Target:
 def fit(isa: str, samples: Sequence[Sample]) -> Fit:
     """Fit every row of the table of `isa`; InputError where the library does not know the instruction set."""
     usual = usual_dense(samples)
-    dense = [_Target(sample, usual[_dense_key(sample)], 1.0) for sample in _one_each(samples)]
+    dense = [_Target(sample, usual[dense_key(sample)], 1.0) for sample in _one_each(samples)]
     groups: dict[tuple[str, str], list[_Target]] = {}
-    fastest = fastest_ratios(samples)
+    fastest = fastest_times(samples)
     for sample in samples:
-        ratio = sample.us / sample.dense_us
-        target = _Target(sample, ratio * usual[_dense_key(sample)], fastest[sample.layer] / ratio)
+        target = _Target(sample, sample.us, fastest[sample.layer] / sample.us)
         groups.setdefault((sample.family, sample.values), []).append(target)
     families = {key: _fit_group(isa, group, key[0]) for key, group in sorted(groups.items())}
     return Fit(isa, _fit_group(isa, dense, BASELINE), families)
@@ -58,28 +57,30 @@ def fit(isa: str, samples: Sequence[Sample]) -> Fit:
 def usual_dense(samples: Sequence[Sample]) -> dict[tuple, float]:
     """Median microseconds of the dense layer of each shape, number of tokens and place of the weight.
 
-    A sample's own dense time says how fast the machine was at that moment; these say how fast it is as a rule.
+    Dense layers wait for memory, which others draw on too: one time says how fast it was at that moment, these how fast
+    it is as a rule. What computes takes the same time always, since it is the thread's own that is counted.
     """
     times: dict[tuple, list[float]] = {}
     for sample in samples:
-        times.setdefault(_dense_key(sample), []).append(sample.dense_us)
+        times.setdefault(dense_key(sample), []).append(sample.dense_us)
     return {key: median(values) for key, values in times.items()}
 
 
 def _one_each(samples: Sequence[Sample]) -> list[Sample]:
     """A sample of each dense layer that was timed."""
-    return list({_dense_key(sample): sample for sample in samples}.values())
+    return list({dense_key(sample): sample for sample in samples}.values())
 
 
-def fastest_ratios(samples: Sequence[Sample]) -> dict[tuple, float]:
-    """Of each layer, the least time over dense of any family."""
+def fastest_times(samples: Sequence[Sample]) -> dict[tuple, float]:
+    """Of each layer, the least time of any family."""
     least: dict[tuple, float] = {}
     for sample in samples:
-        least[sample.layer] = min(sample.us / sample.dense_us, least.get(sample.layer, np.inf))
+        least[sample.layer] = min(sample.us, least.get(sample.layer, np.inf))
     return least
 
 
-def _dense_key(sample: Sample) -> tuple:
+def dense_key(sample: Sample) -> tuple:
+    """What dense layers that take the same time have in common."""
     return sample.out_features, sample.in_features, sample.tokens, sample.cached
 
 

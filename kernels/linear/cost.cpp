@@ -197,6 +197,11 @@ void walk_pick(Walk& walk) {
   walk.pass_through(walk.tokens());
   walk.read(packed_bytes(Family::kPick, walk.work(), Isa::kAvx512), 64);
   walk.take_by_powers(pick_steps(walk.work()));
+  // Each strip reads X of up to 8 tokens, a cache line after another.
+  const double line = 16 * columns_per_unit(walk.work().values), lines = std::ceil(walk.work().columns / line);
+  if (std::min(walk.tokens(), 8.0) * lines * 64 > kFirstCache) {
+    walk.add(Term::kFar, std::ceil(walk.work().rows / 16) * walk.tokens() * lines);
+  }
 }
 
 // Links taken in steps of 8 rows x 4: see pick_narrow.cpp. A step of a broad window counts for more than one.
@@ -234,6 +239,18 @@ void walk_quad(Walk& walk) {
     walk.add(width <= 8 ? Term::kEight : width <= 16 ? Term::kPasses : Term::kWide, work.links / 4);
     if (work.groups > 1) walk.add(Term::kPieces, work.rows * work.groups);
   }
+}
+
+// All cells as floats: up to 6 tokens at once, groups of 96.
+void walk_dense(Walk& walk) {
+  constexpr double kMostTokens = 6, kGroupTokens = 96;
+  const Workload& work = walk.work();
+  const double cells = work.rows * work.columns;
+  walk.pass_through(walk.tokens());
+  walk.read(packed_bytes(Family::kDense, work, Isa::kAvx2), kGroupTokens);
+  if (walk.tokens() <= 1) return walk.add(Term::kOne, cells);
+  walk.add(Term::kPasses, cells * std::ceil(walk.tokens() / kMostTokens));
+  walk.add(Term::kWide, cells * walk.tokens());
 }
 
 // X gathered by links, for up to 4 tokens at a time.
@@ -275,6 +292,9 @@ Amounts amounts(Family family, const Workload& work, Isa isa, double tokens, Fou
     case Family::kQuad:
       walk_quad(walk);
       break;
+    case Family::kDense:
+      walk_dense(walk);
+      break;
   }
   return walk.amounts();
 }
@@ -307,6 +327,8 @@ double packed_bytes(Family family, const Workload& work, Isa isa) {
     }
     case Family::kQuad:
       return work.links * 3;
+    case Family::kDense:
+      return work.rows * work.columns * 4;
   }
   return 0;
 }

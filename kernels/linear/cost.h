@@ -25,7 +25,7 @@ enum class Term {
   kPasses,       // items x wider passes
   kWide,         // items x vectors of tokens in wider passes
   kHalves,       // as kWide, where those vectors hold twice as many bfloat16, or are AMX tiles
-  kFar,          // items x vectors of tokens of X that the first cache does not hold
+  kFar,          // vectors of X that the first cache does not hold, x how often they are read
   kPieces,       // pieces of rows that are summed apart, by blocks of columns or by scales, x passes
   kBytes,        // of the weight, read from memory
   kCachedBytes,  // of the weight, read from a cache

@@ -80,7 +80,7 @@ Family wanted_family(const Question& question, const Workload& work, Isa isa) {
 
 void answer_question(const Question& question, Answer& answer) {
   const auto isa = isa_named(question.isa);
-  if (!isa) refuse("instruction set", question.isa, isa_names().c_str());
+  if (!isa) refuse("instruction set", question.isa, isa_names());
   const Workload work = workload(question);
   answer.is_measured = is_measured(*isa) ? 1 : 0;
   if (question.family != nullptr && question.family == kBaseline) return answer_baseline(work, *isa, question, answer);

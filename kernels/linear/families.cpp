@@ -10,8 +10,8 @@
 namespace hebbline {
 namespace {
 
-constexpr std::array kFamilies{Family::kCsr,   Family::kSell, Family::kTile,
-                               Family::kPanel, Family::kPick, Family::kQuad};
+constexpr std::array kFamilies{Family::kCsr,  Family::kSell, Family::kTile, Family::kPanel,
+                               Family::kPick, Family::kQuad, Family::kDense};
 
 constexpr std::array<std::pair<std::string_view, ValueType>, 4> kValues{{{"float32", ValueType::kFloat32},
                                                                          {"bfloat16", ValueType::kBfloat16},
@@ -42,6 +42,8 @@ std::string_view name(Family family) {
       return "pick";
     case Family::kQuad:
       return "quad";
+    case Family::kDense:
+      return "dense";
   }
   return "unknown";
 }
@@ -72,6 +74,7 @@ bool can_hold(Family family, const Workload& work, Isa isa) {
   const bool quantised = work.values == ValueType::kInt8 || work.values == ValueType::kInt4;
   switch (family) {
     case Family::kCsr:
+    case Family::kDense:
       return true;
     case Family::kSell:
       return uses_avx512(isa) && work.columns <= kUint16Columns;

@@ -7,6 +7,7 @@
 #include "linear/bytes.h"
 #include "linear/packing.h"
 #include "linear/pick_walk.h"
+#include "platform/arithmetic.h"
 #include "platform/memory.h"
 
 namespace hebbline {
@@ -17,7 +18,6 @@ constexpr int64_t kTokensPerTask = 64;
 // A step of a broad window takes so much longer than one of a narrow window, by its bytes and its two permutations.
 constexpr double kBroadStep = 1.2;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 StepShape step_shape(int64_t window) {
   return {kNarrowRows, kNarrowLinks, window, 1, std::numeric_limits<int64_t>::max()};

@@ -90,9 +90,8 @@ inline void add_segment(const NarrowPickView& weight, int64_t s, const int8_t* x
     const __m256i negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), weights);
     const int8_t* window = x_MK + windows_T[t];
     unrolled<Tokens>([&](auto m) {
-      __m256i sum = multiply_add(sums[m], magnitudes, negative, places.pick(window));
-      window += stride;
-      in_turn(sum, window);
+      __m256i sum = multiply_add(sums[m], magnitudes, negative, places.pick(window + m * stride));
+      in_turn(sum);
       sums[m] = sum;
     });
   }

@@ -33,6 +33,8 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
 #endif
     case Family::kQuad:
       return pack_quad(matrix);
+    case Family::kDense:
+      return pack_dense(matrix, isa);
     case Family::kTile:
       return pack_tile(matrix, isa);
     case Family::kPanel:

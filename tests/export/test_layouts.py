@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from layout_models import checked_model, rounded
 from onnx.reference import ReferenceEvaluator
 
+from hebbline.artifacts.scales import group_count, group_width
 from hebbline.export.layouts import (
     LAYOUTS,
     BlockLayout,
@@ -14,7 +15,6 @@ from hebbline.export.layouts import (
 )
 from hebbline.export.layouts.layout import check_countable
 from hebbline.export.layouts.values import pack_nibbles, unpack_nibbles
-from hebbline.kernels.groups import group_count, group_width
 
 EXACT = [layout for layout in LAYOUTS.values() if layout.values.name == "float32"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))

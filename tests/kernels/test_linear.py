@@ -20,9 +20,9 @@ QUALITY = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 1.5e-2, "int4": 0.2}
 """The same to float64 without any rounding of weights and X."""
 
 PATHS = {
-    "scalar": ("csr",),
-    "avx2": ("csr", "pick", "quad", ""),
-    "avx512": ("csr", "sell", "tile", "panel", "pick", ""),
+    "scalar": ("csr", "dense"),
+    "avx2": ("csr", "pick", "quad", "dense", ""),
+    "avx512": ("csr", "sell", "tile", "panel", "pick", "dense", ""),
     "amx-emulated": ("tile",),
     "amx": ("tile",),
 }
