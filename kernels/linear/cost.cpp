@@ -67,7 +67,7 @@ double pick(const Workload& work, double tokens) {
 // By memory for few tokens, by products for many.
 double dense(const Workload& work, Isa isa, double tokens) {
   const double per_cell = isa == Isa::kScalar ? std::max(0.127, 0.05 + 0.051 * tokens)
-                                              : std::max(0.117 + 0.004 * tokens, 0.07 + 0.0182 * tokens);
+                                              : std::max(0.125 + 0.004 * tokens, 0.07 + 0.0182 * tokens);
   return work.rows * work.columns * per_cell + rounding(work, tokens);
 }
 

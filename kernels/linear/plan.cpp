@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "linear/cost.h"
+#include "linear/pick_narrow.h"
 #include "linear/quad.h"
 
 namespace hebbline {
@@ -44,7 +45,7 @@ bool can_hold(Family family, const SparseMatrix& matrix, Isa isa) {
     case Family::kPanel:
       return has_avx512(isa);
     case Family::kPick:
-      if (isa == Isa::kAvx2) return matrix.quantised() && matrix.columns <= kUint16Columns;
+      if (isa == Isa::kAvx2) return matrix.columns <= kUint16Columns && matrix.columns >= kBroadWindow / 4;
       return has_avx512(isa) && matrix.columns <= kPickColumns;
     case Family::kQuad:
       return isa == Isa::kAvx2 && matrix.quantised() && (matrix.groups == 1 || matrix.group_width <= kWidestQuadBlock);
