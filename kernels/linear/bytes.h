@@ -1,4 +1,4 @@
-// X as the integer kernels without AVX-512 take it: tokens rounded to signed bytes.
+// X as the kernels of narrow vectors take it: tokens rounded to signed bytes, or to bfloat16.
 //
 // Legend: M tokens, K columns.
 #pragma once
@@ -15,6 +15,8 @@ struct ByteKernels {
   // Rounds a token to whole numbers from -128 to 127, zeros up to column `padded`, a multiple of 32. Returns its scale:
   // `fixed_scale` where that is above 0, else its own, by its largest magnitude.
   float (*quantise)(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, int8_t* out_K);
+  // Rounds a token to bfloat16, to nearest even, with the like zeros. NaN stays NaN.
+  void (*halve)(const float* x_K, int64_t columns, int64_t padded, uint16_t* out_K);
 };
 
 // Rows `stride` bytes apart, of zeros after the columns; row M is zeros throughout. In scratch memory of the calling
@@ -28,6 +30,14 @@ struct ByteActivations {
 // `reach`: columns that kernels may read of a row, at least K.
 ByteActivations quantise_tokens(const ByteKernels& kernels, const Call& call, int64_t columns, int64_t reach,
                                 const Parallel& parallel);
+
+// Rows `stride` numbers apart, of zeros after the columns; in the same memory.
+struct HalfActivations {
+  const uint16_t* x_MK;
+  int64_t stride;
+};
+HalfActivations halve_tokens(const ByteKernels& kernels, const Call& call, int64_t columns, int64_t reach,
+                             const Parallel& parallel);
 
 // Of AVX2, or of NEON with its dot product.
 HEBBLINE_DECLARE_IN(avx2, ByteKernels, kByteKernels)

@@ -40,8 +40,28 @@ float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_sc
   return scale;
 }
 
+// 8 numbers in the high halves of their lanes, rounded.
+inline __m256i rounded_bits(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
+
+void halve(const float* x_K, int64_t columns, int64_t padded, uint16_t* out_K) {
+  for (int64_t k = 0; k < padded; k += 16) {
+    const __m256i low = rounded_bits(load_columns(x_K, k, columns)),
+                  high = rounded_bits(load_columns(x_K, k + 8, columns));
+    constexpr int kHalvesInOrder = 0xD8;  // packing goes by halves
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), kHalvesInOrder);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out_K + k), halves);
+  }
+}
+
 }  // namespace
 
-const ByteKernels kByteKernels{quantise};
+const ByteKernels kByteKernels{quantise, halve};
 
 }  // namespace hebbline::avx2

@@ -34,6 +34,6 @@ float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_sc
 
 }  // namespace
 
-const ByteKernels kByteKernels{quantise};
+const ByteKernels kByteKernels{quantise, nullptr};  // no packing of NEON takes bfloat16 by bytes
 
 }  // namespace hebbline::neondot

@@ -204,18 +204,26 @@ void walk_pick(Walk& walk) {
   }
 }
 
-// Links taken in steps of 8 rows x 4: see pick_narrow.cpp. A step of a broad window counts for more than one.
+// Links taken in steps of 8 rows, up to 4 of integers, 2 of bfloat16 or one of float32 of each: see pick_narrow.cpp. A
+// step of a broad window counts for more than one.
 struct NarrowSteps {
   double steps, weight, place_bytes;
 };
 
-// What rows that wait for one another leave empty falls with density; counted on random masks of 1% to 50%.
+// Steps of one width of window: `empty` of all cells are those that rows leave empty while they wait for one another,
+// which falls with density; counted on random masks of 1% to 50%.
+double steps_of(const Workload& work, double links_a_step, double empty, double falls) {
+  const double cells = std::max(1.0, work.rows * work.columns);
+  return work.links / links_a_step + empty * cells * std::exp(-work.links / cells / falls);
+}
+
 NarrowSteps narrow_steps(const Workload& work) {
   constexpr double kBroadStep = 1.2;
-  const double cells = std::max(1.0, work.rows * work.columns), density = work.links / cells;
-  const double narrow = work.links / 32 + 0.006 * cells * std::exp(-density / 0.4);
-  const double broad = work.links / 32 + 0.0026 * cells * std::exp(-density / 0.35);
-  if (kBroadStep * broad < narrow) return {broad, kBroadStep, 32};
+  if (work.values == ValueType::kFloat32) return {steps_of(work, 8, 0.0125, 10), 1, 4};
+  const bool half = work.values == ValueType::kBfloat16;
+  const double narrow = half ? steps_of(work, 16, 0.0114, 0.8) : steps_of(work, 32, 0.006, 0.4);
+  const double broad = half ? steps_of(work, 16, 0.0055, 0.85) : steps_of(work, 32, 0.0026, 0.35);
+  if (kBroadStep * broad < narrow) return {broad, kBroadStep, half ? 16.0 : 32.0};
   return {narrow, 1, 16};
 }
 
@@ -323,7 +331,7 @@ double packed_bytes(Family family, const Workload& work, Isa isa) {
     case Family::kPick: {
       if (isa != Isa::kAvx2) return pick_steps(work) * (66 + 16 * width);
       const NarrowSteps steps = narrow_steps(work);
-      return steps.steps * (2 + steps.place_bytes + 32 * value_bytes(work.values));
+      return steps.steps * (2 + steps.place_bytes + (work.values == ValueType::kInt4 ? 16 : 32));
     }
     case Family::kQuad:
       return work.links * 3;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "linear/pick_narrow.h"
 #include "linear/quad.h"
 
 namespace hebbline {
@@ -83,7 +84,7 @@ bool can_hold(Family family, const Workload& work, Isa isa) {
     case Family::kPanel:
       return uses_avx512(isa);
     case Family::kPick:
-      if (isa == Isa::kAvx2) return quantised && work.columns <= kUint16Columns;
+      if (isa == Isa::kAvx2) return work.columns <= kUint16Columns && work.columns >= kBroadWindow / 4;
       return uses_avx512(isa) && work.columns <= kPickColumns;
     case Family::kQuad:
       return (isa == Isa::kAvx2 || isa == Isa::kNeonDot) && quantised &&

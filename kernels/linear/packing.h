@@ -48,7 +48,7 @@ std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);            // AV
 std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);   // AVX-512 or AMX
 std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);  // AVX-512
 std::unique_ptr<Packing> pack_pick(const SparseMatrix& matrix);            // AVX-512; up to 524288 columns
-std::unique_ptr<Packing> pack_narrow_pick(const SparseMatrix& matrix);     // AVX2; integers, up to 65536 columns
+std::unique_ptr<Packing> pack_narrow_pick(const SparseMatrix& matrix);     // AVX2; 8 to 65536 columns
 std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix);            // AVX2, NEON with dot products; integers
 std::unique_ptr<Packing> pack_dense(const SparseMatrix& matrix, Isa isa);
 
