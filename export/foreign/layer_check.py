@@ -34,7 +34,9 @@ class LayerError:
 
 def layer_model(packed: PackedWeight, tensors: dict[str, NDArray], out_features: int, opset: int) -> onnx.ModelProto:
     """A model of the packed op alone: input X [T, K], output Y [T, N], float32."""
-    node = helper.make_node(packed.op_type, ["X", *tensors, ""], ["Y"], domain=DOMAIN, in_features=packed.in_features)
+    node = helper.make_node(
+        packed.op_type, ["X", *tensors, *packed.no_bias], ["Y"], domain=DOMAIN, in_features=packed.in_features
+    )
     initializers = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
     return _model(node, initializers, packed.in_features, out_features, opset, [packed.function])
 

@@ -22,6 +22,7 @@ from .autotune import Autotuner, UntimedError
 from .bodies import Body, Readers, ValueTypes, all_bodies, node_title
 from .calibration import activation_scales, in_main_graph, load_feeds
 from .choosing import HALF, Decision, candidates, check_gain, decide, split_zeros
+from .compact_layout import CompactLayout, compact_layout
 from .comparison import EndToEnd, compare_models
 from .conv_choice import conv_times, gains
 from .conversion import OLDEST_OPSET, modernised
@@ -279,6 +280,8 @@ class Packing:
         stays = None if restorable(weight.layer, values) else weight.stays
         if weight.layer.is_convolution and weight.mask_NK.size and not weight.mask_NK.all():
             decision = self._decide_convolution(weight, stored, stays, values)
+        elif (compact := self._compact(weight, stored, values)) is not None:
+            decision = compact
         else:
             asked = (weight.values_NK, weight.mask_NK, stored, stays, self._options, self._measure)
             decision = decide(*asked, values, self._aim)
@@ -291,6 +294,22 @@ class Packing:
             else:
                 error = self._check_layer(weight, packed, layout)
         return decision, weight_row(weight, decision, error)
+
+    def _compact(self, weight: Weight, stored: int, values: str) -> Decision | None:
+        """The weight without its empty rows and columns, where that is measured to be faster; else None."""
+        layout = compact_layout(weight.mask_NK) if values == "float32" and self._has_library else None
+        if layout is None or weight.element_type != TensorProto.FLOAT:
+            return None
+
+        def packed_of(layout: Layout) -> PackedWeight:
+            return self._packed_weight(weight, weight_title(weight.layer), layout, 0.0)
+
+        try:
+            decision = decide_quantised(weight, None, [layout], packed_of, self._document, stored, self._options)
+        except UntimedError:
+            return None
+        why = f"{layout.description}, and what is left is multiplied densely; {decision.reason}"
+        return None if decision.layout is None else replace(decision, reason=why)
 
     def _decide_convolution(self, weight: Weight, stored: int, stays: str | None, values: str) -> Decision:
         rows, columns = weight.mask_NK.shape
@@ -324,7 +343,8 @@ class Packing:
         key = f"{_packed_key(weight, scale)} {layout.name}"
         packed = pack_weight(key, name, layout, weight.values_NK, weight.mask_NK, self._target, scale)
         self._check_conflict(packed.function)
-        target = restorable(weight.layer, layout.values.name)
+        compact = isinstance(layout, CompactLayout)
+        target = None if compact else restorable(weight.layer, layout.values.name)
         return replace(packed, element_type=weight.element_type, restorable=target)
 
     def _check_conflict(self, function: FunctionProto) -> None:

@@ -19,7 +19,7 @@ from .bodies import Body, function_key
 from .document import Document
 from .linears import CENTRES, Linear, QuantisedInput
 from .rewriting import PackedWeight
-from .weights import Derived, parts_of, trace_stored
+from .weights import Derived, Folded, load, parts_of, source_of, trace_stored
 
 _DEQUANTIZE = ("", "DequantizeLinear", "")
 _LARGEST = 127
@@ -113,13 +113,14 @@ def centred(layer: Linear, given: QuantisedInput, matrix_NK: NDArray[np.float32]
 def dense_model(layer: Linear, given: QuantisedInput | None, document: Document, columns: int, rows: int) -> ModelProto:
     """The layer as it stands in the file, alone: from X [T, K], quantised where it is, to Y [T, N]."""
     graph = GraphProto(name="layer")
-    for part in parts_of(layer.weight):
+    source = source_of(layer.weight)
+    inner = {(id(part.owner), part.name) for part in source.parts} if isinstance(source, Folded) else set()
+    inner.discard((id(source.owner), source.name))
+    parts = [part for part in parts_of(layer.weight) if (id(part.owner), part.name) not in inner]
+    for part in reversed(parts):
         if not isinstance(part, Derived):
-            stored = trace_stored(part.owner, part.name)
-            assert stored is not None, "a chain starts at stored tensors"
-            graph.initializer.append(numpy_helper.from_array(stored.load(document), part.name))
-    for part in reversed(parts_of(layer.weight)):
-        if isinstance(part, Derived):
+            graph.initializer.append(numpy_helper.from_array(load(part, document), part.name))
+        elif (id(part.owner), part.name) != (id(source.owner), source.name):
             graph.node.append(part.node)
     weight = layer.weight.name
     if not layer.transposed:
@@ -137,7 +138,7 @@ def packed_model(packed: PackedWeight, given: QuantisedInput | None, document: D
     tensors = packed.encode()
     graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in tensors.items())
     _add_input(graph, given, given.centre if given is not None else 0, packed.in_features)
-    inputs = ["X_float", *tensors, ""]
+    inputs = ["X_float", *tensors, *packed.no_bias]
     graph.node.append(helper.make_node(packed.op_type, inputs, ["Y"], domain=DOMAIN, in_features=packed.in_features))
     graph.output.append(helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["T", rows]))
     opsets = [*_standard(document), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]

@@ -12,6 +12,7 @@ from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, Tensor
 
 from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
 from .bodies import Body, Readers, all_bodies
+from .compact_layout import CompactLayout
 from .document import Document
 from .linears import Linear, QuantisedInput, constants_of
 from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, shielded, tensor_type
@@ -39,6 +40,11 @@ class PackedWeight:
     encode: Callable[[], dict[str, NDArray]]
     element_type: int = TensorProto.FLOAT
     restorable: Restorable | None = None
+
+    @property
+    def no_bias(self) -> tuple[str, ...]:
+        """The last input of the op where there is no bias: "", or none at all where the op takes no bias."""
+        return ("",) if "bias" in self.function.input else ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,10 @@ def pack_weight(
             tensors["activation_scale"] = np.array([activation_scale], np.float32)
         return tensors
 
-    empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
-    types = {part: tensor_type(array) for part, array in empty.items()}
+    types = {}
+    if not isinstance(layout, CompactLayout):  # whose function says no types
+        empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
+        types = {part: tensor_type(array) for part, array in empty.items()}
     function = shielded(layout.function()) if target.quantised else layout.function()
     function = function_for_opset(function, target.opset, types)
     return PackedWeight(key, name, layout.op_type, weight_NK.shape[1], function, encode)
@@ -152,7 +160,10 @@ class Rewriter:
         if packed.element_type != TensorProto.FLOAT:
             steps.append(("Cast", [], {"to": TensorProto.FLOAT}))
         product = len(steps)
-        steps.append((packed.op_type, [*tensors, bias], {"domain": DOMAIN, "in_features": packed.in_features}))
+        inputs = [*tensors, bias] if packed.no_bias else tensors
+        steps.append((packed.op_type, inputs, {"domain": DOMAIN, "in_features": packed.in_features}))
+        if bias and not packed.no_bias:
+            steps.append(("Add", [bias], {}))
         if layer.alpha != 1:
             steps.append(("Mul", [self._scalar(layer, "alpha", layer.alpha)], {}))
         if packed.element_type != TensorProto.FLOAT:
