@@ -19,7 +19,7 @@ from .bodies import Body, function_key
 from .document import Document
 from .linears import CENTRES, Linear, QuantisedInput
 from .rewriting import PackedWeight
-from .weights import Derived, Folded, load, parts_of, source_of, trace_stored
+from .weights import Constant, Derived, load, parts_of, trace_stored
 
 _DEQUANTIZE = ("", "DequantizeLinear", "")
 _LARGEST = 127
@@ -113,15 +113,16 @@ def centred(layer: Linear, given: QuantisedInput, matrix_NK: NDArray[np.float32]
 def dense_model(layer: Linear, given: QuantisedInput | None, document: Document, columns: int, rows: int) -> ModelProto:
     """The layer as it stands in the file, alone: from X [T, K], quantised where it is, to Y [T, N]."""
     graph = GraphProto(name="layer")
-    source = source_of(layer.weight)
-    inner = {(id(part.owner), part.name) for part in source.parts} if isinstance(source, Folded) else set()
-    inner.discard((id(source.owner), source.name))
-    parts = [part for part in parts_of(layer.weight) if (id(part.owner), part.name) not in inner]
-    for part in reversed(parts):
-        if not isinstance(part, Derived):
-            graph.initializer.append(numpy_helper.from_array(load(part, document), part.name))
-        elif (id(part.owner), part.name) != (id(source.owner), source.name):
-            graph.node.append(part.node)
+    constant: Constant = layer.weight
+    tensors: dict[str, Constant] = {}
+    while isinstance(constant, Derived):
+        graph.node.insert(0, constant.node)
+        tensors |= {side.name: side for side in constant.inputs[1:] if side is not None}
+        first = constant.inputs[0]
+        assert first is not None, "a chain node has its data input"
+        constant = first
+    tensors[constant.name] = constant
+    graph.initializer.extend(numpy_helper.from_array(load(part, document), name) for name, part in tensors.items())
     weight = layer.weight.name
     if not layer.transposed:
         graph.node.append(helper.make_node("Transpose", [weight], ["W_KN"], perm=[1, 0]))

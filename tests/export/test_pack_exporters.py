@@ -117,12 +117,13 @@ def float_path(tmp_path):
 @pytest.mark.parametrize("activations", [QuantType.QInt8, QuantType.QUInt8])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_quantised_and_dequantised_graphs(float_path, per_channel, activations, tmp_path):
-    """Activations stay quantised; each weight, at 10% smaller as packed float32 than as int8, is packed."""
+    """Activations stay quantised, and weights stay the file's integers, packed or not as time says."""
     path = tmp_path / "qdq.onnx"
     types = {"activation_type": activations, "weight_type": QuantType.QInt8}
     quantize_static(float_path, path, Calibration(), quant_format=QuantFormat.QDQ, per_channel=per_channel, **types)
-    report, packed = check_packed(path, tmp_path, {"X": dense(5, 48)})
-    assert [layer.packed for layer in report.layers] == [True, True]
+    # A number that lies between two steps may fall to either side, by the order of sums.
+    report, packed = check_packed(path, tmp_path, {"X": dense(5, 48)}, tolerance=2e-2, objective="size")
+    assert [layer.values for layer in report.packed_layers] == ["int8", "int8"]
     assert all("DequantizeLinear" in layer.reason for layer in report.layers)
     assert {"QuantizeLinear", "DequantizeLinear"} < set(op_types(packed))
 
