@@ -27,7 +27,7 @@ wheels: $(WHEELS:%=wheel-%)
 
 wheel-%: $(INSTALLED)
 	rm -rf .build/wheels/$*
-	PATH="$(abspath $(BIN)):$$PATH" _PYTHON_HOST_PLATFORM=linux-$* $(BIN)/python -m pip wheel --quiet --no-deps . \
+	PATH="$(abspath $(BIN)):$$PATH" _PYTHON_HOST_PLATFORM=linux-$* $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation . \
 	    --wheel-dir .build/wheels/$* --config-settings build-dir=.build/wheel-$* \
 	    --config-settings cmake.define.HEBBLINE_MANYLINUX=ON $(TOOLCHAIN_$*)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --only-plat --plat manylinux_2_28_$* --wheel-dir dist \

@@ -2,7 +2,7 @@
 # kernels/platform/old_glibc.cpp.
 
 target_compile_definitions(hebbline_platform PRIVATE HEBBLINE_MANYLINUX)
-set(wrapped pthread_create pthread_join pthread_once fstat64 pow)
+set(wrapped pthread_create pthread_join pthread_once fstat64 exp pow)
 list(TRANSFORM wrapped PREPEND "-Wl,--wrap=")
 foreach(library hebbline_kernels hebbline_train)
   target_link_options(${library} PRIVATE -static-libstdc++ -Wl,--gc-sections -s ${wrapped})

@@ -22,12 +22,14 @@ HEBBLINE_OLD(old_pthread_create, pthread_create);
 HEBBLINE_OLD(old_pthread_join, pthread_join);
 HEBBLINE_OLD(old_pthread_once, pthread_once);
 HEBBLINE_OLD(old_fxstat64, __fxstat64);
+HEBBLINE_OLD(old_exp, exp);
 HEBBLINE_OLD(old_pow, pow);
 
 int old_pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
 int old_pthread_join(pthread_t, void**);
 int old_pthread_once(pthread_once_t*, void (*)());
 int old_fxstat64(int version, int file, struct stat64* status);
+double old_exp(double);
 double old_pow(double, double);
 
 // Whether a process has one thread, which a newer glibc tells: always counting with atomics is right too.
@@ -42,6 +44,8 @@ int __wrap_pthread_join(pthread_t thread, void** result) { return old_pthread_jo
 int __wrap_pthread_once(pthread_once_t* control, void (*routine)()) { return old_pthread_once(control, routine); }
 
 int __wrap_fstat64(int file, struct stat64* status) { return old_fxstat64(kStatVersion, file, status); }
+
+double __wrap_exp(double exponent) { return old_exp(exponent); }
 
 double __wrap_pow(double base, double exponent) { return old_pow(base, exponent); }
 }

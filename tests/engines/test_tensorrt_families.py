@@ -6,7 +6,6 @@ from families import FAMILIES, make_model
 from family_graphs import source_of
 from onnx import TensorProto, numpy_helper
 
-from hebbline.artifacts import UnsupportedModelError
 from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
 from hebbline.export.tensorrt.carried import carried_layers
 from hebbline.export.tensorrt.decoder import build_static_decoder, step_profiles
@@ -15,8 +14,6 @@ from hebbline.serve.engine.engines import is_installed
 from hebbline.serve.engine.static_cache import StepLimits
 
 pytestmark = pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="pip install 'hebbline[gpu-build]'")
-REFUSED = {"gemma2": "softcap"}
-"""What NVIDIA's parser does not take."""
 LAID_OUT_OTHERWISE = {"falcon": ("query_key_value.k.weight", "query_key_value.v.weight")}
 """Its one key and value head lie in the engine in an order that is not known."""
 
@@ -41,10 +38,6 @@ def test_the_engine_holds_every_weight(family, tmp_path):
     request = EngineRequest(
         RUNTIMES["tensorrt-rtx"], tmp_path / "graph.onnx", tmp_path / "a.engine", profiles, ("8.6",)
     )
-    if family in REFUSED:
-        with pytest.raises(UnsupportedModelError, match=REFUSED[family]):
-            build_engine(request)
-        return
     build_engine(request)
     engine = (tmp_path / "a.engine").read_bytes()
     missing = set(weights) - set(carried_layers(engine, weights))

@@ -159,18 +159,18 @@ def test_every_float16_number_is_widened_exactly(tmp_path):
     """All of them in one column each, times ones: subnormal and infinite ones too."""
     every = np.arange(1, 1 << 16, dtype=np.uint16).view(np.float16)
     numbers = every[np.isfinite(every)][: 63 * 1000].reshape(1000, 63)
-    weight = np.zeros((126, 1000), np.float16)
-    weight[::2] = numbers.T
+    weight = np.zeros((252, 1000), np.float16)
+    weight[::4] = numbers.T
     model = make_model(
         [node("MatMul", ["X", "W"], ["Y"])],
-        [value("X", "n", 126, kind=HALF)],
+        [value("X", "n", 252, kind=HALF)],
         [value("Y", "n", 1000, kind=HALF)],
         {"W": weight},
     )
     report, _, path = packed_of(model, tmp_path)
     assert report.packed_layers
     for _, run in sessions(path, False):
-        (y,) = run(None, {"X": np.eye(126, dtype=np.float16)})
+        (y,) = run(None, {"X": np.eye(252, dtype=np.float16)})
         np.testing.assert_array_equal(y, weight)
 
 

@@ -9,8 +9,14 @@ import re
 import pytest
 from objects import compile_objects, innermost_loops, needs_native_tools, read_functions, sources
 
-# Draws have no sums that a loop carries, and the sums of AMX lie in memory between tiles.
-FILES = [file for isa in ("avx2", "avx512", "avx512bf16") for file in sources(isa) if "/draws/" not in file]
+# Draws and rounding have no sums that a loop carries, and the sums of AMX lie in memory between tiles.
+WITHOUT_SUMS = ("/draws/", "/bytes_")
+FILES = [
+    file
+    for isa in ("avx2", "avx512", "avx512bf16")
+    for file in sources(isa)
+    if not any(part in file for part in WITHOUT_SUMS)
+]
 
 INTEGER_FILES = ["kernels/linear/pick_narrow_avx2.cpp", "kernels/linear/quad_avx2.cpp"]
 

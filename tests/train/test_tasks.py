@@ -233,7 +233,7 @@ def test_a_dense_language_model_is_made_sparse(tmp_path, tokenizer):
         ("mnist-mlp", ["--sparsity.topology.kind=lattice"], "topology.kind"),
         ("translation-small", ["--model.heads=7"], "model.heads"),
         ("demo", ["--model.pretrained=/nowhere"], "model.pretrained '/nowhere' cannot be loaded"),
-        ("demo", ["--sparsity.compute=links", "--sparsity.exclude=[]"], "share a weight"),
+        ("demo", ["--sparsity.include=[lm_head]", "--sparsity.exclude=[]"], "shares its weight with an embedding"),
         ("demo", ["--resume"], "holds no checkpoint to resume from"),
         ("demo", ["--logging.wandb=project"], "needs the package 'wandb'"),
     ],
