@@ -6,14 +6,21 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(shell find cmake kernels train/native -name "*.cmake" -o -name "*.cpp" -o -name "*.h" -o -name "*.inc")
 
-.PHONY: demo test gpu-check lint wheels clean
+.PHONY: demo test docs gpu-check lint wheels clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/hebbline demo
 
+# Two processes share the tests, by files, each with a thread: two cores are then busy. Those of serving come after, one
+# at a time: each has a server, a model's process and clients of its own.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/serve
+	$(BIN)/pytest tests/serve
+
+# The documentation as a site, in .build/site/index.html.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # On a machine with an NVIDIA GPU: compares and times what can run there, and writes docs/gpu/<gpu>.md. Fetches nothing.
 # It takes .venv where that is set up, and else any Python with torch and Triton, for the kernels alone.
@@ -29,7 +36,7 @@ wheel-%: $(INSTALLED)
 	rm -rf .build/wheels/$*
 	PATH="$(abspath $(BIN)):$$PATH" _PYTHON_HOST_PLATFORM=linux-$* $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation . \
 	    --wheel-dir .build/wheels/$* --config-settings build-dir=.build/wheel-$* \
-	    --config-settings cmake.define.HEBBLINE_MANYLINUX=ON $(TOOLCHAIN_$*)
+	    --config-settings cmake.define.HEBBLINE_MANYLINUX=ON --config-settings cmake.define.HEBBLINE_TESTS=OFF $(TOOLCHAIN_$*)
 	mkdir -p dist
 	# auditwheel knows its own architecture alone; what it would find elsewhere is what tests/wheels looks for.
 	if [ $* = $$(uname -m) ]; then \

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .artifacts.errors import CheckError, HebblineError, InputError
     from .export.exporter import export_model
-    from .export.pack import pack
+    from .export.packer import pack
     from .serve.client import Client
     from .serve.local import LanguageModel, load
-    from .serve.sampling import SamplingParameters
+    from .serve.parameters import SamplingParameters
     from .train import Sparsifier, SparsityCallback, SparsityConfig
     from .train.save import save_model_directory
 
@@ -28,13 +28,13 @@ _PLACES = {
     "HebblineError": ".artifacts.errors",
     "InputError": ".artifacts.errors",
     "LanguageModel": ".serve.local",
-    "SamplingParameters": ".serve.sampling",
+    "SamplingParameters": ".serve.parameters",
     "Sparsifier": ".train",
     "SparsityCallback": ".train",
     "SparsityConfig": ".train",
     "export_model": ".export.exporter",
     "load": ".serve.local",
-    "pack": ".export.pack",
+    "pack": ".export.packer",
     "save_model_directory": ".train.save",
 }
 __all__ = [

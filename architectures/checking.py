@@ -4,10 +4,12 @@ Legend: N out_features, K in_features, D head size.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import nn
 
-from ..artifacts import UnsupportedModelError
+from ..artifacts import InputError, UnsupportedModelError
+from ..artifacts.checkpoints import WeightFiles
 from .decoder import Decoder, Norm, QueryKeyNorm
 
 Shape = tuple[int, ...]
@@ -19,6 +21,7 @@ def check_fits(decoder: Decoder, model: nn.Module) -> None:
     Raises:
         UnsupportedModelError: a parameter is missing or has another shape; the message names it.
     """
+    _check_rotary(decoder, model)
     for name, shape in _expected(decoder, model):
         try:
             found = tuple(model.get_parameter(name).shape)
@@ -30,6 +33,32 @@ def check_fits(decoder: Decoder, model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"tensor '{name}' is [{_text(found)}], and of this {decoder.family} it should be [{_text(shape)}]"
             )
+
+
+def _check_rotary(decoder: Decoder, model: nn.Module) -> None:
+    """Some families turn all places of a head, whatever `partial_rotary_factor` says."""
+    if decoder.rotary is None:
+        return
+    for name, values in model.get_submodule(decoder.rotary.module).named_buffers(recurse=False):
+        if name.endswith("inv_freq") and 2 * len(values) != decoder.rotary.size:
+            raise UnsupportedModelError(
+                f"by partial_rotary_factor {decoder.rotary.size} places of each head turn, and by transformers' "
+                f"{decoder.family} {2 * len(values)}: leave the field out"
+            )
+
+
+def check_layers(decoder: Decoder, directory: Path) -> None:
+    """Refuse a number of layers that the weights of a directory do not have, before a model of so many is built.
+
+    Raises:
+        InputError: no tensor is of the last layer, or a file of weights cannot be read.
+    """
+    count = len(decoder.layers)
+    last = f"{decoder.path.rpartition('.')[2]}.{count - 1}."
+    if not any(last in name for name in WeightFiles(directory).names):
+        raise InputError(
+            f"{directory / 'config.json'} says {count} layers, and no tensor of the weights is of '{last}'"
+        )
 
 
 def _expected(decoder: Decoder, model: nn.Module) -> Iterator[tuple[str, Shape]]:
@@ -45,24 +74,27 @@ def _expected(decoder: Decoder, model: nn.Module) -> Iterator[tuple[str, Shape]]
             path for norms in (decoder.attention_norms, decoder.mlp_norms) for path in vars(norms).values()
         ):
             yield from _norm(decoder.norm, f"{layer}.{path}" if path else "", hidden)
-        for path, rows, columns in _linears(decoder):
-            yield f"{layer}.{path}.weight", (rows, columns)
-            if _has_bias(model, f"{layer}.{path}"):
-                yield f"{layer}.{path}.bias", (rows,)
+        for name, rows, columns in _linears(decoder, layer):
+            yield f"{name}.weight", (rows, columns)
+            if _has_bias(model, name):
+                yield f"{name}.bias", (rows,)
+        if (experts := decoder.mlp.experts) is not None:
+            yield f"{layer}.{experts.router}.weight", (experts.count, hidden)
         if decoder.attention.norm is not None:
             yield from _query_key_norm(decoder, decoder.attention.norm, layer)
 
 
-def _linears(decoder: Decoder) -> Iterator[tuple[str, int, int]]:
-    """Paths within a layer, N and K."""
+def _linears(decoder: Decoder, layer: str) -> Iterator[tuple[str, int, int]]:
+    """Whole paths, N and K."""
     attention, mlp, hidden = decoder.attention, decoder.mlp, decoder.hidden_size
     queries, keys = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
     counts = (queries, keys, keys) if len(attention.inputs) == 3 else (queries + 2 * keys,)
-    yield from ((path, rows, hidden) for path, rows in zip(attention.inputs, counts, strict=True))
-    yield attention.output, hidden, queries
+    yield from ((f"{layer}.{path}", rows, hidden) for path, rows in zip(attention.inputs, counts, strict=True))
+    yield f"{layer}.{attention.output}", hidden, queries
     width = 2 * mlp.width if mlp.gated and len(mlp.inputs) == 1 else mlp.width
-    yield from ((path, width, hidden) for path in mlp.inputs)
-    yield mlp.output, hidden, mlp.width
+    for block in mlp.blocks(layer):
+        yield from ((f"{block}.{path}", width, hidden) for path in mlp.inputs)
+        yield f"{block}.{mlp.output}", hidden, mlp.width
 
 
 def _norm(norm: Norm, name: str, size: int) -> Iterator[tuple[str, Shape]]:

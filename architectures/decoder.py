@@ -6,6 +6,7 @@ Modules are named as transformers names them: those of a layer by their path wit
 by their whole path. Whether a linear layer has a bias, and whether lm_head shares the embedding, the weights say.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import UnsupportedModelError
+from ..artifacts import InputError, UnsupportedModelError
+from ..artifacts.checkpoints import PACK
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 """Of an MLP: "gelu" is exact, "gelu_tanh" its approximation by tanh (arXiv 1606.08415)."""
@@ -37,6 +39,10 @@ class Norm:
     epsilon: float
     offset: float = 0.0
     affine: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon < math.inf:
+            raise InputError(f"the epsilon of norms is {self.epsilon}; it must be at least 0, and finite")
 
 
 @dataclass(frozen=True)
@@ -133,11 +139,11 @@ class Attention:
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise UnsupportedModelError(f"{self.heads} query heads are no multiple of {self.kv_heads} key/value heads")
+            raise InputError(f"{self.heads} query heads are no multiple of {self.kv_heads} key/value heads")
         if self.head_size < 1 or self.head_size % HEAD_SIZE_STEP:
             raise UnsupportedModelError(
                 f"attention heads of size {self.head_size} are not supported; export takes multiples of "
-                f"{HEAD_SIZE_STEP}. `hebbline pack` takes the model's own ONNX export"
+                f"{HEAD_SIZE_STEP}. {PACK}"
             )
         if len(self.inputs) not in (1, 3):
             raise ValueError(f"attention has one input projection or three, not {len(self.inputs)}")
@@ -169,13 +175,35 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Several MLPs in the place of one, of which a router chooses some for each token (arXiv 2101.03961, 2401.04088).
+
+    Args:
+        count: of them. chosen: by a token: those of the highest probabilities. normed: the probabilities of the chosen
+        are divided by their sum. path: of their list within a layer. router: path of what has the weight that scores
+        them.
+    """
+
+    count: int
+    chosen: int
+    normed: bool = True
+    path: str = "mlp.experts"
+    router: str = "mlp.gate"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.chosen <= self.count:
+            raise InputError(f"a token cannot choose {self.chosen} of {self.count} experts")
+
+
+@dataclass(frozen=True)
 class Mlp:
     """The block between two attentions.
 
     Args:
         width: neurons F. activation: of the gate, or of the one input. inputs: the paths of gate and up, or of the one
         layer that has both or, where the block is not gated, the only one. output: the path of the layer after.
-        gated: activation(gate) * up, and not activation(input).
+        gated: activation(gate) * up, and not activation(input). experts: there are several such blocks in a layer, and
+        paths are within each; None: there is one, and they are within the layer.
     """
 
     width: int
@@ -183,16 +211,23 @@ class Mlp:
     inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     output: str = "mlp.down_proj"
     gated: bool = True
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise UnsupportedModelError(f"an MLP has at least one neuron, not {self.width}")
+            raise InputError(f"an MLP has at least one neuron, not {self.width}")
         if len(self.inputs) not in ((1, 2) if self.gated else (1,)):
             raise ValueError(f"a {'gated' if self.gated else 'plain'} MLP does not have {len(self.inputs)} inputs")
 
-    def parts(self, layer: str, width: int) -> tuple[Part, ...]:
-        """Gate and up, or the one input, of a layer whose MLP has `width` neurons."""
-        modules = [f"{layer}.{path}" for path in self.inputs]
+    def blocks(self, layer: str) -> tuple[str, ...]:
+        """The path of each block of a layer, within which its linear layers have their paths."""
+        if self.experts is None:
+            return (layer,)
+        return tuple(f"{layer}.{self.experts.path}.{index}" for index in range(self.experts.count))
+
+    def parts(self, block: str, width: int) -> tuple[Part, ...]:
+        """Gate and up, or the one input, of a block of `width` neurons."""
+        modules = [f"{block}.{path}" for path in self.inputs]
         if len(modules) == 2 or not self.gated:
             return tuple(Part(module, module) for module in modules)
         rows = np.arange(2 * width).reshape(2, width)
@@ -256,16 +291,16 @@ class Decoder:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "vocab_size", "context_length"):
             if getattr(self, name) < 1:
-                raise UnsupportedModelError(f"{name} {getattr(self, name)} of a {self.family} is not positive")
+                raise InputError(f"{name} {getattr(self, name)} of a {self.family} is not positive")
         if not self.layers:
-            raise UnsupportedModelError(f"a {self.family} without layers")
+            raise InputError(f"a {self.family} without layers")
         turned = [kind for kind in self.layers if kind.rotary]
         if turned and self.rotary is None:
             raise ValueError("layers name a rotary table, and there is no rotary embedding")
         if self.rotary is not None:
             size = self.rotary.size
             if size < 2 or size % 2 or size > self.attention.head_size:
-                raise UnsupportedModelError(
+                raise InputError(
                     f"rotary embedding of {size} places does not fit heads of size {self.attention.head_size}"
                 )
         if self.parallel and (self.attention_norms.after or self.mlp_norms.after or self.attention_norms.stream):
@@ -307,5 +342,9 @@ class Decoder:
 
     def projections(self) -> list[str]:
         """The whole paths of the linear layers of all layers, in order."""
-        paths = (*self.attention.inputs, self.attention.output, *self.mlp.inputs, self.mlp.output)
-        return [f"{layer}.{path}" for layer in self.layer_paths() for path in paths]
+        found: list[str] = []
+        for layer in self.layer_paths():
+            found += [f"{layer}.{path}" for path in (*self.attention.inputs, self.attention.output)]
+            blocks = self.mlp.blocks(layer)
+            found += [f"{block}.{path}" for block in blocks for path in (*self.mlp.inputs, self.mlp.output)]
+        return found

@@ -1,6 +1,7 @@
 """Reading transformers' configurations: what several families say in the same fields.
 
-Everything that cannot be carried is refused here, by the name of the field, before a weight is read.
+Every setting that cannot be expressed is refused here, by the name of the field, before a weight is read: by
+`UnsupportedModelError` where another tool makes sense of it, by `InputError` where none can.
 """
 
 import logging
@@ -8,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
 
-from ..artifacts import UnsupportedModelError
+from ..artifacts import InputError, UnsupportedModelError
+from ..artifacts.checkpoints import PACK
 from .decoder import Activation, Attention, Decoder, LayerKind, Mlp, Norm, Rotary
+from .values import check_factors, check_rotary_type, rotary_entries
 
 ROTARY_TYPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
-PACK = "`hebbline pack` takes the model's own ONNX export"
-"""What to do with a model that is refused."""
 _ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -56,6 +58,8 @@ def mlp(config: PretrainedConfig, field: str = "hidden_act", **parts: Any) -> Ml
 def activation(config: PretrainedConfig, field: str = "hidden_act") -> Activation:
     """The activation that a field names."""
     name = getattr(config, field)
+    if name not in ACT2FN:
+        raise InputError(f"{field} '{name}' is no activation that transformers has, such as 'silu'")
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(
             f"{field} '{name}' is not supported; export takes {', '.join(_ACTIVATIONS)}. {PACK}"
@@ -75,18 +79,21 @@ def layer_norm(config: PretrainedConfig, field: str = "layer_norm_eps") -> Norm:
 
 def rotary(config: PretrainedConfig, module: str = "model.rotary_emb") -> Rotary:
     """Rotary embedding of the type, and of the share of a head, that `rope_parameters` say."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_type = bool(parameters) and all(isinstance(entry, Mapping) for entry in parameters.values())
-    entries = list(parameters.values()) if by_type else [parameters]
-    for entry in entries:
+    entries = rotary_entries(config)
+    for entry in entries.values():
         kind = entry.get("rope_type", "default")
+        check_rotary_type(kind)
         if kind not in ROTARY_TYPES:
             raise UnsupportedModelError(
                 f"rope_type '{kind}' is not supported; export takes {', '.join(ROTARY_TYPES)}. {PACK}"
             )
-    share = 1.0 if by_type else parameters.get("partial_rotary_factor", 1.0)
-    original = max(entry.get("original_max_position_embeddings") or 0 for entry in entries)
-    return Rotary(module, int(head_size(config) * share), by_type, original)
+        if kind == "longrope":
+            pairs = int(head_size(config) * entry.get("partial_rotary_factor", 1.0)) // 2
+            for name in ("short_factor", "long_factor"):
+                check_factors(name, entry[name], pairs)
+    share = entries[""].get("partial_rotary_factor", 1.0) if "" in entries else 1.0
+    original = max(entry.get("original_max_position_embeddings") or 0 for entry in entries.values())
+    return Rotary(module, int(head_size(config) * share), "" not in entries, original)
 
 
 def window(config: PretrainedConfig, field: str = "sliding_window") -> int:
@@ -95,7 +102,7 @@ def window(config: PretrainedConfig, field: str = "sliding_window") -> int:
     if size is None:
         return 0
     if size < 1:
-        raise refuse(config, field, "a window is at least one token")
+        raise InputError(f"{field} is {size}; a window is at least one token, and null is none")
     if size >= config.max_position_embeddings:
         logger.warning(
             "%s %d is no smaller than the context of %d tokens: every token sees all before it",

@@ -26,6 +26,13 @@ def settle(model: nn.Module, found: Mapping[str, Iterable[Any]], decoder: Decode
     """
     use_linear_layers(model)
     pin_frequencies(model, decoder)
+    return tie_missing_head(model, found, decoder)
+
+
+def tie_missing_head(
+    model: nn.Module, found: Mapping[str, Iterable[Any]], decoder: Decoder
+) -> dict[str, Iterable[Any]]:
+    """Let lm_head share the embedding where nothing but its weight is missing; arguments and result as `settle`."""
     head, missing = f"{decoder.head}.weight", set(found.get("missing_keys", ()))
     if missing == {head}:
         module: Any = model.get_submodule(decoder.head)

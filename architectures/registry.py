@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from ..artifacts import UnsupportedModelError
+from ..artifacts import InputError, UnsupportedModelError
+from ..artifacts.checkpoints import PACK
 from . import (
     falcon,
     gemma,
@@ -18,6 +19,7 @@ from . import (
     granite,
     llama,
     mistral,
+    mixtral,
     olmo,
     olmo2,
     opt,
@@ -25,12 +27,13 @@ from . import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
     stablelm,
     starcoder2,
 )
 from .decoder import Decoder
-from .fields import PACK
+from .values import check_rotary_numbers
 
 Describe = Callable[[PretrainedConfig], Decoder]
 
@@ -53,6 +56,7 @@ FAMILIES: Mapping[str, Family] = {
     "granite": Family("GraniteForCausalLM", granite.describe),
     "llama": Family("LlamaForCausalLM", llama.describe),
     "mistral": Family("MistralForCausalLM", mistral.describe),
+    "mixtral": Family("MixtralForCausalLM", mixtral.describe),
     "olmo": Family("OlmoForCausalLM", olmo.describe),
     "olmo2": Family("Olmo2ForCausalLM", olmo2.describe),
     "opt": Family("OPTForCausalLM", opt.describe),
@@ -60,6 +64,7 @@ FAMILIES: Mapping[str, Family] = {
     "phi3": Family("Phi3ForCausalLM", phi3.describe),
     "qwen2": Family("Qwen2ForCausalLM", qwen2.describe),
     "qwen3": Family("Qwen3ForCausalLM", qwen3.describe),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", qwen3_moe.describe),
     "smollm3": Family("SmolLM3ForCausalLM", smollm3.describe),
     "stablelm": Family("StableLmForCausalLM", stablelm.describe),
     "starcoder2": Family("Starcoder2ForCausalLM", starcoder2.describe),
@@ -76,16 +81,37 @@ def describe(config: PretrainedConfig, families: Mapping[str, Family] = FAMILIES
     Raises:
         UnsupportedModelError: the family is none of these, or the configuration asks for what there is not; the message
             names it, and what takes the model instead.
+        InputError: a field has a value that makes no sense; the message names it.
     """
+    check_rotary_numbers(config)
     family = families.get(config.model_type)
     architectures = config.architectures or [family.architecture if family else config.model_type]
     if family is None or architectures != [family.architecture]:
-        known = ", ".join(sorted(entry.architecture for entry in families.values()))
+        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else architectures
         raise UnsupportedModelError(
-            f"architecture {', '.join(architectures)} is not supported: no description of it is in architectures/, "
-            f"which has {known}; {PACK}"
+            f"architecture {named} is of none of the families that are taken ({', '.join(sorted(families))}); {PACK}"
         )
     return family.describe(config)
+
+
+def describe_at(where: str, config: PretrainedConfig) -> Decoder:
+    """`describe`, whose errors begin with the file or field that the configuration comes from."""
+    try:
+        return describe(config)
+    except InputError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def describe_known(where: str, config: PretrainedConfig) -> Decoder | None:
+    """What a model is, where it is of a known family; None for all others.
+
+    Raises:
+        InputError: a field has a value that makes no sense, in whatever family; the message begins with `where`.
+    """
+    try:
+        return describe_at(where, config)
+    except UnsupportedModelError:
+        return None
 
 
 def decoder_of(model: nn.Module) -> Decoder | None:
@@ -95,7 +121,4 @@ def decoder_of(model: nn.Module) -> Decoder | None:
     # FSDP2 gives a model a class of its own.
     if family is None or all(kind.__name__ != family.architecture for kind in type(model).__mro__):
         return None
-    try:
-        return describe(config)
-    except UnsupportedModelError:
-        return None
+    return describe_known(str(getattr(config, "name_or_path", "")), config)

@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from .experts import separate_experts
+
 
 class StoredTransposed(nn.Linear):
     """A linear layer, weight [N, K], that is saved and loaded as [K, N]."""
@@ -42,7 +44,9 @@ class StoredTransposed(nn.Linear):
 
 
 def use_linear_layers(model: nn.Module) -> None:
-    """Put linear layers in the place of all that are stored transposed. A model without any is left as it is."""
+    """Put linear layers in the place of all that are stored transposed, or several in one tensor. A model without any
+    is left as it is."""
+    separate_experts(model)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Conv1D):

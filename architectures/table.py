@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from ..artifacts import InputError
 from .decoder import Activation, Decoder
 from .registry import FAMILIES
+from .stored_transposed import use_linear_layers
 
 BEGIN, END = "<!-- families -->\n", "<!-- end of families -->\n"
 _ACTIVATIONS: dict[Activation, str] = {
@@ -59,9 +60,10 @@ def _biases(config: PretrainedConfig, decoder: Decoder) -> str:
     """Which linear layers have one, from the modules themselves."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    layer = decoder.layer(0)
-    paths = (*decoder.attention.inputs, decoder.attention.output, *decoder.mlp.inputs, decoder.mlp.output)
-    biased = [path for path in paths if model.get_submodule(f"{layer}.{path}").bias is not None]
+    use_linear_layers(model)
+    prefix = f"{decoder.layer(0)}."
+    paths = [path.removeprefix(prefix) for path in decoder.projections() if path.startswith(prefix)]
+    biased = [path for path in paths if model.get_submodule(f"{prefix}{path}").bias is not None]
     if len(biased) == len(paths):
         return "all"
     return "queries, keys, values" if biased == list(decoder.attention.inputs) else _listed(biased)
@@ -100,7 +102,9 @@ def _attention(decoder: Decoder) -> str:
 def _mlp(decoder: Decoder) -> str:
     kind = "gated" if decoder.mlp.gated else "plain"
     one = ", one layer of gate and up" if decoder.mlp.gated and len(decoder.mlp.inputs) == 1 else ""
-    return f"{kind}, {_ACTIVATIONS[decoder.mlp.activation]}{one}"
+    experts = decoder.mlp.experts
+    several = f"; {experts.count} experts, {experts.chosen} a token" if experts is not None else ""
+    return f"{kind}, {_ACTIVATIONS[decoder.mlp.activation]}{one}{several}"
 
 
 def _norms(decoder: Decoder) -> str:

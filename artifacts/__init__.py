@@ -3,7 +3,7 @@
 from .errors import CheckError, DamagedArtifactError, HebblineError, InputError, UnsupportedModelError
 from .manifest import KV_FORMATS, KvFormat, LanguageModelFacts, LayerFacts, Manifest, read_manifest, verify_artifact
 from .masks import load_masks, pack_mask, save_masks, unpack_mask
-from .publish import publish
+from .publishing import publish
 
 __all__ = [
     "KV_FORMATS",

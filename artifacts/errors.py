@@ -23,3 +23,12 @@ class DamagedArtifactError(InputError):
 
 class UnsupportedModelError(InputError):
     """The model is sound but of a kind that this stage does not handle."""
+
+
+_LONGEST = 300
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, on one line and no longer than a reader takes in."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}\u2026"

@@ -106,7 +106,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Parse a manifest; raises ValueError, KeyError or TypeError where it is malformed."""
+        """Parse a manifest; raises ValueError, KeyError, TypeError or AttributeError where it is malformed."""
         values: dict[str, Any] = json.loads(text)
         values["layers"] = tuple(LayerFacts(**layer) for layer in values["layers"])
         values["files"] = {name: FileFacts(**facts) for name, facts in values["files"].items()}
@@ -132,12 +132,20 @@ def read_manifest(directory: Path) -> Manifest:
         DamagedArtifactError: the manifest is malformed, or a file is missing or differs; the message names it.
     """
     path = directory / MANIFEST_FILE
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory")
     if not path.is_file():
-        raise InputError(f"{directory} is not a published directory: it has no {MANIFEST_FILE}")
+        raise InputError(
+            f"{directory} is not a published directory: it has no {MANIFEST_FILE}, which publishing writes"
+        )
     try:
         manifest = Manifest.from_json(path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedArtifactError(f"{path} is damaged: {error}") from error
+    except ValueError as error:
+        raise DamagedArtifactError(f"{path} is damaged: {error}; publish the directory again") from error
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedArtifactError(
+            f"{path} is damaged: fields of a manifest are missing, or of another kind; publish the directory again"
+        ) from error
     verify_artifact(directory, manifest)
     return manifest
 

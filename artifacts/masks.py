@@ -6,8 +6,10 @@ Legend: N out_features, K in_features, P = ceil(K / 8) bytes a row.
 and `<layer>.shape` (int64 [2]: N, K). A mask is stored on its own because an active weight may be exactly 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,22 +55,47 @@ def load_masks(path: Path) -> dict[str, NDArray[np.bool_]]:
     Raises:
         DamagedArtifactError: the file cannot be read, or a layer's tensors do not fit together.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedArtifactError(f"{path}: cannot read the masks: {error}") from error
-    layers = [name.removesuffix(".mask") for name in tensors if name.endswith(".mask")]
-    return {layer: _load_mask(path, tensors, layer) for layer in layers}
+    return dict(StoredMasks(path))
 
 
-def _load_mask(path: Path, tensors: Mapping[str, NDArray], layer: str) -> NDArray[np.bool_]:
-    packed_NP, shape = tensors[f"{layer}.mask"], tensors.get(f"{layer}.shape")
-    if shape is None or shape.shape != (2,) or packed_NP.shape[:1] != (int(shape[0]),):
-        raise DamagedArtifactError(f"{path}: layer '{layer}' has no shape that fits its mask")
-    try:
-        return unpack_mask(packed_NP, int(shape[1]))
-    except ValueError as error:
-        raise DamagedArtifactError(f"{path}: layer '{layer}': {error}") from error
+class StoredMasks(Mapping[str, NDArray[np.bool_]]):
+    """The bool [N, K] masks by layer name that `save_masks` wrote, each read when it is asked for and not kept.
+
+    Raises:
+        DamagedArtifactError: the file cannot be read; on reading a layer, its tensors do not fit together.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._opened() as tensors:
+            self._layers = [name.removesuffix(".mask") for name in list(tensors.keys()) if name.endswith(".mask")]
+
+    def __getitem__(self, layer: str) -> NDArray[np.bool_]:
+        if layer not in self._layers:
+            raise KeyError(layer)
+        with self._opened() as tensors:
+            packed_NP = tensors.get_tensor(f"{layer}.mask")
+            has_shape = f"{layer}.shape" in list(tensors.keys())
+            shape = tensors.get_tensor(f"{layer}.shape") if has_shape else None
+        if shape is None or shape.shape != (2,) or packed_NP.shape[:1] != (int(shape[0]),):
+            raise DamagedArtifactError(f"{self._path}: layer '{layer}' has no shape that fits its mask")
+        try:
+            return unpack_mask(packed_NP, int(shape[1]))
+        except ValueError as error:
+            raise DamagedArtifactError(f"{self._path}: layer '{layer}': {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path, framework="numpy") as tensors:
+                yield tensors
+        except (OSError, SafetensorError) as error:
+            raise DamagedArtifactError(f"{self._path}: cannot read the masks: {error}") from error

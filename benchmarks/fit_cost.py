@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..artifacts import HebblineError, InputError
+from ..kernels.cost import table_name
 from ..kernels.isa import kernels_isa
 from .budget import Budget
 from .cost.cells import plan_cells
@@ -35,25 +36,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     isa = options.isa or kernels_isa()
-    ledger = Ledger(options.ledger or LEDGERS / f"{isa}.jsonl")
-    cells = plan_cells(isa)
+    table = table_name(isa)
+    ledger = Ledger(options.ledger or LEDGERS / f"{table}.jsonl")
     left = 0
     if not options.check:
+        cells = plan_cells(_own(isa, table))
         left = measure(ledger, cells, Budget(options.budget), lambda line: print(line, file=sys.stderr))
     if left:
         print(f"--budget {options.budget:g}: the time is over with {left} cells to measure; the same command goes on")
         return 0
     samples = ledger.samples()
     if not samples:
-        raise InputError(f"there are no samples of {isa}: run without --check on a machine that has it")
+        raise InputError(f"there are no samples of {table}: run without --check on a machine that has it")
     if options.check:
-        return _say(check(isa, samples), "built into the library")
-    fitted = fit(isa, samples)
+        return _say(check(table, samples), "built into the library")
+    fitted = fit(table, samples)
     code = _say(check_fit(fitted, samples), "fitted to the samples")
     if options.write:
         path = write_table(fitted, describe_machine().processor)
         print(f"written to {path}; build the library anew, then --check")
     return code
+
+
+def _own(isa: str, table: str) -> str:
+    """The instruction set alone, of a table that this machine can measure; InputError where its design is another."""
+    own = isa
+    for ending in ("-amd", "-zen5", "-intel"):
+        own = own.removesuffix(ending)
+    if table_name(own) != table:
+        raise InputError(f"{isa}: this processor is not of that design; --check compares with samples that are there")
+    return own
 
 
 def _say(verdict: Verdict, what: str) -> int:
@@ -69,8 +81,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Measures forced packings beside dense float32 ONNX Runtime, fits the model, and says how well it "
         "predicts and chooses. Samples are kept as they are measured: run it again to go on.",
     )
-    parser.add_argument("--isa", default=None, help="instruction set; default: the best of this machine")
-    parser.add_argument("--ledger", type=Path, default=None, help="file of the samples; default: docs/cost/ISA.jsonl")
+    parser.add_argument(
+        "--isa",
+        default=None,
+        help="instruction set; default: the best of this machine. Behind it may stand -amd, -zen5 or -intel",
+    )
+    parser.add_argument("--ledger", type=Path, default=None, help="file of the samples; default: docs/cost/TABLE.jsonl")
     parser.add_argument("--budget", type=float, default=None, help="begin no measurement after so many seconds")
     parser.add_argument("--write", action="store_true", help="write the table that the library is built from")
     parser.add_argument("--check", action="store_true", help="measure nothing: check the library against the samples")

@@ -14,7 +14,7 @@ import numpy as np
 from ..kernels.isa import kernels_isa
 
 _PACKAGES = ("onnxruntime", "numpy", "torch", "openvino", "scipy")
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+_FEATURES = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 _BANDWIDTH_BYTES = 512 << 20
 
 
@@ -38,7 +38,7 @@ def describe_machine() -> Machine:
     facts = _processor_facts()
     flags = facts.get("flags", "").split()
     return Machine(
-        processor=facts.get("model name", platform.processor() or platform.machine()),
+        processor=_processor_name(facts),
         isa=kernels_isa(),
         features=tuple(name for name in _FEATURES if name in flags),
         cores=os.cpu_count() or 1,
@@ -70,6 +70,13 @@ def _processor_facts() -> dict[str, str]:
     lines = path.read_text().split("\n\n")[0].splitlines() if path.is_file() else []
     pairs = [line.partition(":") for line in lines]
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _processor_name(facts: dict[str, str]) -> str:
+    """The model's name, and its family and model in numbers: virtual machines leave the generation out of the name."""
+    name = facts.get("model name", platform.processor() or platform.machine())
+    numbers = [f"{key.removeprefix('cpu ')} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def _version(package: str) -> str | None:

@@ -9,26 +9,28 @@ imported only where they are built: torch is no part of what a server holds.
 
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 from ..artifacts import InputError, LanguageModelFacts
 from ..kernels.isa import kernels_isa
-from ..serve.engine.onnxruntime import cache_bytes_per_slot
+from ..runtime.onnxruntime import cache_bytes_per_slot
 from .budget import NO_BUDGET, Budget
 from .machine import read_bandwidth
 from .outlook import bound_by
 from .processes import Helper
 from .variants import BASELINE, VARIANTS, Variant
-from .worker import READY, RESIDENT, Measure, open_worker
+from .worker import READY, RESIDENT, Asked, Measure, open_worker
 
 ROUNDS = 7
 _MEASURE_SECONDS = 20.0
 """Begin no further round of a measure after so many: a slow model is timed less often instead of for minutes."""
 _READY_SECONDS = 600
+_QUALITY_SECONDS = 3600
+"""Long enough for a text on a slow machine."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class ModelRow:
     dense float32 in the same rounds. `isa` is the instruction set of the kernels. `bound` is what decoding at B = 1
     spends its time on here: "memory", or "expansion" (of a dense variant "computing"), see `outlook`; None as `share`.
     `many_core_ratio` is a prediction for machines with so many cores that memory bounds every variant: the speed-up of
-    decoding at B = 1 by bytes alone.
+    decoding at B = 1 by bytes alone. `quality` has what texts and questions gave, by their names: perplexity, or the
+    share of right answers.
     """
 
     variant: str
@@ -97,6 +100,7 @@ class ModelRow:
     share: float | None
     bound: str | None
     many_core_ratio: float
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,13 @@ def run_model(
     directory: Path,
     on_step: Callable[[str], None] = lambda step: None,
     budget: Budget = NO_BUDGET,
+    asked: Mapping[str, Asked] | None = None,
 ) -> Generator[ModelRow, None, None]:
     """Time the variants in the order of `case.forms`, and yield each one's row; `on_step` is told what goes on.
 
     Files are written to `directory`, and removed from it when they are loaded. The baseline and the first variant are
-    timed however small the budget is, and no other variant is begun when it is over.
+    timed however small the budget is, and no other variant is begun when it is over. What is `asked`, by name, is
+    asked of the variants that the case names, through the graph that is timed.
 
     Raises:
         InputError: the model is unfit, a context longer than the model's own is asked for, or HEBBLINE_ISA names what
@@ -127,7 +133,7 @@ def run_model(
     isa = kernels_isa()
     on_step(f"reading {case.model}")
     with Helper(f"the builds of {case.model}", _open_builder, case, directory) as builder:
-        run = _Run(case, isa, builder, builder.ask(None), on_step, budget)
+        run = _Run(case, isa, builder, builder.ask(None), on_step, budget, asked or {})
         baseline, *others = case.forms
         with run.load(baseline) as dense:
             if not others:
@@ -158,7 +164,10 @@ class _Run:
         facts: LanguageModelFacts,
         on_step: Callable[[str], None],
         budget: Budget,
+        asked: Mapping[str, Asked],
     ) -> None:
+        self._asked = asked
+        self._qualities: dict[str, dict[str, float]] = {}
         self._case, self._isa, self._builder, self._facts = case, isa, builder, facts
         self._on_step, self._budget = on_step, budget
         on_step("measuring the memory bandwidth")
@@ -213,7 +222,19 @@ class _Run:
             share=share,
             bound=None if share is None else bound_by(share, "expansion" if loaded.variant.sparse else "computing"),
             many_core_ratio=dense_bytes / built.bytes_a_token,
+            quality=self._quality(loaded) if name in case.variants else {},
         )
+
+    def _quality(self, loaded: _Loaded) -> dict[str, float]:
+        """What was asked of a variant; of the baseline, which is beside every other, only once."""
+        variant = loaded.variant.name
+        if variant not in self._qualities:
+            found = {}
+            for name, asked in self._asked.items():
+                self._on_step(f"quality of {variant} on {name}")
+                found[name] = float(loaded.worker.ask(asked, _QUALITY_SECONDS))
+            self._qualities[variant] = found
+        return self._qualities[variant]
 
 
 def _open_builder(case: ModelCase, directory: Path) -> Callable[[Variant | None], LanguageModelFacts | Built]:

@@ -8,6 +8,7 @@ from itertools import cycle, product
 from pathlib import Path
 from statistics import median
 
+from ..kernels.cost import table_name
 from .linear import LinearRow
 from .machine import Machine
 from .model import ModelCase, ModelRow
@@ -47,9 +48,11 @@ def provenance(machine: Machine, command: str) -> str:
 
 
 def linear_name(rows: Sequence[LinearRow]) -> str:
-    """Names the section of these rows: by shapes, threads and instruction set, so that no other's figures are lost."""
+    """Names the section of these rows, so that no other's figures are lost: by shapes, threads, and instruction set and
+    processor as tables of costs tell them apart."""
     threads = [str(count) for count in dict.fromkeys(row.threads for row in rows)]
-    return f"{', '.join(_shapes(rows))}; {' and '.join(threads)} thread{'s' if threads != ['1'] else ''}; {rows[0].isa}"
+    plural = "s" if threads != ["1"] else ""
+    return f"{', '.join(_shapes(rows))}; {' and '.join(threads)} thread{plural}; {table_name(rows[0].isa)}"
 
 
 def linear_section(
@@ -73,8 +76,9 @@ def linear_section(
 
 
 def model_name(case: ModelCase, isa: str) -> str:
-    """Names the section of a model's rows: by model, density, threads and instruction set."""
-    return f"{case.model}, density {case.density:g}; {_threads(case.threads)}; {isa}"
+    """Names the section of a model's rows: by model, density, threads, and instruction set and processor as
+    `linear_name` does."""
+    return f"{case.model}, density {case.density:g}; {_threads(case.threads)}; {table_name(isa)}"
 
 
 def model_section(machine: Machine, command: str, case: ModelCase, rows: Sequence[ModelRow]) -> str:
@@ -178,7 +182,7 @@ def plot_name(rows: Sequence[LinearRow]) -> str | None:
     """The file name of the section's plot; None where there are too few densities for a line over them."""
     if len({row.density for row in rows}) < _PLOTTED_DENSITIES:
         return None
-    return f"performance-linear-{'-'.join(_shapes(rows))}-{rows[0].threads}-{rows[0].isa}.png"
+    return f"performance-linear-{'-'.join(_shapes(rows))}-{rows[0].threads}-{table_name(rows[0].isa)}.png"
 
 
 def _threads(count: int) -> str:
@@ -211,7 +215,7 @@ def plot_speedups(rows: Sequence[LinearRow], peers: Sequence[PeerRow], path: Pat
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("times as fast as dense float32")
     handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.suptitle(f"{same[0]}x{same[1]} layer, {_threads(same[2])}, kernels on {first.isa}")
+    figure.suptitle(f"{same[0]}x{same[1]} layer, {_threads(same[2])}, kernels on {table_name(first.isa)}")
     figure.tight_layout()
     figure.legend(handles, labels, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(labels), 5))
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -19,7 +19,7 @@ from ..console import Parser
 from ..export.layouts.nm24 import fitting_links
 from ..export.passes.freedom import Dimension, free_dimensions
 from ..export.passes.grouping import TWO_OF_FOUR, swap_search
-from ..export.passes.permute import permute
+from ..export.passes.permutation import permute
 from ..train.topology import initial_mask
 
 Masks = dict[str, NDArray[np.bool_]]

@@ -2,7 +2,8 @@
 
 Stacks of linear layers with random links are written once for each layout and once dense. Each file is loaded by plain
 ONNX Runtime in a process of its own, on one thread, a few times in turns with the dense one; the medians count. Memory
-is the most that the process had, over what it had before.
+is the most that the process had, over what it had before. Time is the processor's, which is the same as that of a clock
+where nothing else runs, and tells more where something does.
 
 Legend: N out_features, K in_features.
 """
@@ -22,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..artifacts import CheckError, HebblineError, InputError
 from ..console import Parser, fail, print_json
-from ..export.foreign.rewriting import Target, pack_weight
+from ..export.foreign.packed_weight import Target, pack_weight
 from ..export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, LAYOUTS, NM24_LAYOUTS, OPSET, Layout
 from .builds import SIZES
 
@@ -37,15 +38,18 @@ def kilobytes(name):
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads, options.log_severity_level = 1, 3
-before, started = kilobytes("VmRSS"), time.perf_counter()
+before, started = kilobytes("VmRSS"), time.process_time()
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-print(time.perf_counter() - started, 1024 * (kilobytes("VmHWM") - before))
+print(time.process_time() - started, 1024 * (kilobytes("VmHWM") - before))
 """
 
 
 @dataclass(frozen=True)
 class LoadRow:
-    """Loading one file: megabytes (10^6) and seconds, and both as multiples of the dense file's in the same rounds."""
+    """Loading one file: megabytes (10^6) and seconds of processor time.
+
+    Both also as multiples of the dense file's in the same rounds.
+    """
 
     stack: str
     layout: str
@@ -99,7 +103,7 @@ def run_portable(stacks: Sequence[str], layouts: Sequence[str], rounds: int) -> 
 
 
 Loaded = tuple[float, int]
-"""Seconds and bytes."""
+"""Seconds of processor time, and bytes."""
 
 
 def _row(stack: str, layout: str, density: float, pairs: Sequence[tuple[Loaded, Loaded]]) -> LoadRow:

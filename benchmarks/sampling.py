@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..serve.sampling import Sampler, SamplingParameters
+from ..serve.parameters import SamplingParameters
+from ..serve.sampling import Sampler
 
 VOCABULARIES = (49_152, 128_256)
 REPEATS = 101

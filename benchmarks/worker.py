@@ -1,18 +1,24 @@
 """The process that holds one variant of a model, and measures it when asked.
 
-Legend: B sequences decoded together.
+Legend: B sequences decoded together; W windows of text, S tokens each.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..artifacts import LanguageModelFacts
-from ..serve.engine.onnxruntime import PLACES, OnnxRunner
-from ..serve.engine.portable import PortableRunner
-from ..serve.engine.varlen import VarlenRunner
+from ..runtime.choices import TokenQuestion, choice_accuracy
+from ..runtime.onnxruntime import OnnxRunner
+from ..runtime.perplexity import perplexity
+from ..runtime.portable import PortableRunner
+from ..runtime.runner import BLOCK_TOKENS
+from ..runtime.scoring import log_probs
+from ..runtime.varlen import VarlenRunner
 from .timing import warm_up
 from .variants import Variant
 
@@ -24,17 +30,36 @@ _SECONDS_A_TURN = 0.25
 _PAGE_BYTES = 4096
 
 
+@dataclass(frozen=True)
+class Text:
+    """Asks for the perplexity of windows [W, S] of token ids, the first token of each given."""
+
+    windows_WS: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Asks for the share of questions that are answered rightly."""
+
+    questions: Sequence[TokenQuestion]
+
+
+Asked = Text | Questions
+"""What the quality of a variant is measured by."""
+
+
 def open_worker(
     variant: Variant, path: Path, facts: LanguageModelFacts, slots: int, context: int, threads: int
-) -> Callable[[Measure], float]:
-    """Load a variant's graph, with `slots` sequences of `context` tokens; returns what answers a measure.
+) -> Callable[[Measure | Asked], float]:
+    """Load a variant's graph, with `slots` sequences of `context` tokens; returns what answers a measure, a text
+    or questions.
 
     Raises:
         InputError: ONNX Runtime cannot load the graph.
     """
     runner = _runner(variant, path, facts, slots, threads)
     _fill(runner, context)
-    return lambda measure: _measure(runner, measure, context, threads)
+    return lambda asked: _answer(runner, asked, context, threads)
 
 
 def _runner(variant: Variant, path: Path, facts: LanguageModelFacts, slots: int, threads: int) -> OnnxRunner:
@@ -48,9 +73,18 @@ def _fill(runner: OnnxRunner, context: int) -> None:
 
     A token for each page is enough. To read whole prompts instead would take a slow machine a minute.
     """
-    step = min(PLACES, max(1, _PAGE_BYTES // (np.dtype(np.float32).itemsize * runner.facts.head_dim)))
+    step = min(BLOCK_TOKENS, max(1, _PAGE_BYTES // (np.dtype(np.float32).itemsize * runner.facts.head_dim)))
     for past in range(0, context, step):
         runner.decode(0, [1] * runner.slots, [past] * runner.slots)
+
+
+def _answer(runner: OnnxRunner, asked: Measure | Asked, context: int, threads: int) -> float:
+    scorer = partial(log_probs, runner)
+    if isinstance(asked, Text):
+        return perplexity(asked.windows_WS, scorer).value
+    if isinstance(asked, Questions):
+        return choice_accuracy(asked.questions, scorer).accuracy
+    return _measure(runner, asked, context, threads)
 
 
 def _measure(runner: OnnxRunner, measure: Measure, context: int, threads: int) -> float:

@@ -14,6 +14,7 @@ set(avx2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mpopcnt)
 set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni
            -mprefer-vector-width=512)
 hebbline_instruction_set(avx2 x86_64 ${avx2})
+hebbline_instruction_set(avx2vnni x86_64 ${avx2} -mavxvnni)
 hebbline_instruction_set(avx512f x86_64 ${avx2} -mavx512f)
 hebbline_instruction_set(avx512 x86_64 ${avx512})
 hebbline_instruction_set(avx512bf16 x86_64 ${avx512} -mavx512bf16)
@@ -21,6 +22,7 @@ hebbline_instruction_set(amx x86_64 ${avx512} -mavx512bf16 -mamx-tile -mamx-int8
 # Every processor has NEON, but a file must ask for the vectors by which it is more than plain code.
 hebbline_instruction_set(neon aarch64 -DHEBBLINE_NEON)
 hebbline_instruction_set(neondot aarch64 -DHEBBLINE_NEON -march=armv8.2-a+dotprod)
+hebbline_instruction_set(neoni8mm aarch64 -DHEBBLINE_NEON -march=armv8.2-a+dotprod+i8mm)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(HEBBLINE_ARCHITECTURE x86_64)

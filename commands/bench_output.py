@@ -94,8 +94,11 @@ class Report:
         return self._planned - self.measured
 
     def close(self) -> None:
-        """Say what was left out, and end the document: also where the run is cut short."""
-        if self.left_out:
+        """Say what was left out, and end the document: also where the run is cut short.
+
+        Where it ended before the first row, and not by the budget, the error says why.
+        """
+        if self.left_out and (self.measured or not self._budget.left()):
             reason = "" if self._budget.left() else f"--budget {self._budget.seconds:g}: the time is over, and "
             console.print(f"{reason}{self.left_out} of {self._planned} rows were left out")
         self._document.close({"left_out": self.left_out})

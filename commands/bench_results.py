@@ -13,10 +13,10 @@ def main(arguments: list[str]) -> int:
     if options.minutes is not None and options.minutes < 0:
         raise InputError(f"--minutes {options.minutes:g} is below 0")
     # torch is loaded for what is run, not for --help.
-    from ..benchmarks.results.catalogue import find_study
-    from ..benchmarks.results.ledger import Ledger
-    from ..benchmarks.results.page import write_study
-    from ..benchmarks.results.runner import count_made, count_runs, work
+    from ..studies.catalogue import find_study
+    from ..studies.ledger import Ledger
+    from ..studies.page import write_study
+    from ..studies.runner import count_made, count_runs, work
 
     study = find_study(options.study)
     ledger = Ledger(options.docs / "results" / f"{study.name}.jsonl", study)
@@ -41,7 +41,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "study",
         type=str,
-        help="image-mnist, image-fashion-mnist, image-cifar-10, language, language-long, translation, translation-long",
+        help="image-mnist, image-fashion-mnist, image-cifar-10, image-mnist-paper, image-fashion-mnist-paper, "
+        "language, language-long, translation, translation-long",
     )
     parser.add_argument(
         "--minutes", type=float, default=None, help="begin no run after so many; 0 only writes the page"

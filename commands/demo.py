@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import CheckError, read_manifest
-from ..artifacts.publish import check_target
+from ..artifacts.publishing import check_target
 from ..console import Parser, console, print_json, progress
 from .export import export_to_directory
 from .inspect import summary_table
@@ -29,7 +29,7 @@ _RELATIVE_PERPLEXITY = 1e-5
 
 
 def main(arguments: list[str]) -> int:
-    """Run the whole road, and check at its end that what is served is what was trained."""
+    """Run every stage, and check at its end that what is served is what was trained."""
     parser = Parser(prog="hebbline demo", description="Train, export, serve and query a sparse model, on real text.")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where model and artifact are published")
     parser.add_argument("--recipe", type=str, default=RECIPE, help="a language-model recipe: a file or a shipped name")
@@ -80,7 +80,7 @@ def _train(recipe: "LanguageModelRecipe", yaml: str, model: Path) -> None:
 
 
 def _validation_texts(recipe: "LanguageModelRecipe") -> list[str]:
-    from ..train.data import load_documents
+    from ..data import load_documents
 
     return load_documents(recipe.data.source, recipe.data.validation_share).validation
 
@@ -157,7 +157,7 @@ def _serve(artifact: Path, texts: list[str]) -> "tuple[Perplexity, Chunk]":
 def _stream(client: "Client") -> "Chunk":
     """Show a completion as it comes, and its speed; returns all of it."""
     from ..serve.generation import join_chunks
-    from ..serve.sampling import SamplingParameters
+    from ..serve.parameters import SamplingParameters
 
     whole, arrivals = None, []
     console.print(f"[bold]{PROMPT}[/bold]", end="")

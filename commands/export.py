@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..artifacts import KV_FORMATS, InputError, KvFormat
-from ..console import Parser, console, print_json
+from ..console import Parser, console, print_json, stages
 
 if TYPE_CHECKING:
     from ..export import ExportReport
-    from ..export.passes.permute import Objective
+    from ..export.layouts import Objective
+    from ..export.passes.permutation import Structure
     from ..export.tensorrt import EngineReport
 
 
@@ -36,7 +37,10 @@ def main(arguments: list[str]) -> int:
         help="of target tensorrt: layers whose sparse kernel is predicted to be faster than dense become plugins",
     )
     parser.add_argument(
-        "--engines-from", type=Path, default=None, help="an artifact of the same model whose engines are carried over"
+        "--engines-from",
+        type=Path,
+        default=None,
+        help="an artifact of the same model whose engines are copied into the new one",
     )
     parser.add_argument(
         "--timing-cache", type=Path, default=None, help="what building an engine on this GPU keeps for the next time"
@@ -68,8 +72,15 @@ def main(arguments: list[str]) -> int:
         help="first reorder hidden dimensions so that more links are 2:4 or share blocks; the function stays as it is",
     )
     parser.add_argument(
+        "--objective",
+        choices=["latency", "throughput", "size"],
+        default="latency",
+        help="what layouts are chosen for: one token at a time, many, or the fewest bytes, with exponents in a code",
+    )
+    parser.add_argument(
         "--for-isa",
-        help="choose and predict for another machine's instruction set (scalar, avx2, avx512, amx), not this one's",
+        help="choose and predict for another machine's instruction set (scalar, avx2, avx2-vnni, avx512, amx), not "
+        "this one's",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
@@ -87,6 +98,7 @@ def main(arguments: list[str]) -> int:
             compact=options.compact,
             permute=options.permute,
             for_isa=options.for_isa,
+            objective=options.objective,
         )
     else:
         report = _export_with_engine(options)
@@ -109,16 +121,17 @@ def _export_with_engine(options: Any) -> "ExportReport":
         plugins=options.plugins,
         engines_from=options.engines_from,
     )
-    with console.status("exporting") as status:
+    with stages("exporting") as tell:
         report, built = export_engines(
             options.model,
             options.out,
             engine,
-            lambda stage: status.update(stage),
+            tell,
             values=options["values"],
             lm_head=options.lm_head,
             passes=PassOptions(compact=options.compact, permute=options.permute),
             for_isa=options.for_isa,
+            objective=options.objective,
         )
     _say(report)
     _say_engine(built)
@@ -137,23 +150,25 @@ def export_to_directory(
     lm_head: Literal["float32", "int8"] = "float32",
     kv_cache: KvFormat = "float32",
     compact: bool = False,
-    permute: "Objective | None" = None,
+    permute: "Structure | None" = None,
     for_isa: str | None = None,
+    objective: "Objective" = "latency",
 ) -> "ExportReport":
     """Export, publish the artifact, and say what was done."""
     from ..export import export_model
     from ..export.passes import PassOptions
 
-    with console.status("exporting") as status:
+    with stages("exporting") as tell:
         report = export_model(
             model,
             out,
-            lambda stage: status.update(stage),
+            tell,
             values=values,
             lm_head=lm_head,
             kv_cache=kv_cache,
             passes=PassOptions(compact=compact, permute=permute),
             for_isa=for_isa,
+            objective=objective,
         )
     _say(report)
     console.print(f"the artifact is in [bold]{out}[/bold]; {out / 'report.html'} shows every layer")
@@ -167,8 +182,12 @@ def _say(report: "ExportReport") -> None:
     console.print(f"{report.masks}; {len(report.layers)} projections hold {report.density:.2%} of their possible links")
     console.print(f"{report.file_bytes / 1e6:.2f} MB of ONNX, against {report.dense_bytes / 1e6:.2f} MB dense")
     console.print(f"parity with torch: {report.parity}")
+    if report.speed is not None:
+        console.print(f"speed {report.speed.words}")
     if report.forecast is not None:
         console.print(f"speed {report.forecast.words}")
+    if report.beside_dense:
+        console.print(report.beside_dense, markup=False)
     if report.quality is not None:
         console.print(report.quality.compared("as exported"))
 

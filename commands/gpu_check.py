@@ -13,12 +13,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs/gpu"), help="where the GPU's page is written")
     values = parser.parse_args(arguments)
     from ..export.tensorrt.build import installed_runtimes
-    from ..serve.engine.gpu import find_gpu
+    from ..runtime.gpu import find_gpu
 
     gpu = find_gpu()  # before torch is loaded, so that a machine without one is told at once
     if not installed_runtimes(gpu.compute_capability):
         return _check_kernels(values.docs)
-    from ..export.tensorrt.check.run import run_gpu_check
+    from ..benchmarks.gpu_check.run import run_gpu_check
 
     with console.status("checking the GPU") as status:
         check, page = run_gpu_check(values.model, values.docs, lambda stage: status.update(stage))

@@ -1,6 +1,5 @@
 """`hebbline inspect PATH`."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -9,8 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..artifacts import LayerFacts, Manifest, read_manifest
+from ..artifacts import LanguageModelFacts, LayerFacts, Manifest, read_manifest
 from ..artifacts.checkpoints import check_checkpoint
+from ..artifacts.json_files import read_json_object
 from ..artifacts.manifest import MANIFEST_FILE
 from ..console import Parser, console, print_json
 
@@ -36,25 +36,35 @@ def main(arguments: list[str]) -> int:
 
 def _family(path: Path) -> str:
     """The family of a language model's directory; "" for other models."""
-    from transformers import AutoConfig
+    from ..architectures import FAMILIES, describe_known
+    from ..artifacts.checkpoints import read_config
 
-    from ..architectures import FAMILIES
-
-    config = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
-    family = FAMILIES.get(config.get("model_type", ""))
-    return family.describe(AutoConfig.from_pretrained(path, local_files_only=True)).family if family else ""
+    config = path / "config.json"
+    known = read_json_object(config).get("model_type", "") in FAMILIES
+    decoder = describe_known(str(config), read_config(path)) if known else None
+    return "" if decoder is None else decoder.family
 
 
 def _show(manifest: Manifest) -> None:
-    console.print(f"kind [bold]{manifest.kind}[/bold], hebbline {manifest.hebbline_version}, method {manifest.method}")
+    made = f", made sparse by {manifest.method}" if manifest.method not in (None, "dense") else ""
+    console.print(f"kind [bold]{manifest.kind}[/bold], published by hebbline {manifest.hebbline_version}{made}")
     if manifest.language_model is not None:
-        sizes = ", ".join(f"{name} {value}" for name, value in asdict(manifest.language_model).items())
-        console.print(f"language model: {sizes}")
+        console.print(f"language model: {_sizes(manifest.language_model)}")
     console.print(layer_table(manifest.layers))
     files = Table("file", "bytes", "SHA-256")
     for name, facts in manifest.files.items():
         files.add_row(name, f"{facts.size:,}", facts.sha256)
     console.print(files)
+
+
+def _sizes(facts: LanguageModelFacts) -> str:
+    """A language model in words."""
+    ends = ", ".join(map(str, facts.eos_token_ids)) or "none"
+    return (
+        f"{facts.num_layers} layers, {facts.num_kv_heads} key/value heads of size {facts.head_dim}, vocabulary of "
+        f"{facts.vocab_size:,}, context of {facts.context_length:,} tokens, keys and values in {facts.kv_cache}; end "
+        f"tokens: {ends}"
+    )
 
 
 def layer_table(layers: Iterable[LayerFacts]) -> Table:

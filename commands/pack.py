@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--for-isa",
-        help="predict for another machine's instruction set (scalar, avx2, avx512, amx), not this one's",
+        help="predict for another machine's instruction set (scalar, avx2, avx2-vnni, avx512, amx), not this one's",
     )
     parser.add_argument("--no-measure", action="store_true", help="do not time the whole model before and after")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -64,14 +64,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _show(report: "PackReport", out: Path) -> None:
-    from ..export.foreign.report import speed, summary
+    from ..export.foreign.report import densities, grouped, speed, summary
 
     table = Table("layer", "shape", "density", "layout", "reason")
-    for layer in report.layers:
+    for group in grouped(report.layers):
+        layer, more = group[0], len(group) - 1
+        name = f"{layer.name} and {more} more {layer.op_type}" if more else layer.name
         shape = "x".join(map(str, layer.shape))
-        density = "" if layer.density is None else f"{layer.density:.4f}"
         # Names come from the file, and could hold the markup of the terminal library.
-        table.add_row(escape(layer.name), shape, density, layer.layout, escape(layer.explained))
+        table.add_row(escape(name), shape, densities(group), layer.layout, escape(layer.explained))
     console.print(table)
     for note in (*report.notes, report.end_to_end.note):
         console.print(escape(note))

@@ -1,6 +1,7 @@
 """`hebbline prune MODEL --calibration TEXT --density 0.5 --out DIR`."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,11 +18,14 @@ def main(arguments: list[str]) -> int:
 
     values = _parser().parse_args(arguments)
     texts, config = _texts(values), _config(values)
-    with progress() as bar:
+    # The bar begins when there is something to show: what is wrong with a model is one line alone.
+    bar, started = progress(), time.perf_counter()
+    with ExitStack() as shown:
         task = bar.add_task("reading", total=None)
-        started = time.perf_counter()
 
         def show(what: str, done: int, of: int) -> None:
+            if not bar.live.is_started:
+                shown.enter_context(bar)
             bar.update(task, description=what, completed=done, total=of)
             if not console.is_terminal:
                 console.print(f"{time.perf_counter() - started:.0f} s: {what}, {done} of {of} blocks done")

@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifacts import KV_FORMATS, CheckError, InputError, LanguageModelFacts
 from ..console import Parser, console, print_json
+from ..serve.addresses import LOOPBACK
 from ..serve.triton.settings import AS_EXPORTED, Settings
+from .connection_options import credentials
+from .gateway import add_gateway_options, further_of, gateway_config, tracing_of
+from .grpc_options import add_grpc_options, grpc_tls
 
 if TYPE_CHECKING:
+    from ..serve.openai.server import GatewayServer
+    from ..serve.triton.launch import TritonServer
     from ..serve.triton.production import ProductionCommand
 
 
@@ -23,7 +29,9 @@ def main(arguments: list[str]) -> int:
     values = _parser().parse_args(arguments)
     if values.repository is None and (values.copy or values.fill_only):
         raise InputError("--copy and --fill-only need --repository DIR: where the repository is to stay")
-    settings = Settings(values.slots, values.threads, values.max_waiting, values.drain_seconds, values.kv_cache)
+    settings = Settings(
+        values.slots, values.threads, values.max_waiting, values.drain_seconds, values.kv_cache, values.cache_bytes
+    )
     run_directory = Path(tempfile.mkdtemp(prefix="hebbline-serve-"))
     keep_log = False
     try:
@@ -43,6 +51,15 @@ def main(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="hebbline serve", description="Serve an artifact over gRPC with Triton Inference Server.")
     parser.add_argument("artifact", type=Path, help="a directory that `hebbline export` published")
+    parser.add_argument(
+        "further", type=str, nargs="*", metavar="NAME=ARTIFACT", help="further models, by the names that clients call"
+    )
+    parser.add_argument(
+        "--model-control", action="store_true", help="let `hebbline models` load and unload further models meanwhile"
+    )
+    parser.add_argument(
+        "--draft", type=Path, default=None, help="artifact of a smaller model of the same vocabulary, to guess tokens"
+    )
     parser.add_argument("--repository", type=Path, default=None, help="keep the model repository here")
     parser.add_argument("--copy", action="store_true", help="copy the artifact into the repository, not link it")
     parser.add_argument("--fill-only", action="store_true", help="fill the repository and start no server")
@@ -63,6 +80,15 @@ def _parser() -> Parser:
         default=Settings.kv_cache,
         help="how keys and values are kept: float32 is exact, bfloat16 takes half of its memory, int8 a quarter",
     )
+    parser.add_argument("--openai-port", type=int, default=None, help="serve OpenAI's HTTP API and a web page here")
+    add_gateway_options(parser)
+    add_grpc_options(parser)
+    parser.add_argument(
+        "--cache-bytes",
+        type=int,
+        default=Settings.cache_bytes,
+        help="the most memory for keys and values; 0: enough for all slots, at most a quarter of what is free",
+    )
     parser.add_argument("--json", action="store_true", help="print addresses, log and process id as JSON once ready")
     return parser
 
@@ -71,35 +97,82 @@ def _serve(values: Any, settings: Settings, run_directory: Path) -> None:
     from ..serve.triton.launch import TritonServer
     from ..serve.triton.process import Ports
     from ..serve.triton.repository import fill_repository
+    from ..serve.triton.wanted import parse_further
 
     ports = Ports(values.grpc_port, values.http_port, values.metrics_port)
+    tls = grpc_tls(values)
     production = _production_commands(values) if values.copy else []
     repository = values.repository or run_directory / "repository"
     console.print(f"checking {values.artifact} and filling the repository {repository}")
-    facts = fill_repository(values.artifact, repository, settings, copy=values.copy)
+    further = parse_further(values.further) if values.further or values.model_control else None
+    facts = fill_repository(
+        values.artifact, repository, settings, copy=values.copy, further=further, draft=values.draft
+    )
     _print_model(facts, settings)
     if values.copy:
         _print_production(production, values)
     if not values.fill_only:
         server = TritonServer(
-            repository, run_directory, ports, drain_seconds=settings.drain_seconds, on_event=_print_event
+            repository,
+            run_directory,
+            ports,
+            drain_seconds=settings.drain_seconds,
+            on_event=_print_event,
+            grpc_host=values.grpc_host,
+            tls=tls,
         )
-        with _stopping_quietly(server, settings):
-            _run(server, ports, repository, values.json)
+        gateway = _gateway(values, server, repository)
+        with _stopping_quietly(server, settings, gateway):
+            _run(server, repository, gateway, values.json)
 
 
-def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
+def _gateway(values: Any, server: "TritonServer", repository: Path) -> "GatewayServer | None":
+    """The gateway that is asked for; what is wrong with its options is said before anything is started."""
+    if values.openai_port is None:
+        if values.host != LOOPBACK:
+            raise InputError("--host is the address of OpenAI's API: give --openai-port as well")
+        return None
+    from ..serve.openai.app import Gateway
+    from ..serve.openai.server import GatewayServer
+
+    config = gateway_config(values, values.openai_port, values.artifact)
+    gateway = Gateway(
+        config,
+        values.artifact,
+        server.grpc_url,
+        f"http://127.0.0.1:{server.ports.metrics}/metrics",
+        further=further_of(repository),
+        credentials=credentials(values),
+        tracing=tracing_of(values),
+    )
+    server.on_restart = gateway.metrics.restarts.inc
+    running = GatewayServer(gateway)
+    running.check_free()
+    return running
+
+
+def _run(server: "TritonServer", repository: Path, gateway: "GatewayServer | None", as_json: bool) -> None:
+    from ..serve.triton.wanted import read_wanted
     from ..serve.triton.wheel import TRITON_VERSION
 
     console.print(f"starting Triton {TRITON_VERSION}; its log is {server.log}")
     server.start()
     with console.status("loading the model") as status:
         server.wait_ready(lambda seconds: status.update(f"loading the model ({seconds:.0f} s)"))
+    ports = server.ports
     http_url = f"http://127.0.0.1:{ports.http}"
+    if gateway is not None:
+        gateway.start()
     if (choice := server.graph_choice) is not None:
         console.print(str(choice))
     console.print(f"ready: gRPC at [bold]{server.grpc_url}[/bold], metrics at http://127.0.0.1:{ports.metrics}/metrics")
     console.print(f'  hebbline query "Once upon a time" --url {server.grpc_url}', style="bold", soft_wrap=True)
+    if further := read_wanted(repository):
+        console.print(f"further models: {', '.join(further)} (hebbline models list {repository})", soft_wrap=True)
+    if gateway is not None:
+        console.print(
+            f"OpenAI's API at [bold]{gateway.url}/v1[/bold] (model '{gateway.model_name}'), a page at {gateway.url}/"
+        )
     console.print(
         f"This is the Triton {TRITON_VERSION} of the nvidia-pytriton wheel, for this machine's loopback interface. "
         f"In production run NVIDIA's container on the same repository: `--repository DIR --copy` shows how."
@@ -108,6 +181,7 @@ def _run(server: Any, ports: Any, repository: Path, as_json: bool) -> None:
     if as_json:
         addresses = {"grpc_url": server.grpc_url, "http_url": http_url}
         addresses |= {"graph": choice.graph} if choice is not None else {}
+        addresses |= {"openai_url": f"{gateway.url}/v1"} if gateway is not None else {}
         print_json({**addresses, "log": str(server.log), "repository": str(repository), "pid": server.pid})
     server.wait()
 
@@ -119,20 +193,20 @@ def _print_event(message: str) -> None:
 
 
 def _print_model(facts: LanguageModelFacts, settings: Settings) -> None:
-    from ..serve.engine.onnxruntime import cache_bytes_per_slot
-
-    cache = settings.slots * cache_bytes_per_slot(facts, settings.kv)
     console.print(
         f"{facts.num_layers} layers, vocabulary of {facts.vocab_size:,}, context of {facts.context_length:,} tokens; "
-        f"{settings.slots} slots whose caches, in {settings.kv or facts.kv_cache}, take up to {cache / 1e6:,.0f} MB"
+        f"{settings.slots} slots, keys and values in {settings.kv or facts.kv_cache}"
     )
 
 
 def _production_commands(values: Any) -> "list[ProductionCommand]":
-    from ..serve.engine.engines import read_engines
+    from ..runtime.engines import read_engines
     from ..serve.triton.production import production_commands
 
-    return production_commands(values.repository, read_engines(values.artifact), values.grpc_port)
+    controlled = bool(values.further or values.model_control)
+    return production_commands(
+        values.repository, read_engines(values.artifact), values.grpc_port, controlled=controlled
+    )
 
 
 def _print_production(commands: "list[ProductionCommand]", values: Any) -> None:
@@ -149,7 +223,7 @@ def _print_production(commands: "list[ProductionCommand]", values: Any) -> None:
 
 
 @contextlib.contextmanager
-def _stopping_quietly(server: Any, settings: Settings) -> Iterator[None]:
+def _stopping_quietly(server: "TritonServer", settings: Settings, gateway: "GatewayServer | None") -> Iterator[None]:
     """Stop the server at the end of the block; from there on signals wait, as the stop takes seconds at most."""
     try:
         yield
@@ -159,6 +233,8 @@ def _stopping_quietly(server: Any, settings: Settings) -> Iterator[None]:
         if server.pid is not None:
             console.print(f"stopping; open requests have {settings.drain_seconds} s to finish")
         server.stop()
+        if gateway is not None:
+            gateway.stop()
 
 
 @contextlib.contextmanager

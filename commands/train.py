@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifacts import InputError
-from ..artifacts.publish import check_target
+from ..artifacts.publishing import check_target
 from ..console import Parser, console, print_json
 
 if TYPE_CHECKING:
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> int:
     """Train a model from a recipe and publish its directory."""
-    from ..train.tasks.reading import build_recipe, recipe_parser, recipe_path
+    from ..train.tasks.reading import DEFAULT_TASK, build_recipe, recipe_parser, recipe_path
 
     if not arguments:
         raise InputError("name a recipe: a file, or a shipped one such as 'demo'")
     if arguments[0] in ("-h", "--help"):
-        _print_help(_add_options(recipe_parser()))
+        _print_help(_add_options(recipe_parser()), DEFAULT_TASK)
         return 0
     path, task = recipe_path(arguments[0])
     parser = _add_options(recipe_parser(task))
     if set(arguments[1:]) & {"-h", "--help"}:
-        _print_help(parser)
+        _print_help(parser, task)
         return 0
     values = parser.parse_args([f"--recipe={path}", *arguments[1:]])
     out, as_json, resume = Path(values.pop("out")), values.pop("json"), values.pop("resume")
@@ -48,11 +48,11 @@ def train_to_directory(recipe: Any, yaml: str, out: Path, *, resume: bool = Fals
         return result
     seconds, updates = result.trained.seconds, result.trained.updates
     console.print(result.summary)
-    update_seconds = sum(report.seconds for report in updates)
-    console.print(
-        f"{len(updates)} topology updates moved {sum(report.regrown for report in updates):,} links, "
-        f"in {update_seconds / seconds:.1%} of the time"
-    )
+    if updates:
+        console.print(
+            f"{len(updates)} topology updates moved {sum(report.regrown for report in updates):,} links, "
+            f"in {sum(report.seconds for report in updates) / seconds:.1%} of the time"
+        )
     if masks := result.trained.masks:
         places = find_places(result.model)
         dense = dense_weights(result.model, {name: places[name] for name in masks})
@@ -68,12 +68,13 @@ def _add_options(parser: Parser) -> Parser:
     return parser
 
 
-def _print_help(parser: Parser) -> None:
+def _print_help(parser: Parser, task: str) -> None:
     from ..train.tasks.reading import shipped_recipes
 
     console.print(
         "usage: hebbline train RECIPE [options]\n\nRECIPE is a YAML file or the name of a shipped recipe:\n\n"
         + "\n".join(f"  {name:<22}{about}" for name, about in shipped_recipes().items())
-        + "\n\n`hebbline train RECIPE --help` lists the fields of its task; those of language models are:\n"
+        + f"\n\n`hebbline train RECIPE --help` lists the fields of its task; those of the task '{task}' are:\n",
+        markup=False,
     )
     print(parser.format_help())

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .pack import pack
+from .packer import pack
 
 if TYPE_CHECKING:
     from .exporter import export_model

@@ -5,18 +5,21 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import onnxruntime
 
 from ..artifacts import InputError, KvFormat, Manifest, publish
-from ..artifacts.publish import check_target
+from ..artifacts.page import write_report
+from ..artifacts.publishing import check_target
+from ..artifacts.text_cost import read_text_costs, read_trained_perplexity
 from ..artifacts.tokenizer_files import publish_tokenizer
 from ..kernels import register
 from ..kernels.cost import check_isa
-from ..serve.engine.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
-from ..serve.engine.varlen import VarlenRunner
+from ..runtime.onnxruntime import KERNELS_MODEL_FILE, MODEL_FILE
+from ..runtime.varlen import VarlenRunner
 from .forecast import forecast
 from .graph import (
     AttentionForm,
@@ -26,19 +29,22 @@ from .graph import (
     VarlenAttention,
     WeightFile,
     build_decoder,
-    load_source,
+    open_source,
     save_graph,
 )
 from .layouts import Aim
+from .layouts.choose import FLOAT32_BYTES, Objective
 from .passes import PassOptions, run_passes
 from .passes.report import PassReport
 from .piecewise import open_portable
 from .quality import Rounding, measure_quality, text_windows
 from .reference import TorchReference
-from .report import ExportReport, layer_report, write_reports
+from .report import ExportReport, layer_report
+from .report_page import export_page
 from .shortlist import check_shortlist
+from .speed import Stopwatch, few_packings, takes_few_packings
 from .steps import AnyRunner
-from .verify import ParityFigures, check_against
+from .verify import ParityFigures, check_against, check_context
 
 DATA_FILE = MODEL_FILE + ".data"
 """The weights of all graphs of an artifact."""
@@ -59,6 +65,7 @@ def export_model(
     kv_cache: KvFormat = "float32",
     passes: PassOptions = NO_PASSES,
     for_isa: str | None = None,
+    objective: Objective = "latency",
 ) -> ExportReport:
     """Export a model directory to sparse ONNX, and publish it where it agrees with torch.
 
@@ -75,11 +82,11 @@ def export_model(
         the others do not (see `graph.head`). kv_cache: how the second graph keeps keys and values unless its server is
         told otherwise; "float32" is exact, and the cost of the others in perplexity is in the report. passes: what is
         done to the model before it is packed; the artifact is held against the model as it was. for_isa: the
-        instruction set that layouts are chosen and speeds predicted for ("scalar", "avx2", "avx512", "amx"); None: this
-        machine's.
+        instruction set that layouts are chosen and speeds predicted for ("scalar", "avx2", "avx2-vnni", "avx512",
+        "amx"); None: this machine's. objective: what a layout is chosen for, see `choose_layout`.
 
     Raises:
-        InputError: the model is unfit (see `load_source`), `out` is taken, there is no such instruction set, or
+        InputError: the model is unfit (see `open_source`), `out` is taken, there is no such instruction set, or
         `kv_cache` needs the op library and there is none; CheckError: parity failed, or rounding costs too much.
         Nothing is published then.
     """
@@ -87,8 +94,7 @@ def export_model(
     check_target(target)
     if for_isa is not None:
         check_isa(for_isa)
-    progress("reading the model")
-    source = load_source(Path(model_directory))
+    source = open_source(Path(model_directory), progress)
     packed, pass_reports = run_passes(source, passes, progress)
     return export_packed(
         source,
@@ -100,6 +106,7 @@ def export_model(
         kv_cache=kv_cache,
         pass_reports=pass_reports,
         for_isa=for_isa,
+        objective=objective,
     )
 
 
@@ -114,37 +121,42 @@ def export_packed(
     kv_cache: KvFormat = "float32",
     pass_reports: tuple[PassReport, ...],
     for_isa: str | None = None,
+    objective: Objective = "latency",
 ) -> ExportReport:
     """`export_model` from where the model is loaded and the passes have run.
 
     Args:
         source: the model as it was, which the artifact is held against.
         packed: the model to pack: what the passes, whose reports `pass_reports` are, have made of it.
-        out, progress, values, lm_head, kv_cache, for_isa: as `export_model`.
+        out, progress, values, lm_head, kv_cache, for_isa, objective: as `export_model`.
 
     Raises:
         InputError, CheckError: as `export_model`. Nothing is published then.
     """
+    check_context(source.decoder.context_length)
     with publish(out) as publication:
         staging = publication.directory
         graphs = _graphs(int8_head=lm_head == "int8")
         if kv_cache != "float32" and graphs[-1].attention.portable:
             raise InputError(f"keys and values as {kv_cache} need the op library, which cannot be loaded here")
         published = [graph for graph in graphs if graph.file != _CHECKED_FILE]
-        reference = TorchReference(source.model)
+        reference = TorchReference(source, progress)
+        stopwatch = Stopwatch(packed_once=takes_few_packings(packed.dense_bytes))
         if values == "float32":
-            weights = _build(packed, graphs, staging, values, progress, for_isa)
-            parity = _check(reference, _Built(staging, packed, weights), graphs, progress)
+            weights = _build(packed, graphs, staging, values, progress, for_isa, objective)
+            parity = _check(reference, _Built(staging, packed, weights), graphs, progress, stopwatch)
         else:
             parity = _check_exact_form(reference, packed, graphs, staging, progress)
-            weights = _build(packed, published, staging, values, progress, for_isa)
-        report = replace(_report(packed, weights, parity, staging), passes=pass_reports)
-        if (values, lm_head, kv_cache) != ("float32", "float32", "float32"):
-            built, rounding = _Built(staging, packed, weights), Rounding(values, lm_head, kv_cache)
-            runners = {graph.file: partial(graph.open, built, kv_cache) for graph in published}
-            quality = measure_quality(source.model, runners, held_out_windows(source), rounding, progress)
+            weights = _build(packed, published, staging, values, progress, for_isa, objective)
+        stored = Rounding(values, lm_head, kv_cache)
+        report = replace(_report(packed, weights, parity, stored, staging), passes=pass_reports, objective=objective)
+        if not stored.is_exact:
+            built = _Built(staging, packed, weights)
+            runners = {graph.file: partial(_open, graph, built, stopwatch, progress, kv_cache) for graph in published}
+            quality = measure_quality(reference, runners, held_out_windows(source), stored, progress)
             report = replace(report, quality=quality)
-        write_reports(staging, report, packed.projection_masks())
+        report = replace(report, speed=stopwatch.speed())
+        write_report(staging, report.to_dict(), export_page(report, packed.projection_masks()))
         publish_tokenizer(source.path, staging)
         publication.finish(_manifest(packed, weights, kv_cache))
     return report
@@ -161,7 +173,7 @@ class _Built:
     def cells(self) -> dict[str, int]:
         """The possible links of each projection that is not dense."""
         choices = self.weights.choices.items()
-        return {name: self.packed.mask(name).size for name, choice in choices if choice.layout is not None}
+        return {name: prod(self.packed.shape(name)) for name, choice in choices if choice.layout is not None}
 
 
 @dataclass(frozen=True)
@@ -172,16 +184,19 @@ class _Graph:
     attention: AttentionForm
     lm_head: HeadForm
 
-    def open(self, built: _Built, kv: KvFormat = "float32") -> AnyRunner:
+    def open(
+        self, built: _Built, kv: KvFormat = "float32", progress: Callable[[str], None] = lambda stage: None
+    ) -> AnyRunner:
         """A runner of the graph. It holds much memory: let go of it before another one is opened."""
         path, facts = built.directory / self.file, built.packed.facts()
         if self.attention.portable:
-            return open_portable(path, facts, _PARITY_SLOTS, built.cells())
+            return open_portable(path, facts, _PARITY_SLOTS, built.cells(), progress)
         return self.open_kernels(built, kv)
 
     def open_kernels(self, built: _Built, kv: KvFormat = "float32") -> VarlenRunner:
         """The runner of a graph for the op library; see `open`."""
-        return VarlenRunner(built.directory / self.file, built.packed.facts(), slots=_PARITY_SLOTS, kv=kv)
+        with few_packings(built.packed.dense_bytes):
+            return VarlenRunner(built.directory / self.file, built.packed.facts(), slots=_PARITY_SLOTS, kv=kv)
 
 
 def _graphs(int8_head: bool) -> list[_Graph]:
@@ -207,11 +222,12 @@ def _build(
     values: str,
     progress: Callable[[str], None],
     for_isa: str | None = None,
+    objective: Objective = "latency",
 ) -> WeightFile:
-    progress("packing the layers")
-    with WeightFile(directory / DATA_FILE, values, Aim(for_isa, packed.dense_bytes)) as weights:
+    with WeightFile(directory / DATA_FILE, values, Aim(for_isa, packed.dense_bytes), objective) as weights:
         for graph in graphs:
-            save_graph(build_decoder(packed, weights, graph.attention, graph.lm_head), directory / graph.file)
+            model = build_decoder(packed, weights, graph.attention, graph.lm_head, progress)
+            save_graph(model, directory / graph.file)
     return weights
 
 
@@ -226,7 +242,7 @@ def _check_exact_form(
     directory = staging / "exact"
     directory.mkdir()
     weights = _build(packed, graphs, directory, "float32", progress)
-    parity = _check(reference, _Built(directory, packed, weights), graphs, progress)
+    parity = _check(reference, _Built(directory, packed, weights), graphs, progress, Stopwatch())
     shutil.rmtree(directory)
     return parity
 
@@ -235,23 +251,38 @@ def held_out_windows(source: SourceModel) -> list[list[int]]:
     """The text that perplexities of a model are measured on (see `text_windows`), in its own tokens."""
     facts = source.facts()
     eos_token_id = facts.eos_token_ids[0] if facts.eos_token_ids else None
-    return text_windows(source.path, eos_token_id, facts.context_length)
+    return text_windows(source.path, eos_token_id, facts.context_length, source.dense_bytes // FLOAT32_BYTES)
+
+
+def _open(
+    graph: _Graph, built: _Built, stopwatch: Stopwatch, progress: Callable[[str], None], kv: KvFormat = "float32"
+) -> AnyRunner:
+    """A runner of a graph, which is timed as it is opened."""
+    return stopwatch.time(graph.file, graph.open(built, kv, progress), progress)
 
 
 def _check(
-    reference: TorchReference, built: _Built, graphs: Sequence[_Graph], progress: Callable[[str], None]
+    reference: TorchReference,
+    built: _Built,
+    graphs: Sequence[_Graph],
+    progress: Callable[[str], None],
+    stopwatch: Stopwatch,
 ) -> ParityFigures:
-    """Check every graph, one open at a time; the worst figures of all. Removes the graph that is not published."""
+    """Check every graph, one open at a time; the worst figures of all. Removes the graph that is not published.
+
+    The op library's comes first: it generates at any size, and the portable one of a large model cannot.
+    """
     figures: list[ParityFigures] = []
-    for graph in graphs:
+    for graph in sorted(graphs, key=lambda graph: (graph.lm_head == "int8", graph.attention.portable)):
         tell = partial(_tell, progress, graph.file)
         if graph.lm_head == "int8":
             exact = next(other for other in graphs if other.file == _CHECKED_FILE)
-            opened = partial(exact.open_kernels, built), partial(graph.open_kernels, built)
-            off = check_shortlist(*opened, figures[-1].logit_tolerance, tell)
+            pair = partial(exact.open_kernels, built), partial(graph.open_kernels, built)
+            off = check_shortlist(*pair, figures[-1].logit_tolerance, tell)
             logger.info("lm_head in int8: logits are off by up to %.2g of the largest", off)
         else:
-            figures.append(check_against(reference, graph.open(built), tell, built.packed.decoder.reach))
+            opened = partial(_open, graph, built, stopwatch, progress)
+            figures.append(check_against(reference, opened, tell, built.packed.decoder.reach))
     (built.directory / _CHECKED_FILE).unlink(missing_ok=True)
     return _worst(figures)
 
@@ -267,7 +298,9 @@ def _worst(figures: Sequence[ParityFigures]) -> ParityFigures:
     return ParityFigures(**values)
 
 
-def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, staging: Path) -> ExportReport:
+def _report(
+    source: SourceModel, weights: WeightFile, parity: ParityFigures, stored: Rounding, staging: Path
+) -> ExportReport:
     layers = [layer_report(name, source.mask(name), choice) for name, choice in weights.choices.items()]
     file_bytes = sum(path.stat().st_size for path in staging.iterdir())
     return ExportReport(
@@ -278,6 +311,9 @@ def _report(source: SourceModel, weights: WeightFile, parity: ParityFigures, sta
         layers=layers,
         parity=parity,
         file_bytes=file_bytes,
+        stored=stored,
+        pruning=read_text_costs(source.path),
+        training=read_trained_perplexity(source.path),
         dense_bytes=file_bytes + sum(layer.dense_bytes - layer.bytes for layer in layers),
         forecast=forecast(weights.choices.values(), weights.aim.isa),
     )

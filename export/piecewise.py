@@ -9,9 +9,8 @@ of a packed layer or a few; every node and every tensor is the file's own. Each 
 of all steps, before the next one is loaded.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,34 +20,41 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ..artifacts import LanguageModelFacts
-from ..serve.engine.onnxruntime import check_rows
-from ..serve.engine.portable import PortableRunner
-from ..serve.engine.session import bind_input, bind_output, load_lean_session
+from ..runtime.onnxruntime import check_rows
+from ..runtime.portable import PortableRunner
+from ..runtime.session import bind_input, bind_output, load_lean_session
 from .layouts import DOMAIN
+from .progress import each
 from .steps import Logits, Prefill, Step, StepsRunner
 
 WHOLE_CELLS = 4 << 20
 """A file with so many possible links in packed layers is run as a whole, as its users run it; so is a piece."""
-FOLDED_CELLS = 40 << 20
-"""A piece of more than this, which one layer may be, is decoded in every step: that takes half of the memory."""
+FOLDED_CELLS = 160 << 20
+"""A piece of more than this, which one layer of a model of over 13 billion parameters may be, is decoded in every step:
+that takes half of the memory, which of this many is 4 GB, and a hundred times as long."""
 
 _Tensors = dict[str, NDArray]
 
 
 def open_portable(
-    model: Path, facts: LanguageModelFacts, slots: int, cells: Mapping[str, int]
+    model: Path,
+    facts: LanguageModelFacts,
+    slots: int,
+    cells: Mapping[str, int],
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> PortableRunner | StepsRunner:
     """A runner of a portable graph that takes little memory.
 
     Args:
         model: the ONNX file. facts: sizes. slots: sequences held. cells: the possible links of each packed layer.
+        progress: told how many pieces of a large graph have run.
 
     Raises:
         InputError: ONNX Runtime cannot load the file.
     """
     if sum(cells.values()) <= WHOLE_CELLS:
         return PortableRunner(model, facts, slots)
-    return PiecewiseRunner(model, facts, slots, cells)
+    return PiecewiseRunner(model, facts, slots, cells, progress)
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,20 @@ class Piece:
 class PiecewiseRunner(StepsRunner):
     """Runs `model.onnx` a piece at a time; see `open_portable` for the arguments and errors."""
 
-    def __init__(self, model: Path, facts: LanguageModelFacts, slots: int, cells: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        model: Path,
+        facts: LanguageModelFacts,
+        slots: int,
+        cells: Mapping[str, int],
+        progress: Callable[[str], None] = lambda stage: None,
+    ) -> None:
         self.slots = slots
         self.context_length = facts.context_length
         self.vocab_size = facts.vocab_size
         self._facts = facts
         self._path = model
+        self._progress = progress
         # That the pieces load says nothing of what lies between them.
         load_lean_session(model, folded=False)
         self._pieces = cut(onnx.load_model(model, load_external_data=False), cells)
@@ -86,7 +100,7 @@ class PiecewiseRunner(StepsRunner):
             feed.check(self.slots, self.context_length)
         values = [feed.tensors() for feed in feeds]
         context = min(self.context_length, max((feed.end for feed in feeds), default=0))
-        for piece in self._pieces[:-1]:
+        for piece in each(self._pieces[:-1], f"{self._path.name} in pieces", self._progress):
             for kept, made in zip(values, self._through(piece, feeds, values, context), strict=True):
                 kept |= made
                 for name in kept.keys() - piece.live:
@@ -152,11 +166,12 @@ def cut(model: onnx.ModelProto, cells: Mapping[str, int]) -> list[Piece]:
     Args:
         model: without its external data. cells: the possible links of each packed layer.
     """
+    types = {value.name: value.type.tensor_type.elem_type for value in _inferred(model)}
     groups = list(_groups(model.graph.node, cells))
     pieces: list[Piece] = []
     later = {value.name for value in model.graph.output}
     for group in reversed(groups):
-        piece = _piece(model, group, later, sum(_cells(node, cells) for node in group))
+        piece = _piece(model, group, later, types, sum(_cells(node, cells) for node in group))
         pieces.insert(0, piece)
         later |= set(piece.inputs)
     return pieces
@@ -183,8 +198,15 @@ def _cells(node: onnx.NodeProto, cells: Mapping[str, int]) -> int:
     return sum(cells.get(layer, 0) for layer in {name.rpartition(".")[0] for name in node.input})
 
 
-def _piece(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], later: set[str], cells: int) -> Piece:
-    """`later`: the values that later pieces read, and the graph's outputs."""
+def _inferred(model: onnx.ModelProto) -> Iterable[onnx.ValueInfoProto]:
+    """What is known of the values between nodes: of those after a contrib op nothing, of whole numbers the type."""
+    return onnx.shape_inference.infer_shapes(model).graph.value_info
+
+
+def _piece(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], later: set[str], types: Mapping[str, int], cells: int
+) -> Piece:
+    """`later`: the values that later pieces read, and the graph's outputs; `types`: of values, where they are known."""
     graph = model.graph
     made = {name for node in nodes for name in node.output if name}
     read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
@@ -193,8 +215,11 @@ def _piece(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], later: set[s
     inputs = tuple(name for name in read if name not in stored)
     outputs = tuple(name for node in nodes for name in node.output if name in later)
     declared = {value.name: value for value in (*graph.input, *graph.output)}
-    # All values between nodes are activations; their shapes follow from the inputs of each step.
-    value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=None)
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        # Shapes follow from the inputs of each step. What has no type is an activation.
+        return helper.make_tensor_value_info(name, types.get(name) or TensorProto.FLOAT, None)
+
     part = helper.make_graph(
         nodes,
         graph.name,

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from ..artifacts import CheckError
 from ..artifacts.tokenizer_files import read_tokenizer
-from ..evaluate import Perplexity, perplexity, token_windows
-from ..serve.engine.scoring import scored_chunk, token_log_probs
-from .reference import torch_logits
+from ..runtime.perplexity import Perplexity, perplexity, token_windows
+from ..runtime.scoring import scored_chunk, token_log_probs
+from .layerwise import Wanted
+from .reference import TorchReference
 from .steps import AnyRunner, Step, prefill_all, run_steps
 
 LARGEST_COST = 2.0
@@ -27,15 +27,23 @@ LARGEST_DISAGREEMENT = 0.02
 """Two graphs of the same rounded weights round activations alike up to ties: their perplexities agree to this."""
 _WINDOW = 128
 _WINDOWS = 64
+_FEWEST_WINDOWS = 8
+_MOST_PRODUCTS = 10**13
+"""Weights times tokens: a core takes some minutes for so many multiplications."""
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What is rounded: `values` of the projections, `lm_head` and `kv_cache` of the graph for the op library."""
+    """What numbers are stored as: `values` of the projections, `lm_head` and `kv_cache` of the op library's graph."""
 
     values: str
     lm_head: str
     kv_cache: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is rounded."""
+        return {self.values, self.lm_head, self.kv_cache} == {"float32"}
 
     def __str__(self) -> str:
         named = {"values": self.values, "lm_head": self.lm_head, "keys and values": self.kv_cache}
@@ -79,17 +87,23 @@ class QualityFigures:
         return asdict(self) | {"cost": self.cost}
 
 
-def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int) -> list[list[int]]:
-    """Up to 64 windows of up to 128 tokens, of the held-out part of the text that CPython carries."""
-    from ..train.data.documents import PYTHON_SOURCE, load_documents
+def text_windows(tokenizer: Path, eos_token_id: int | None, context_length: int, weights: int = 0) -> list[list[int]]:
+    """Up to 64 windows of up to 128 tokens, of the held-out part of the text that comes with CPython.
+
+    A model of more than a billion `weights` gets fewer, so that reading them takes minutes and not hours.
+    """
+    from ..data.documents import PYTHON_SOURCE, load_documents
 
     texts = load_documents(PYTHON_SOURCE, 0.05).validation
     length = min(_WINDOW, context_length)
-    return token_windows(read_tokenizer(tokenizer), texts, eos_token_id, length, _WINDOWS)
+    affordable = _MOST_PRODUCTS // max(1, weights * length)
+    return token_windows(
+        read_tokenizer(tokenizer), texts, eos_token_id, length, min(_WINDOWS, max(_FEWEST_WINDOWS, affordable))
+    )
 
 
 def measure_quality(
-    model: PreTrainedModel,
+    reference: TorchReference,
     runners: Mapping[str, Callable[[], AnyRunner]],
     windows_WS: Sequence[list[int]],
     rounding: Rounding,
@@ -98,14 +112,16 @@ def measure_quality(
     """Perplexity of the torch model and of each runner, by graph.
 
     Args:
-        model: in float32. runners: what opens each; one is open at a time. windows_WS: the text, as `text_windows` has
-        it. rounding: what is rounded, for the report. progress: told each graph.
+        reference: of the model in float32. runners: what opens each; one is open at a time. windows_WS: the text, as
+        `text_windows` has it. rounding: what is rounded, for the report. progress: told each graph.
 
     Raises:
         CheckError: a perplexity is not finite, is more than doubled, or the runners disagree.
     """
     progress("perplexity in float32")
-    exact = perplexity(windows_WS, lambda ids_S: token_log_probs(torch_logits(model, ids_S)[:-1], ids_S[1:]))
+    texts = [Wanted(tuple(ids_S)) for ids_S in windows_WS]
+    scored = iter(reference.each(texts, lambda place, x: token_log_probs(x.numpy()[:-1], windows_WS[place][1:])))
+    exact = perplexity(windows_WS, lambda ids_S: next(scored))
     found: dict[str, Perplexity] = {}
     for name, open_runner in runners.items():
         progress(f"perplexity of {name}")

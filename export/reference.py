@@ -4,74 +4,113 @@ Legend: S tokens, V vocabulary, N out_features, K in_features.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from ..runtime.torch_scores import greedy_logits
+from .graph.source import SourceModel
+from .layerwise import LayerwiseModel, Wanted
+
+T = TypeVar("T")
+Keep = Callable[[int, Tensor], T]
 _WIDENED_BYTES = 64 << 20
 """Of a weight, so many bytes at a time are in float64."""
 
 
 class TorchReference:
-    """The answers of a float32 model, each computed once: all graphs of an artifact are held against the same ones."""
+    """The answers of a float32 model, each computed once: all graphs of an artifact are held against the same ones.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self._known: dict[tuple[object, ...], Any] = {}
+    `continuations` are the greedy tokens that were found for prompts, by torch or by a graph that torch is then asked
+    about; `tolerance` is the largest difference of logits that was allowed so far.
 
-    def logits(self, ids_S: Sequence[int], last: int = 0) -> NDArray[np.float32]:
-        """The logits [S, V] of a whole sequence, or those after its `last` tokens."""
-        return self._once(("logits", last, *ids_S), lambda: torch_logits(self.model, ids_S, last))
+    Args:
+        model: in memory, or whose parameters are read a layer at a time. progress: told how many layers have run.
+    """
 
-    def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
-        """See `torch_greedy`."""
-        return self._once(("greedy", count, *prompt), lambda: torch_greedy(self.model, prompt, count))
+    def __init__(
+        self, model: PreTrainedModel | SourceModel, progress: Callable[[str], None] = lambda stage: None
+    ) -> None:
+        if isinstance(model, SourceModel) and model.stored is None:
+            model = model.model
+        self._whole = None if isinstance(model, SourceModel) else model
+        self._layerwise = LayerwiseModel(model, progress) if isinstance(model, SourceModel) else None
+        self._known: dict[tuple[Wanted, bool], NDArray] = {}
+        self.continuations: dict[tuple[int, ...], list[int]] = {}
+        self.tolerance = 0.0
 
-    def rounding(self, ids_S: Sequence[int], last: int = 0) -> float:
-        """See `float32_rounding`."""
-        return self._once(("rounding", last, *ids_S), lambda: float32_rounding(self.model, ids_S, last))
+    def prepare(self, texts: Iterable[Wanted], *, wide: bool = False) -> None:
+        """Compute the logits of all these texts that are not known yet, in one pass over the layers.
 
-    def _once(self, key: tuple[object, ...], compute: Callable[[], Any]) -> Any:
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
+        `wide`: with the weights in float64.
+        """
+        missing = [text for text in dict.fromkeys(texts) if (text, wide) not in self._known]
+        if missing:
+            # A view of the logits after all tokens would keep them all.
+            for text, logits in zip(missing, self.each(missing, lambda _, x: x.numpy().copy(), wide), strict=True):
+                self._known[text, wide] = logits
+
+    def logits(self, text: Wanted) -> NDArray[np.float32]:
+        """The logits [S, V] that are wanted of a text."""
+        self.prepare([text])
+        return self._known[text, False]
+
+    def rounding(self, texts: Sequence[Wanted]) -> float:
+        """Largest difference between the logits of the texts in float32 and those of the same weights in float64."""
+        self.prepare(texts)
+        self.prepare(texts, wide=True)
+        return max(
+            float(np.abs(self._known[text, False] - self._known[text, True]).max()) for text in dict.fromkeys(texts)
+        )
+
+    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """The `count` tokens that torch generates greedily after each prompt: a pass over the layers for each."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        for _ in range(count):
+            texts = [Wanted((*prompt, *found), 1) for prompt, found in zip(prompts, tokens, strict=True)]
+            for found, best in zip(tokens, self.each(texts, lambda _, x: int(x[-1].argmax())), strict=True):
+                found.append(best)
+        return tokens
+
+    def each(self, texts: Sequence[Wanted], keep: Keep[T], wide: bool = False) -> list[T]:
+        """What `keep` makes of the logits [S, V] of each text, given with its place, in order."""
+        with _WidenedWeights() if wide else nullcontext():
+            if self._layerwise is not None:
+                words = f"torch in {'float64' if wide else 'float32'}"
+                return self._layerwise.run(texts, keep, words)
+            assert self._whole is not None
+            with torch.inference_mode():
+                return [keep(place, _logits(self._whole, text)) for place, text in enumerate(texts)]
 
 
-def torch_logits(model: PreTrainedModel, ids_S: Sequence[int], last: int = 0) -> NDArray[np.float32]:
-    """The logits [S, V] of a whole sequence, or those after its `last` tokens."""
-    with torch.inference_mode():
-        return model(torch.tensor([list(ids_S)]), use_cache=False, logits_to_keep=last).logits[0].numpy()
+def _logits(model: Any, text: Wanted) -> Tensor:
+    return model(torch.tensor([list(text.ids_S)]), use_cache=False, logits_to_keep=text.last).logits[0]
 
 
 def torch_greedy(model: PreTrainedModel, prompt: Sequence[int], count: int) -> tuple[list[int], float]:
     """The `count` tokens that torch generates greedily, and the least margin between its two best logits."""
-    ids, margin, cache = list(prompt), float("inf"), None
-    step = torch.tensor([ids])
-    with torch.inference_mode():
-        for _ in range(count):
-            output = model(step, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            best = torch.topk(output.logits[0, -1], 2).values
-            margin = min(margin, float(best[0] - best[1]))
-            ids.append(int(output.logits[0, -1].argmax()))
-            step = torch.tensor([ids[-1:]])
-    return ids[len(prompt) :], margin
+    tokens, margin = [], float("inf")
+    for logits_V in islice(greedy_logits(model, prompt), count):
+        best = torch.topk(logits_V, 2).values
+        margin = min(margin, float(best[0] - best[1]))
+        tokens.append(int(logits_V.argmax()))
+    return tokens, margin
 
 
 def float32_rounding(model: PreTrainedModel, ids_S: Sequence[int], last: int = 0) -> float:
-    """Largest difference between the logits of a float32 model and of the same weights in float64; see `torch_logits`.
+    """Largest difference between the logits of a float32 model and of the same weights in float64.
 
     The weights stay as they are: each is widened as it is used, a part at a time.
     """
-    single_SV = torch_logits(model, ids_S, last)
-    with _WidenedWeights():
-        double_SV = torch_logits(model, ids_S, last)
-    return float(np.abs(single_SV - double_SV).max())
+    return TorchReference(model).rounding([Wanted(tuple(ids_S), last)])
 
 
 class _WidenedWeights(TorchFunctionMode):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..artifacts import CheckError
-from ..serve.engine.runner import Runner
+from ..runtime.runner import Runner
 from .steps import Logits
 
 _PROMPTS = 8

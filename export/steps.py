@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..serve.engine.runner import Runner
+from ..runtime.runner import Runner
 
 Logits = NDArray[np.float32]
 

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from ..artifacts import CheckError
+from ..artifacts import CheckError, InputError
+from .greedy import GreedySearch
+from .layerwise import Wanted
 from .reference import TorchReference, float32_rounding, torch_greedy
-from .steps import AnyRunner, Decode, Logits, Prefill, Step, prefill_all, run_steps
+from .steps import AnyRunner, Decode, Logits, Prefill, Step, StepsRunner, prefill_all, run_steps
 
 __all__ = ["ParityFigures", "check_against", "check_parity", "float32_rounding", "torch_greedy"]
 
@@ -27,6 +29,14 @@ MOST_REACH = 8192
 """Far positions are looked at up to here: a forward pass of a long text takes minutes."""
 _FAR_ROWS = 24
 _FAR_STEPS = 4
+
+CHECKS = {
+    "full_forward": "logits of a whole sequence, read at once",
+    "chunked": "logits of the same sequence, read in two pieces and then token by token",
+    "ragged_batch": "logits of sequences of different lengths in one batch, against each alone",
+    "far": "logits far into the context: behind the sliding window, or the context before it was extended",
+}
+"""What each check of `ParityFigures` is, in words."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +77,44 @@ class ParityFigures:
         return asdict(self)
 
 
+def check_context(context_length: int) -> None:
+    """Refuse a model whose context the texts of the gate do not fit.
+
+    Raises:
+        InputError: they do not.
+    """
+    if context_length <= max(_PROMPT_TOKENS):
+        raise InputError(
+            f"the model's context of {context_length} tokens is too short to be checked: max_position_embeddings must "
+            f"be above {max(_PROMPT_TOKENS)}"
+        )
+
+
 def check_parity(
     model: PreTrainedModel, runner: AnyRunner, progress: Callable[[str], None], reach: int = 0
 ) -> ParityFigures:
     """`check_against` a model, in float32, of which there is one runner."""
-    return check_against(TorchReference(model), runner, progress, reach)
+    return check_against(TorchReference(model), lambda: runner, progress, reach)
 
 
 def check_against(
-    reference: TorchReference, runner: AnyRunner, progress: Callable[[str], None], reach: int = 0
+    reference: TorchReference,
+    open_runner: Callable[[], AnyRunner],
+    progress: Callable[[str], None],
+    reach: int = 0,
 ) -> ParityFigures:
     """Compare a runner with at least 3 slots to the torch model it was exported from.
+
+    The runner takes all its steps and is let go; then torch computes the same texts, in one pass over its layers.
+    Greedy tokens are the runner's own where it can generate, and torch says at each place whether it would have
+    generated the same; a runner that takes all steps together is given tokens that torch has agreed to.
 
     A model that amplifies rounding can lie further than 1e-4 from torch without an error in the graph. Such a model is
     run in float64 as well, and the runner may differ from torch by 4 times what torch differs from that.
 
     Args:
         reference: of the model in float32.
-        runner: over the exported graph.
+        open_runner: opens a runner over the exported graph.
         progress: told what is checked next.
         reach: tokens behind which the model changes (see `Decoder.reach`): logits are looked at there too, up to
         `MOST_REACH`.
@@ -92,15 +122,14 @@ def check_against(
     Raises:
         CheckError: a logit differs by more than the tolerance, or a greedy token differs.
     """
+    runner = open_runner()
     generated = min(GREEDY_TOKENS, runner.context_length - max(_PROMPT_TOKENS))
-    if generated < 1:
-        raise CheckError(f"a context of {runner.context_length} tokens is too short to check parity in")
-    prompts = _prompts(runner.vocab_size)
-    progress("torch's own logits and greedy tokens")
-    sequence_S = [*prompts[0], *reference.greedy(prompts[0], generated)[0]]
-    ragged = prompts[: len(_PROMPT_TOKENS)]
-    decided = _decided(reference, prompts, generated, 2 * LOGIT_TOLERANCE)
     progress(f"logits of a whole sequence, at once, in pieces, and in a batch; {generated} greedy tokens")
+    search = GreedySearch(reference, _prompts(runner.vocab_size), generated)
+    own = search.is_new and not isinstance(runner, StepsRunner)
+    sequence_S = search.first(runner).ids_S
+    greedy = None if own else search.decided(2 * max(LOGIT_TOLERANCE, reference.tolerance), open_runner)
+    ragged = search.prompts[: len(_PROMPT_TOKENS)]
     far = _Far.of(runner, reach, len(sequence_S))
     # All in one run: a large graph is then decoded once.
     parts: list[list[Step]] = [
@@ -108,30 +137,43 @@ def check_against(
         _in_pieces(sequence_S),
         _together(ragged),
         far.steps(),
-        decided.steps(),
+        [] if greedy is None else greedy.steps(),
     ]
     logits = run_steps(runner, [step for part in parts for step in part])
-    *taken, greedy = [[next(logits).copy() for _ in part] for part in parts]
+    *taken, generating = [[next(logits).copy() for _ in part] for part in parts]
+    positions = max(len(sequence_S), len(far.ids_S))
+    # Torch has the memory to itself now.
+    del runner, logits
+    progress("torch's own logits")
+    reference.prepare([*_texts(sequence_S, ragged, far), *search.first_texts()])
     differences = _differences(reference, taken, sequence_S, ragged, far)
     tolerance = _tolerance(reference, sequence_S, far, differences, progress)
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise CheckError(
-                f"parity: logits of check '{name}' differ by {difference:.2e}, over {tolerance:.2e}; "
-                "nothing was published"
+                f"parity with torch: {CHECKS[name]}, differ by {difference:.2e}, over the {tolerance:.2e} that are "
+                "allowed; nothing was published"
             )
-    if decided.margin < 2 * tolerance:
+    reference.tolerance = max(reference.tolerance, tolerance)
+    decided = search.decided(2 * tolerance, open_runner)
+    if greedy is not None and greedy != decided:
         progress(f"{generated} greedy tokens, torch against ONNX Runtime")
-        decided = _decided(reference, prompts, generated, 2 * tolerance)
-        greedy = [logits.copy() for logits in run_steps(runner, decided.steps())]
-    decided.check(greedy)
+        generating = [logits.copy() for logits in run_steps(open_runner(), decided.steps())]
+    if greedy is not None:
+        decided.check(generating)
     return ParityFigures(
         **differences,
-        positions=max(len(sequence_S), len(far.ids_S)),
+        positions=positions,
         greedy_tokens=generated,
-        prompts_skipped=decided.skipped,
+        prompts_skipped=search.skipped(decided),
         logit_tolerance=tolerance,
     )
+
+
+def _texts(sequence_S: list[int], ragged: Sequence[list[int]], far: "_Far") -> list[Wanted]:
+    """What torch is asked for beside greedy tokens."""
+    texts = [Wanted(tuple(sequence_S)), *(Wanted(tuple(prompt), _RAGGED_STEPS) for prompt in ragged)]
+    return [*texts, far.text] if far.ids_S else texts
 
 
 @dataclass(frozen=True)
@@ -148,6 +190,11 @@ class _Far:
             return cls([])
         return cls(np.random.default_rng(2).integers(0, runner.vocab_size, length).tolist())
 
+    @property
+    def text(self) -> Wanted:
+        """What torch is asked for."""
+        return Wanted(tuple(self.ids_S), _FAR_ROWS)
+
     def steps(self) -> list[Step]:
         """Two chunks, of whose second the last tokens want logits, and single tokens."""
         if not self.ids_S:
@@ -162,7 +209,7 @@ class _Far:
         """The largest logit difference from torch; 0 where nothing was looked at."""
         if not self.ids_S:
             return 0.0
-        return _difference(np.concatenate(taken[1:]), reference.logits(self.ids_S, _FAR_ROWS))
+        return _difference(np.concatenate(taken[1:]), reference.logits(self.text))
 
 
 def _differences(
@@ -177,7 +224,7 @@ def _differences(
     Args:
         taken: the logits of the steps over `sequence_S`, at once and in pieces, of those over `ragged`, and of `far`.
     """
-    expected_SV = reference.logits(sequence_S)
+    expected_SV = reference.logits(Wanted(tuple(sequence_S)))
     whole, pieces, together, behind = taken
     return {
         "full_forward": _difference(whole[0], expected_SV),
@@ -197,10 +244,10 @@ def _tolerance(
     if all(difference <= LOGIT_TOLERANCE for difference in differences.values()):
         return LOGIT_TOLERANCE
     progress("how far torch's float32 is from float64")
-    rounding = reference.rounding(sequence_S)
+    texts = [Wanted(tuple(sequence_S))]
     if not differences["far"] <= LOGIT_TOLERANCE:
-        rounding = max(rounding, reference.rounding(far.ids_S, _FAR_ROWS))
-    return max(LOGIT_TOLERANCE, ROUNDING_FACTOR * rounding)
+        texts.append(far.text)
+    return max(LOGIT_TOLERANCE, ROUNDING_FACTOR * reference.rounding(texts))
 
 
 def _prompts(vocab_size: int) -> list[list[int]]:
@@ -208,48 +255,6 @@ def _prompts(vocab_size: int) -> list[list[int]]:
     rng = np.random.default_rng(0)
     lengths = [_PROMPT_TOKENS[index % len(_PROMPT_TOKENS)] for index in range(_PROMPTS_TRIED)]
     return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
-
-
-@dataclass(frozen=True)
-class _Greedy:
-    """A prompt, the tokens that torch generates after it, by at least `margin` over the next best, and the number of
-    prompts before it that torch is less decided on."""
-
-    prompt: list[int]
-    expected: list[int]
-    margin: float
-    skipped: int
-
-    def steps(self) -> list[Step]:
-        """The prompt, then the expected tokens one by one: a runner that is right would have generated them."""
-        after = len(self.prompt)
-        steps: list[Step] = [Prefill(0, self.prompt, 0, [after - 1])]
-        return steps + [Decode(0, [token], [after + place]) for place, token in enumerate(self.expected[:-1])]
-
-    def check(self, taken: Sequence[Logits]) -> None:
-        """Raise CheckError where the best logit of a step is not that of the expected token."""
-        for place, (logits_RV, expected) in enumerate(zip(taken, self.expected, strict=True)):
-            actual = int(logits_RV[0].argmax())
-            if actual != expected:
-                raise CheckError(
-                    f"parity: greedy token {place + 1} of {len(self.expected)} is {actual}, torch generates "
-                    f"{expected}; nothing was published"
-                )
-
-
-def _decided(reference: TorchReference, prompts: Sequence[list[int]], count: int, least_margin: float) -> _Greedy:
-    """The first prompt that torch continues by at least this margin: else two rounding errors could swap the best two.
-
-    Raises:
-        CheckError: there is none.
-    """
-    for skipped, prompt in enumerate(prompts):
-        expected, margin = reference.greedy(prompt, count)
-        if margin >= least_margin:
-            return _Greedy(prompt, expected, margin, skipped)
-    raise CheckError(
-        f"parity: torch is undecided between two tokens after each of {len(prompts)} prompts; train longer"
-    )
 
 
 def _in_pieces(ids: list[int]) -> list[Step]:
@@ -270,7 +275,9 @@ def _together(prompts: Sequence[list[int]]) -> list[Step]:
 def _ragged_difference(reference: TorchReference, together: Sequence[Logits], prompts: Sequence[list[int]]) -> float:
     """Largest difference between slots decoded together and torch on each sequence alone."""
     return max(
-        _difference(np.stack([logits[slot] for logits in together]), reference.logits(prompt)[-_RAGGED_STEPS:])
+        _difference(
+            np.stack([logits[slot] for logits in together]), reference.logits(Wanted(tuple(prompt), _RAGGED_STEPS))
+        )
         for slot, prompt in enumerate(prompts)
     )
 

@@ -2,7 +2,7 @@
 
 The kernels choose their packings by it, and exports and benchmarks predict by it. It holds for any instruction set
 that it has a table of, not only for this machine's. Times are those of one core of the machine that the table was
-fitted on: ratios carry over to others, microseconds do not.
+fitted on: ratios are much the same on others, microseconds do not.
 
 Legend: N out_features, K in_features, M tokens.
 """
@@ -31,10 +31,10 @@ TERMS = (
     "narrow activations",
     "outputs",
 )
-"""What a call is made of; `Term` in kernels/linear/cost.h says what each is."""
+"""What a call is made of; `Term` in kernels/linear/amounts.h says what each is."""
 BASELINE = "onnxruntime"
 """The family that stands for ONNX Runtime's dense float32 MatMul."""
-FAMILIES = ("csr", "sell", "tile", "panel", "pick", "quad", "dense")
+FAMILIES = ("csr", "sell", "tile", "panel", "pick", "broad", "coded", "quad", "dense")
 """The families of packings, as HEBBLINE_FAMILY names them."""
 _UNIT_COLUMNS = {"float32": 1, "bfloat16": 2, "int8": 4, "int4": 4}
 
@@ -77,6 +77,8 @@ class Prediction:
         packed_bytes: of the weight that a call reads.
         amounts: of each of TERMS.
         is_measured: whether the table was fitted to measurements on hardware with the instruction set.
+        table: of costs: the instruction set, with the processors' design behind it where there is a table for each
+            ("avx512-intel").
     """
 
     microseconds: float
@@ -84,6 +86,7 @@ class Prediction:
     packed_bytes: float
     amounts: tuple[float, ...]
     is_measured: bool
+    table: str
 
 
 class _Question(ctypes.Structure):
@@ -101,6 +104,7 @@ class _Answer(ctypes.Structure):
         ("amounts", ctypes.c_double * len(TERMS)),
         ("is_measured", ctypes.c_int32),
         ("family", ctypes.c_char * 16),
+        ("table", ctypes.c_char * 16),
         ("error", ctypes.c_char * 256),
     )
 
@@ -111,7 +115,8 @@ def predict(work: Work, tokens: int, isa: str, family: str | None = None, *, cac
     Args:
         work: the layer.
         tokens: M.
-        isa: an instruction set ("scalar", "avx2", "avx512", "amx"), whether this machine has it or not.
+        isa: an instruction set ("scalar", "avx2", "avx2-vnni", "avx512", "amx"), whether this machine has it or not, of
+            this machine's design; "avx2-amd", "avx512-zen5", "avx512-intel": of AMD up to Zen 4, of Zen 5, of Intel.
         family: of the packing; None: the one that the kernels would take for so many tokens; BASELINE: ONNX Runtime's
             dense float32 MatMul of the same shape.
         cached: the weight is in a cache; else it is read from memory.
@@ -143,6 +148,7 @@ def predict(work: Work, tokens: int, isa: str, family: str | None = None, *, cac
         answer.packed_bytes,
         tuple(answer.amounts),
         bool(answer.is_measured),
+        answer.table.decode(),
     )
 
 
@@ -154,6 +160,11 @@ def check_isa(isa: str) -> None:
 def is_measured(isa: str) -> bool:
     """Whether the table of an instruction set was fitted on hardware that has it; InputError as `check_isa`."""
     return predict(Work(1, 1, 1), 1, isa).is_measured
+
+
+def table_name(isa: str) -> str:
+    """The table of costs that holds for an instruction set: see `Prediction.table`; InputError as `check_isa`."""
+    return predict(Work(1, 1, 1), 1, isa).table
 
 
 def predicted_speedup(work: Work, tokens: int, isa: str, *, cached: bool = False) -> float:

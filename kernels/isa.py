@@ -8,7 +8,7 @@ _CAPACITY = 256
 
 
 def kernels_isa() -> str:
-    """The name ("scalar", "avx2", "avx512", "amx", "amx-emulated") of the instruction set that new kernels use.
+    """The name of the instruction set that new kernels use: "scalar", "avx2", "avx2-vnni", "avx512", "amx" ...
 
     It is the best that this processor has, or what the environment variable HEBBLINE_ISA names.
 

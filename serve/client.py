@@ -1,57 +1,67 @@
 """A client of the served model: completions as they come, whole ones, and scores, over gRPC.
 
-One call of `ModelStreamInfer` carries one request, so that ending the call is cancelling the request, and the call's
+One call of `ModelStreamInfer` is one request, so that ending the call is cancelling the request, and the call's
 status is the request's.
 """
 
-import json
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator
 from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
-from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from ..artifacts import CheckError, InputError
-from .generation import Chunk
-from .sampling import SamplingParameters
+from .generation import Chunk, join_chunks
+from .parameters import SamplingParameters
+from .triton.model_states import ModelState
 from .triton.protocol import INVALID_ARGUMENT
 from .triton.settings import MODEL_NAME
-
-Prompt = str | Sequence[int]
-"""A prompt as text or as tokens."""
-
-MAX_MESSAGE_BYTES = 64 << 20
-# Notice within seconds that the server's machine has gone. (A server that only exits resets the connection at once.)
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+from .wire import (
+    CHANNEL_OPTIONS,
+    UNKNOWN_MODEL_WORDS,
+    Prompt,
+    infer_request,
+    read_chunk,
+    read_state,
+    request_message,
+    state_request,
 )
+
 _RETRY_SECONDS = 0.1
-_ALWAYS = ("text_output", "token_ids", "finish_reason", "num_input_tokens", "num_output_tokens")
+_STATE_SECONDS = 2.0
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class Client:
-    """A connection to the model `llm` of a Triton server; usable from several threads, and as a context manager.
+    """A connection to one model of a Triton server; usable from several threads, and as a context manager.
 
     Errors of every method: InputError where the server is not there or refuses an argument, in its own words;
     CheckError where it fails, is too busy, goes away, or does not answer in time.
 
     Args:
-        url: host:port of the server's gRPC service.
+        url: host:port of the server's gRPC service; "grpc://" may stand before it.
         timeout: seconds that one request may take in all.
+        model: its name on the server.
+        credentials: for a server with TLS, see `hebbline.serve.tls`; None: none.
     """
 
-    def __init__(self, url: str, timeout: float = 600.0) -> None:
-        self.url = url
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 600.0,
+        model: str = MODEL_NAME,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self.url = url.removeprefix("grpc://")
+        self.model = model
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(url, options=CHANNEL_OPTIONS)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(self.url, options=CHANNEL_OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(self.url, credentials, options=CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> "Client":
@@ -70,11 +80,48 @@ class Client:
         while (ready := self._is_ready(deadline)) is None:
             time.sleep(_RETRY_SECONDS)
         if not ready:
-            raise CheckError(f"the server at {self.url} is up, but its model '{MODEL_NAME}' is not ready")
+            raise CheckError(f"the server at {self.url} is up, but its model '{self.model}' is not ready")
+
+    def wait_loaded(self, version: int, timeout: float) -> None:
+        """Wait until the server has followed a version of its list of models, by which it loads or unloads this one.
+
+        Raises:
+            CheckError: it has not after `timeout` seconds, or the model could not be loaded; the message says why.
+        """
+        deadline = time.monotonic() + timeout
+        while (told := self._told(version)) is None or told.state == "loading" or self._is_leaving(told, deadline):
+            if time.monotonic() > deadline:
+                raise CheckError(f"the model '{self.model}' is not there after {timeout:.0f} s: see the server's log")
+            time.sleep(_RETRY_SECONDS)
+        if told.state == "failed":
+            raise CheckError(told.reason)
+        if told.state == "loaded":
+            self._check_loaded()
+
+    def _told(self, version: int) -> ModelState | None:
+        """What the server tells of the model; None where it has not come to that version, or is being replaced."""
+        try:
+            told = read_state(self._stub.ModelInfer(state_request(self.model), timeout=_STATE_SECONDS))
+        except grpc.RpcError as error:
+            if error.code() in _GONE:
+                return None
+            raise self._translated(error) from error
+        return told if told.version >= version else None
+
+    def _is_leaving(self, told: ModelState, deadline: float) -> bool:
+        """Whether the model is to be unloaded, and still takes requests."""
+        return told.state == "unloaded" and self._is_ready(deadline) is not False
+
+    def _check_loaded(self) -> None:
+        """Send nothing at all: a model that was loaded refuses that, one that could not be says why."""
+        try:
+            self._only_chunk(infer_request({}, ["text_output"], self.model))
+        except InputError:
+            return
 
     def _is_ready(self, deadline: float) -> bool | None:
         """Whether the model is; None where the server went while it was asked, as one does that is to be replaced."""
-        request = service_pb2.ModelReadyRequest(name=MODEL_NAME)
+        request = service_pb2.ModelReadyRequest(name=self.model)
         try:
             left = max(0.0, deadline - time.monotonic())
             return bool(self._stub.ModelReady(request, timeout=left, wait_for_ready=True).ready)
@@ -86,34 +133,50 @@ class Client:
     def stream(
         self, prompt: Prompt, sampling: SamplingParameters | None = None, *, return_log_probs: bool = False
     ) -> Generator[Chunk, None, None]:
-        """Generate, a chunk at a time; the last has the `finish_reason`. Closing the iterator cancels the request."""
+        """Generate, a chunk at a time; the last of each completion has the `finish_reason`.
+
+        With `n` above 1 the completions' chunks come in any order, told apart by their `index`. Closing the iterator
+        cancels the request.
+        """
         arguments: dict[str, Any] = {"stream": True}
         if return_log_probs:
             arguments["return_log_probs"] = True
-        return self._chunks(self._request(prompt, sampling, arguments))
+        sampling = sampling or SamplingParameters()
+        return self._chunks(request_message(prompt, sampling, arguments, model=self.model), sampling.n)
 
     def complete(
         self, prompt: Prompt, sampling: SamplingParameters | None = None, *, return_log_probs: bool = False
     ) -> Chunk:
-        """Generate, and return all of it as one chunk."""
-        arguments = {"return_log_probs": True} if return_log_probs else {}
-        return self._only_chunk(self._request(prompt, sampling, arguments))
+        """Generate, and return all of it as one chunk; of several completions (`n`) the first."""
+        return self.complete_all(prompt, sampling, return_log_probs=return_log_probs)[0]
+
+    def complete_all(
+        self, prompt: Prompt, sampling: SamplingParameters | None = None, *, return_log_probs: bool = False
+    ) -> list[Chunk]:
+        """Generate all `n` completions of the prompt; returns each as one chunk, in the order of their index."""
+        whole: dict[int, Chunk] = {}
+        for chunk in self.stream(prompt, sampling, return_log_probs=return_log_probs):
+            whole[chunk.index] = join_chunks(whole.get(chunk.index), chunk)
+        return [whole[index] for index in sorted(whole)]
 
     def log_probs(self, prompt: Prompt) -> NDArray[np.float64]:
         """Natural-log probability of each of the prompt's T tokens after the first, given those before; [T - 1]."""
-        request = self._request(prompt, SamplingParameters(max_tokens=0), {"return_prompt_log_probs": True})
+        scores = {"return_prompt_log_probs": True}
+        request = request_message(prompt, SamplingParameters(max_tokens=0), scores, model=self.model)
         return np.array(self._only_chunk(request).prompt_log_probs, np.float64)
 
     def _only_chunk(self, request: service_pb2.ModelInferRequest) -> Chunk:
-        return list(self._chunks(request))[-1]
+        (chunk,) = self._chunks(request)
+        return chunk
 
-    def _chunks(self, request: service_pb2.ModelInferRequest) -> Generator[Chunk, None, None]:
+    def _chunks(self, request: service_pb2.ModelInferRequest, completions: int = 1) -> Generator[Chunk, None, None]:
         """The chunks of one request; the last comes when the server has ended the call.
 
         Triton 2.51 can crash where a call is cancelled in the moment in which it ends, and where a stream asks for
         errors as gRPC statuses: so a finished call is read to its end, and errors come as text with a code before it.
         """
-        chunk: Chunk | None = None
+        last: Chunk | None = None
+        open_completions = completions
         failure: str | None = None
         call = self._stub.ModelStreamInfer(iter([request]), timeout=self._timeout)
         try:
@@ -121,43 +184,25 @@ class Client:
                 if response.error_message:
                     failure = response.error_message
                 elif response.infer_response.outputs:
-                    chunk = _chunk(response.infer_response)
-                    if chunk.finish_reason is None:
-                        yield chunk
+                    last = read_chunk(response.infer_response)
+                    open_completions -= last.finish_reason is not None
+                    if open_completions > 0:
+                        yield last
         except grpc.RpcError as error:
-            raise self._translated(error, has_answered=chunk is not None) from error
+            raise self._translated(error, has_answered=last is not None) from error
         finally:
             call.cancel()
         if failure is not None:
             raise self._refused(failure)
-        if chunk is None or chunk.finish_reason is None:
+        if last is None or open_completions > 0:
             raise CheckError(f"the server at {self.url} ended the request before it was finished")
-        yield chunk
-
-    def _request(
-        self, prompt: Prompt, sampling: SamplingParameters | None, arguments: dict[str, Any]
-    ) -> service_pb2.ModelInferRequest:
-        if not len(prompt):
-            raise InputError("the prompt is empty: it takes at least one token")
-        tensors = {name: np.array([value]) for name, value in arguments.items()}
-        if isinstance(prompt, str):
-            tensors["text_input"] = np.array([prompt.encode()], dtype=object)
-        else:
-            tensors["input_ids"] = _token_ids(prompt)
-        # JSON keeps every digit of a number, where a tensor of its own would round it to 32 bits.
-        parameters = json.dumps(asdict(sampling or SamplingParameters()))
-        tensors["sampling_parameters"] = np.array([parameters.encode()], dtype=object)
-        wanted = list(_ALWAYS)
-        wanted += ["log_probs"] if "return_log_probs" in arguments else []
-        wanted += ["prompt_log_probs"] if "return_prompt_log_probs" in arguments else []
-        return _infer_request(tensors, wanted)
+        yield last
 
     def _translated(self, error: grpc.RpcError, has_answered: bool = False) -> Exception:
         code, details = error.code(), error.details()
         if has_answered and code == grpc.StatusCode.UNAVAILABLE:
             return CheckError(f"the server at {self.url} ended during the request: {details}")
-        gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        if code in gone and not self._is_reachable():
+        if code in _GONE and not self._is_reachable():
             return InputError(f"no server answers at {self.url}: is `hebbline serve` running there?")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return CheckError(f"the server at {self.url} did not answer in time")
@@ -167,6 +212,8 @@ class Client:
         code, _, words = message.partition(": ")
         if code == INVALID_ARGUMENT:
             return InputError(words)
+        if any(words in message for words in UNKNOWN_MODEL_WORDS):
+            return InputError(f"the server at {self.url} has no model '{self.model}' loaded")
         return CheckError(f"the server at {self.url} failed: {message}")
 
     def _is_reachable(self) -> bool:
@@ -174,39 +221,3 @@ class Client:
             return self._stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=2).live
         except grpc.RpcError:
             return False
-
-
-def _infer_request(tensors: dict[str, NDArray], wanted: list[str]) -> service_pb2.ModelInferRequest:
-    request = service_pb2.ModelInferRequest(model_name=MODEL_NAME)
-    request.parameters["triton_enable_empty_final_response"].bool_param = True
-    for name, array in tensors.items():
-        datatype = np_to_triton_dtype(array.dtype)
-        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        is_bytes = array.dtype == np.object_
-        request.raw_input_contents.append(serialize_byte_tensor(array).item() if is_bytes else array.tobytes())
-    for name in wanted:
-        request.outputs.add(name=name)
-    return request
-
-
-def _token_ids(prompt: Sequence[int]) -> NDArray[np.int32]:
-    try:
-        return np.array(prompt, np.int32).reshape(-1)
-    except (OverflowError, ValueError, TypeError) as error:
-        raise InputError(f"input_ids must be integers of 32 bits: {error}") from error
-
-
-def _chunk(response: service_pb2.ModelInferResponse) -> Chunk:
-    result = InferResult(response)
-    arrays = {output.name: result.as_numpy(output.name).tolist() for output in response.outputs}
-    reason = arrays.get("finish_reason")
-    prompt_log_probs = arrays.get("prompt_log_probs")
-    return Chunk(
-        text=arrays["text_output"][0].decode(),
-        token_ids=tuple(arrays["token_ids"]),
-        log_probs=tuple(arrays.get("log_probs", ())),
-        finish_reason=reason[0].decode() if reason else None,
-        num_input_tokens=arrays.get("num_input_tokens", [0])[0],
-        num_output_tokens=arrays.get("num_output_tokens", [0])[0],
-        prompt_log_probs=None if prompt_log_probs is None else tuple(prompt_log_probs),
-    )

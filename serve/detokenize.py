@@ -1,5 +1,6 @@
 """From tokens to text as they come: whole characters only, and nothing that may turn out to be a stop string."""
 
+import functools
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -7,6 +8,8 @@ from tokenizers import Tokenizer
 REPLACEMENT = "\ufffd"
 MAX_PENDING = 3  # an unfinished UTF-8 character is at most three bytes, and a decoder may show each as one replacement
 CONTEXT_TOKENS = 8
+MOST_TOKENS = 64
+"""So many tokens are decoded at a time at most: in a run of bytes that are no text no piece ever ends clean."""
 
 
 class Detokenizer:
@@ -24,12 +27,15 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, context_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._window = [int(token) for token in context_ids[-CONTEXT_TOKENS:]]
+        self._special = _special_tokens(tokenizer)
+        self._window = [int(token) for token in context_ids[-CONTEXT_TOKENS:] if int(token) not in self._special]
         self._last_clean = 0  # the window's tokens from here on gave the last piece, or none yet
         self._emitted = len(_whole_characters(self._decode()))
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is now certain, often "" within a character."""
+        if int(token) in self._special:
+            return ""  # it has no text
         self._window.append(int(token))
         text = self._decode()
         certain = _whole_characters(text)
@@ -38,6 +44,8 @@ class Detokenizer:
             self._emitted = len(certain)
         if piece and certain == text:
             self._shorten()
+        elif len(self._window) > MOST_TOKENS:
+            self._cut(len(text) - self._emitted)
         return piece
 
     def flush(self) -> str:
@@ -53,6 +61,15 @@ class Detokenizer:
         self._last_clean = len(self._window)
         self._emitted = len(self._decode())
 
+    def _cut(self, pending: int) -> None:
+        """Leave out the older half of a long window, of whose text the last `pending` characters have not been given.
+
+        Text is aligned at its end: how bytes show depends on the few before them only.
+        """
+        del self._window[: MOST_TOKENS // 2]
+        self._last_clean = 0
+        self._emitted = max(0, len(self._decode()) - pending)
+
     def _decode(self) -> str:
         return self._tokenizer.decode(self._window) if self._window else ""
 
@@ -62,6 +79,12 @@ def _whole_characters(text: str) -> str:
     for _ in range(MAX_PENDING):
         text = text.removesuffix(REPLACEMENT)
     return text
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that decoding leaves out."""
+    return frozenset(token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special)
 
 
 class StopStrings:

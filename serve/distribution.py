@@ -13,12 +13,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.sampling import select, weigh, weigh_exactly
+
 BLOCK = 256
 """Weights that are added up at a time when a token is drawn."""
 COLUMN = 64
 """Logits of which one maximum is taken to find a bound for top-k."""
 SAMPLE = 2048
-"""Tokens that are looked at to guess where the edge of a nucleus lies, and four times as many where it has many."""
+"""Tokens that are looked at to guess where the edge of a nucleus lies; a quarter of them say whether it may have many.
+"""
+REACH, SLACK = 1.5, 4.0
+"""A band is this times as wide as a sample says, and so many of the sample wider."""
 SMALL = 4096
 """So few weights are sorted faster than they are narrowed down."""
 SPARSE = 8
@@ -59,28 +64,27 @@ class Distribution:
 
     Attributes:
         ids_N: token ids in ascending order; None: all of the vocabulary.
-        weights_N: at least 0, in float64, not all 0. A token that is not in `ids_N` has weight 0.
+        weights_N: at least 0, in float64. A token that is not in `ids_N` has weight 0.
+        kept_N: which of them may be drawn, not all of weight 0; None: all.
+        blocks: the sums of the weights that may be drawn, `BLOCK` at a time; None: not yet known.
     """
 
     ids_N: NDArray[np.intp] | None
     weights_N: NDArray[np.float64]
+    kept_N: NDArray[np.bool_] | None = None
+    blocks: NDArray[np.float64] | None = None
 
     def draw(self, uniform: float) -> int:
         """The token at `uniform`, in [0, 1), of the cumulative distribution in the order of token ids."""
-        blocks = np.add.reduceat(self.weights_N, np.arange(0, len(self.weights_N), BLOCK))
+        blocks = _block_sums(self.weights_N, self.kept_N) if self.blocks is None else self.blocks
         cumulative = np.cumsum(blocks)
         target = uniform * float(cumulative[-1])
         block = _crossing(blocks, cumulative, target)
         before = float(cumulative[block - 1]) if block else 0.0
-        within = self.weights_N[block * BLOCK : (block + 1) * BLOCK]
+        part = slice(block * BLOCK, (block + 1) * BLOCK)
+        within = self.weights_N[part] if self.kept_N is None else self.weights_N[part] * self.kept_N[part]
         index = block * BLOCK + _crossing(within, np.cumsum(within), target - before)
         return index if self.ids_N is None else int(self.ids_N[index])
-
-    def probabilities(self, vocab_size: int) -> NDArray[np.float64]:
-        """The probabilities [V] of all tokens; they sum to 1."""
-        result_V = np.zeros(vocab_size)
-        result_V[slice(None) if self.ids_N is None else self.ids_N] = self.weights_N / self.weights_N.sum()
-        return result_V
 
 
 def distribution(logits_V: NDArray[np.float32], peak: np.float32, filters: Filters) -> Distribution:
@@ -95,20 +99,32 @@ def distribution(logits_V: NDArray[np.float32], peak: np.float32, filters: Filte
 
 def _distribution(logits_V: NDArray[np.float32], peak: np.float32, filters: Filters) -> Distribution:
     if filters.top_k == 0 and filters.min_p == 0 and filters.top_p < 1:
-        nucleus = _sparse_nucleus(logits_V, peak, filters)
+        nucleus = _broad_nucleus(logits_V, peak, filters) or _sparse_nucleus(logits_V, peak, filters)
         if nucleus is not None:
             return nucleus
     ids_N = _contenders(logits_V, peak, filters)
-    shifted_N = _shifted(logits_V if ids_N is None else logits_V[ids_N], peak, filters.temperature)
-    # The exponents are not needed again where there is no top-k: their memory is taken for the weights.
-    weights_N = np.exp(shifted_N, out=None if filters.top_k else shifted_N)
+    logits_N = logits_V if ids_N is None else logits_V[ids_N]
+    weights_N = weigh_exactly(logits_N, peak, filters.temperature)
     if filters.min_p > 0:
         weights_N[weights_N < filters.min_p] = 0.0
     if 0 < filters.top_k < len(weights_N):
-        weights_N *= _top_k(shifted_N, filters.top_k)
+        weights_N *= _top_k(_shifted(logits_N, peak, filters.temperature), filters.top_k)
     if filters.top_p < 1:
-        _keep_nucleus(weights_N, filters.top_p)
+        return _nucleus_by_band(ids_N, weights_N, filters.top_p) or _nucleus(ids_N, weights_N, filters.top_p)
     return Distribution(ids_N, weights_N)
+
+
+def _block_sums(weights_N: NDArray[np.float64], kept_N: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+    """Sums of `BLOCK` neighbours, the last ones perhaps fewer; of those that are kept, None: of all."""
+    whole = len(weights_N) // BLOCK * BLOCK
+    last = weights_N[whole:] if kept_N is None else weights_N[whole:] * kept_N[whole:]
+    blocks_BI = weights_N[:whole].reshape(-1, BLOCK)
+    if kept_N is None:
+        blocks = np.einsum("bi->b", blocks_BI)
+    else:
+        # Product and sum at once: the products would be an array of a vocabulary, which takes time to fill.
+        blocks = np.einsum("bi,bi->b", blocks_BI, kept_N[:whole].view(np.uint8).reshape(-1, BLOCK))
+    return np.append(blocks, last.sum()) if len(last) else blocks
 
 
 def _crossing(weights: NDArray, cumulative: NDArray, target: float) -> int:
@@ -163,31 +179,69 @@ def _top_k(shifted_N: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     return kept_N
 
 
-def _keep_nucleus(weights_N: NDArray[np.float64], top_p: float) -> None:
-    """Set all weights to 0 but the smallest set of the largest ones that has `top_p` of their sum."""
-    target = top_p * float(weights_N.sum())
-    if len(weights_N) <= SMALL or not _keep_nucleus_by_band(weights_N, top_p, target):
-        weights_N *= _first_to_reach(weights_N, 0.0, target)
+def _nucleus(ids_N: NDArray[np.intp] | None, weights_N: NDArray[np.float64], top_p: float) -> Distribution:
+    """The smallest set of the largest weights that has `top_p` of their sum, by sorting all."""
+    return Distribution(ids_N, weights_N, _first_to_reach(weights_N, 0.0, top_p * float(weights_N.sum())))
 
 
-def _keep_nucleus_by_band(weights_N: NDArray[np.float64], top_p: float, target: float) -> bool:
-    """As `_keep_nucleus`, sorting only a band of weights around the edge, guessed from a sample.
+def _broad_nucleus(logits_V: NDArray[np.float32], peak: np.float32, filters: Filters) -> Distribution | None:
+    """The nucleus where it seems to be of many tokens, as that of a flat row is; None where it does not.
 
-    Returns whether the edge was there; else the weights are as they were. Arrays of a vocabulary are not made, as the
-    system would give and take back their memory each time.
+    Tokens that have less than a share of `1 - top_p` of the mean weight can all be left aside. Where a sample says that
+    most have more, the nucleus is likely to be of many.
     """
-    sample = np.sort(weights_N[:: max(1, len(weights_N) // (4 * SAMPLE))])
-    tails = np.cumsum(sample)
-    low, high = _quantiles(sample, tails, (1 - top_p) * tails[-1], (0.9, 1.1))
-    reaches_N = weights_N >= low
-    band = np.flatnonzero(reaches_N & (weights_N <= high))
-    in_band, kept = weights_N[band], float(np.einsum("i,i->", weights_N, reaches_N.view(np.uint8)))
-    above = kept - float(in_band.sum())
-    if not above < target <= kept:
-        return False
-    weights_N *= reaches_N
-    weights_N[band] *= _first_to_reach(in_band, above, target)
-    return True
+    if len(logits_V) <= SMALL:
+        return None
+    sample = weigh_exactly(logits_V[:: len(logits_V) // (SAMPLE // 4)].copy(), peak, filters.temperature)
+    if 2 * np.count_nonzero(sample >= (1 - filters.top_p) * sample.mean()) < len(sample):
+        return None
+    return _nucleus_by_band(None, weigh_exactly(logits_V, peak, filters.temperature), filters.top_p)
+
+
+def _nucleus_by_band(
+    ids_N: NDArray[np.intp] | None, weights_N: NDArray[np.float64], top_p: float
+) -> Distribution | None:
+    """As `_nucleus`, sorting only a band of weights around the edge; None: it is not there.
+
+    A sample says where the edge may be. What weight is kept with an edge there is then known, and so is how far from
+    there the edge must be: that is the band, of a percent of a vocabulary.
+    """
+    if len(weights_N) <= SMALL:
+        return None
+    total = float(_block_sums(weights_N, None).sum())
+    target = top_p * total
+    sample, tails = _sampled_tails(weights_N)
+    guess = min(int(np.searchsorted(tails, total - target)), len(sample) - 1)
+    kept_N = weights_N >= sample[guess]
+    blocks = _block_sums(weights_N, kept_N)
+    above = float(blocks.sum())
+    distance = REACH * abs(target - above) + SLACK * (tails[guess] - tails[max(guess - 1, 0)])
+    if above < target:
+        low = int(np.searchsorted(tails, tails[guess] - distance))
+        band = np.flatnonzero((weights_N >= sample[low]) ^ kept_N)
+    else:
+        high = int(np.searchsorted(tails, tails[guess] + distance))
+        band = np.flatnonzero((weights_N > sample[min(high, len(sample) - 1)]) ^ kept_N)
+        above -= float(weights_N[band].sum())
+    in_band = weights_N[band]
+    if not above < target <= above + float(in_band.sum()):
+        return None
+    is_first = _first_to_reach(in_band, above, target)
+    changed = band[is_first ^ kept_N[band]]
+    signs = 1.0 - 2.0 * kept_N[changed]
+    kept_N[band] = is_first
+    blocks += np.bincount(changed // BLOCK, signs * weights_N[changed], len(blocks))
+    # What rounding leaves of a block without any token must not be drawn.
+    blocks[~np.logical_or.reduceat(kept_N, np.arange(0, len(kept_N), BLOCK))] = 0.0
+    return Distribution(ids_N, weights_N, kept_N, blocks)
+
+
+def _sampled_tails(weights_N: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Some of the weights in ascending order, and about how much weight there is in all up to each of them."""
+    stride = len(weights_N) // SAMPLE
+    sample = np.sort(weights_N[::stride])
+    tails: NDArray[np.float64] = np.cumsum(sample) * float(stride)
+    return sample, tails
 
 
 def _first_to_reach(weights_N: NDArray[np.float64], before: float, target: float) -> NDArray[np.bool_]:
@@ -204,12 +258,6 @@ def _largest(weights_N: NDArray[np.float64], ordered: NDArray[np.float64], count
     return kept_N
 
 
-def _quantiles(values: NDArray, tails: NDArray, goal: float, factors: tuple[float, ...]) -> list[float]:
-    """The sorted values up to which the tail has each factor of the goal; infinite past the largest."""
-    indices = np.searchsorted(tails, [factor * goal for factor in factors])
-    return [float(values[index]) if index < len(values) else math.inf for index in indices]
-
-
 def _sparse_nucleus(logits_V: NDArray[np.float32], peak: np.float32, filters: Filters) -> Distribution | None:
     """The nucleus from candidates that float32 finds; None where they are many, or where it is too close to call.
 
@@ -219,16 +267,12 @@ def _sparse_nucleus(logits_V: NDArray[np.float32], peak: np.float32, filters: Fi
     least, most = FLOAT32_TEMPERATURES
     if len(logits_V) <= SMALL or not least <= filters.temperature <= most:
         return None
-    weights_V = np.subtract(logits_V, peak)
-    weights_V *= np.float32(1 / filters.temperature)
-    np.exp(weights_V, out=weights_V)
-    discarded = (1 - filters.top_p) * float(weights_V.sum())
-    edge, ids_N = _candidates(logits_V, peak, filters.temperature, discarded)
+    weights_V, total = weigh(logits_V, peak, np.float32(1 / filters.temperature))
+    discarded = (1 - filters.top_p) * total
+    edge, ids_N, rest = _candidates(logits_V, weights_V, peak, filters.temperature, discarded)
     if ids_N is None:
         return None
-    weights_V[ids_N] = 0
-    rest = float(weights_V.sum())
-    exact_N = np.exp(_shifted(logits_V[ids_N], peak, filters.temperature))
+    exact_N = weigh_exactly(logits_V[ids_N], peak, filters.temperature)
     kept_N = _first_to_reach_with_rest(exact_N, rest, filters.top_p)
     most_left_aside = math.exp((edge - float(peak)) / filters.temperature) * (1 + 1e-12)
     if kept_N is None or rest >= discarded * (1 - MARGIN) or exact_N[kept_N].min() <= most_left_aside:
@@ -237,19 +281,23 @@ def _sparse_nucleus(logits_V: NDArray[np.float32], peak: np.float32, filters: Fi
 
 
 def _candidates(
-    logits_V: NDArray[np.float32], peak: np.float32, temperature: float, discarded: float
-) -> tuple[float, NDArray[np.intp] | None]:
-    """A logit below which all tokens have less than the discarded weight, and the other tokens; None: too many."""
+    logits_V: NDArray[np.float32],
+    weights_V: NDArray[np.float32],
+    peak: np.float32,
+    temperature: float,
+    discarded: float,
+) -> tuple[float, NDArray[np.intp] | None, float]:
+    """A logit below which all tokens have less than the discarded weight, the other tokens, and the weight of those
+    below; None for the tokens: too many.
+    """
     # A vocabulary of tokens that have each less than an equal share of that weight has less than all of it.
     share = (1 - MARGIN) * discarded / len(logits_V)
     edge = np.float32(float(peak) + temperature * math.log(share))
-    likely_V = logits_V >= edge
-    if np.count_nonzero(likely_V) > FEW:
+    ids_N, rest = select(logits_V, weights_V, edge, FEW)
+    if ids_N is None:
         edge = _sampled_edge(logits_V, peak, temperature, discarded)
-        likely_V = logits_V >= edge
-        if np.count_nonzero(likely_V) > len(logits_V) // SPARSE:
-            return float(edge), None
-    return float(edge), np.flatnonzero(likely_V)
+        ids_N, rest = select(logits_V, weights_V, edge, len(logits_V) // SPARSE)
+    return float(edge), ids_N, rest
 
 
 def _sampled_edge(logits_V: NDArray[np.float32], peak: np.float32, temperature: float, discarded: float) -> np.float32:

@@ -2,7 +2,7 @@
 
 Clients of vLLM's Triton backend send numbers as text, and every field of vLLM's own that has its default; those of
 TensorRT-LLM's name some fields otherwise. What they send is understood where it can be done, accepted where it asks for
-nothing (`n: 1`, `presence_penalty: 0`, null), and else refused by name. No field is ignored in silence.
+nothing (`best_of: 1`, `bad_words: []`, null), and else refused by name. No field is ignored in silence.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..artifacts import InputError
-from .sampling import SamplingParameters, shown
+from .parameters import SamplingParameters, shown
 
 MAX_JSON_BYTES = 1 << 20
 """Room for every stop string that is allowed, however it is escaped."""
@@ -22,30 +22,18 @@ _ONE = (1, True)
 _EMPTY = ()
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    # One answer to a request, by sampling.
-    "n": _ONE,
+    # Completions by sampling, each of them returned.
     "best_of": _ONE,
-    "num_return_sequences": _ONE,
     "beam_width": _ONE,
     "use_beam_search": _OFF,
     "early_stopping": _OFF,
     "beam_search_diversity_rate": _OFF,
     "length_penalty": (0, 1),
-    # No logit is changed by what was said before, nor by name.
-    "presence_penalty": _OFF,
-    "frequency_penalty": _OFF,
-    "repetition_penalty": _ONE,
-    "min_tokens": _OFF,
-    "min_length": _OFF,
-    "ignore_eos": _OFF,
     "bad_words": _EMPTY,
-    "logit_bias": _EMPTY,
     "logits_processors": _EMPTY,
     "allowed_token_ids": _EMPTY,
     "embedding_bias_words": _EMPTY,
     "embedding_bias_weights": _EMPTY,
-    "guided_decoding": _EMPTY,
-    "structured_outputs": _EMPTY,
     # The whole prompt is read, and the text is what the tokenizer makes of the tokens, up to a stop string.
     "truncate_prompt_tokens": _EMPTY,
     "detokenize": _ONE,
@@ -53,8 +41,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "spaces_between_special_tokens": _ONE,
     "include_stop_str_in_output": _OFF,
     # Nothing comes back besides the outputs that there are; `return_log_probs` asks for log-probabilities.
-    "logprobs": _EMPTY,
-    "prompt_logprobs": _EMPTY,
     "return_logprobs": _OFF,
     "return_context_logits": _OFF,
     "return_generation_logits": _OFF,
@@ -82,8 +68,16 @@ def sampling_parameters(values: Mapping[str, Any]) -> SamplingParameters:
         elif name in NEUTRAL:
             _check_neutral(name, value)
         elif name not in IGNORED:
-            raise InputError(f"there is no parameter '{shown(name)[1:-1]}'; the parameters are {', '.join(_READERS)}")
+            names = ", ".join(SamplingParameters.__dataclass_fields__)
+            raise InputError(f"there is no parameter '{shown(name)[1:-1]}'; the parameters are {names}")
     return SamplingParameters(**ours)
+
+
+def log_probs_asked(values: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether `logprobs` and `prompt_logprobs` ask for something: they are a number, 0 included, or true."""
+    plain = [_plain(values.get(name)) for name in ("logprobs", "prompt_logprobs")]
+    asked = [value is not None and value is not False and value != () for value in plain]
+    return asked[0], asked[1]
 
 
 def parse_json_fields(text: str | bytes, name: str = "sampling_parameters") -> dict[str, Any]:
@@ -178,6 +172,103 @@ def _end_id(ours: dict[str, Any], name: str, value: Any) -> None:
     _stop_tokens(ours, name, [token])
 
 
+def _penalty(ours: dict[str, Any], name: str, value: Any) -> None:
+    number = _plain(value)
+    if number != ():
+        ours[name] = number
+
+
+def _minimum(ours: dict[str, Any], name: str, value: Any) -> None:
+    number = _plain(value)
+    if number not in ((), False):
+        ours["min_tokens"] = number
+
+
+def _truth(ours: dict[str, Any], name: str, value: Any) -> None:
+    truth = _plain(value)
+    if truth != ():
+        ours[name] = bool(truth) if truth in (0, 1) else truth
+
+
+def _choices(ours: dict[str, Any], name: str, value: Any) -> None:
+    number = _plain(value)
+    if number != ():
+        ours["n"] = 1 if number is True else number
+
+
+def _bias(ours: dict[str, Any], name: str, value: Any) -> None:
+    if _plain(value) == ():
+        return
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} must map token ids to numbers, not {shown(value)}")
+    ours[name] = {_number_of(token): _number_of(bias) for token, bias in value.items()}
+
+
+def _top_log_probs(ours: dict[str, Any], name: str, value: Any) -> None:
+    number = _plain(value)
+    if number == () or isinstance(number, bool):  # true: of the tokens that come, and no others
+        return
+    if not isinstance(number, int):
+        raise InputError(f"{name} must be a number of tokens, not {shown(value)}")
+    ours["top_logprobs"] = max(number, ours.get("top_logprobs", 0)) if number >= 0 else number
+
+
+def _text_of_structure(ours: dict[str, Any], name: str, value: Any) -> None:
+    kind = "json_schema" if name in ("json", "json_schema", "guided_json") else name.removeprefix("guided_")
+    if kind == "json_schema" and isinstance(value, Mapping):
+        value = json.dumps(value)
+    if value == "":
+        return
+    ours[kind] = value
+
+
+def _structures(ours: dict[str, Any], name: str, value: Any) -> None:
+    """vLLM's object: {"json": schema}, {"regex": …}, {"choice": […]}, {"grammar": …} or {"json_object": true}."""
+    if _plain(value) == ():
+        return
+    if isinstance(value, str):
+        value = parse_json_fields(value, name)
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} must be an object, not {shown(value)}")
+    for key, text in value.items():
+        if text is None or text is False:
+            continue
+        if key == "choice":
+            _choice(ours, f"{name}.choice", text)
+        elif key == "json_object" and text is True:
+            ours["json_schema"] = ANY_OBJECT
+        elif key in ("json", "regex", "grammar"):
+            _text_of_structure(ours, key, text)
+        else:
+            raise InputError(f"{name}.{shown(key)[1:-1]} is not supported: give json, regex, choice or grammar")
+
+
+def _choice(ours: dict[str, Any], name: str, value: Any) -> None:
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{name} must be a list of strings, not {shown(value)}")
+    ours["regex"] = "|".join(f"({re.escape(text)})" for text in value)
+
+
+def _response_format(ours: dict[str, Any], name: str, value: Any) -> None:
+    """OpenAI's object: of type "text", "json_object" or "json_schema"."""
+    if _plain(value) == ():
+        return
+    if isinstance(value, str):
+        value = parse_json_fields(value, name)
+    kind = value.get("type") if isinstance(value, Mapping) else None
+    if kind == "json_object":
+        ours["json_schema"] = ANY_OBJECT
+    elif kind == "json_schema":
+        schema = value.get("json_schema")
+        if not isinstance(schema, Mapping) or "schema" not in schema:
+            raise InputError(f"{name}.json_schema must be an object with a schema, not {shown(schema)}")
+        _text_of_structure(ours, "json_schema", schema["schema"])
+    elif kind != "text":
+        raise InputError(f"{name} must be of type text, json_object or json_schema, not {shown(kind)}")
+
+
+ANY_OBJECT = '{"type": "object"}'
+"""The schema of any JSON object."""
 _READERS: dict[str, Callable[[dict[str, Any], str, Any], None]] = {
     "max_tokens": _number,
     "temperature": _number,
@@ -187,7 +278,30 @@ _READERS: dict[str, Callable[[dict[str, Any], str, Any], None]] = {
     "seed": _seed,
     "stop": _stop,
     "stop_token_ids": _stop_tokens,
+    "frequency_penalty": _penalty,
+    "presence_penalty": _penalty,
+    "repetition_penalty": _penalty,
+    "logit_bias": _bias,
+    "min_tokens": _minimum,
+    "ignore_eos": _truth,
+    "n": _choices,
+    "top_logprobs": _top_log_probs,
+    "json_schema": _text_of_structure,
+    "regex": _text_of_structure,
+    "grammar": _text_of_structure,
+    # Other names of the above.
+    "logprobs": _top_log_probs,
+    "prompt_logprobs": _top_log_probs,
     "random_seed": _seed,
     "stop_words": _stop,
     "end_id": _end_id,
+    "min_length": _minimum,
+    "num_return_sequences": _choices,
+    "response_format": _response_format,
+    "structured_outputs": _structures,
+    "guided_decoding": _structures,
+    "guided_json": _text_of_structure,
+    "guided_regex": _text_of_structure,
+    "guided_grammar": _text_of_structure,
+    "guided_choice": _choice,
 }

@@ -3,21 +3,21 @@
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifacts import KvFormat
-from .engine.fastest import open_fastest
+from ..artifacts import InputError, KvFormat
+from ..runtime.fastest import open_fastest
+from ..runtime.perplexity import Perplexity, stream_perplexity, stream_windows
+from ..runtime.tokenizer import encode, load_tokenizer
+from .draft_model import open_draft
 from .fields import sampling_parameters
 from .generation import Chunk, GenerationRequest, join_chunks
-from .sampling import SamplingParameters
-from .scheduler import Event, Failure, Scheduler
-from .tokenizer import encode, load_tokenizer
-
-if TYPE_CHECKING:
-    from ..evaluate import Perplexity
+from .parameters import SamplingParameters
+from .scheduler import Scheduler
+from .tickets import Event, Failure
 
 Prompt = str | Sequence[int]
 """A prompt as text or as tokens."""
@@ -28,9 +28,11 @@ class LanguageModel:
 
     Args:
         artifact: the directory that `hebbline export` published; every file is verified before it is read.
-        slots: requests that are generated at a time, each with a cache for the whole context; others wait.
+        slots: requests that are generated at a time; others wait.
         threads: of ONNX Runtime within an operator; None takes one for each physical core.
         kv_cache: how keys and values are kept; None: as the artifact was exported.
+        cache_bytes: the most memory that they take, where they are kept in blocks; 0: see `pool_blocks`.
+        draft: the artifact of a smaller model of the same vocabulary, whose guesses the model checks; None: none.
 
     Attributes:
         graph_choice: which of the artifact's graphs runs, and the measurement that decided it.
@@ -40,13 +42,21 @@ class LanguageModel:
     """
 
     def __init__(
-        self, artifact: str | Path, *, slots: int = 4, threads: int | None = None, kv_cache: KvFormat | None = None
+        self,
+        artifact: str | Path,
+        *,
+        slots: int = 4,
+        threads: int | None = None,
+        kv_cache: KvFormat | None = None,
+        cache_bytes: int = 0,
+        draft: str | Path | None = None,
     ) -> None:
         path = Path(artifact)
-        runner, self.graph_choice = open_fastest(path, slots, threads, kv=kv_cache)
+        runner, self.graph_choice = open_fastest(path, slots, threads, kv=kv_cache, cache_bytes=cache_bytes)
         self.context_length = runner.context_length
         self._tokenizer = load_tokenizer(path)
-        self._scheduler = Scheduler(runner, self._tokenizer, runner.facts.eos_token_ids)
+        guessing = None if draft is None else open_draft(Path(draft), runner, self._tokenizer, threads)
+        self._scheduler = Scheduler(runner, self._tokenizer, runner.facts.eos_token_ids, draft=guessing)
 
     def __enter__(self) -> "LanguageModel":
         return self
@@ -63,8 +73,7 @@ class LanguageModel:
 
         Args:
             prompt: text, or tokens.
-            sampling: fields of `SamplingParameters`: `max_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `seed`,
-                `stop`, `stop_token_ids`. Greedy unless a temperature is given.
+            sampling: fields of `SamplingParameters`, `n` excepted. Greedy unless a temperature is given.
 
         Raises:
             InputError: a field is unknown or wrong, or prompt and completion do not fit the context.
@@ -84,10 +93,12 @@ class LanguageModel:
     ) -> Generator[Chunk, None, None]:
         """As `complete`, a piece at a time. Closing the generator cancels the request."""
         parameters = sampling_parameters(sampling)
+        if parameters.n != 1:
+            raise InputError("n must be 1 here: ask as often as completions are wanted")
         return self._run(GenerationRequest(self._ids(prompt), parameters, return_log_probs))
 
-    def perplexity(self, text: str, *, window: int | None = None, stride: int | None = None) -> "Perplexity":
-        """Perplexity on a whole text, as one stream: see `hebbline.evaluate.stream_windows`.
+    def perplexity(self, text: str, *, window: int | None = None, stride: int | None = None) -> Perplexity:
+        """Perplexity on a whole text, as one stream: see `hebbline.runtime.perplexity.stream_windows`.
 
         Args:
             text: at least two tokens long.
@@ -97,8 +108,6 @@ class LanguageModel:
         Raises:
             InputError: the text is too short, or window and stride do not fit.
         """
-        from ..evaluate import stream_perplexity, stream_windows
-
         tokens = min(self.context_length, 2048) if window is None else window
         ids = self._tokenizer.encode(text).ids
         windows = stream_windows(ids, tokens, tokens if stride is None else stride)

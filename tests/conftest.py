@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,26 +14,31 @@ os.environ["TRITON_INTERPRET"] = "1"
 from tiny import make_llama, make_text
 from transformers import PreTrainedTokenizerFast
 
+from hebbline.data import train_tokenizer
 from hebbline.export import export_model
 from hebbline.train import Sparsifier, SparsityConfig
-from hebbline.train.data import train_tokenizer
 from hebbline.train.save import save_model_directory
 
-VECTORS = Path(__file__).parents[2] / "shared/reference/cht_official_vectors.npz"
+LONGEST_FIRST = ("tests/kernels/test_aarch64", "tests/export/test_export_memory", "tests/kernels/test_sanitized")
+"""So that no process is left alone with one of them at the end."""
+LATE = ("tests/wheels/", "tests/train/")
+"""Wheels wait for the folder that the first of these builds in; what comes then are files of middling length."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take the longest, and leave the others as they are, but for the late ones."""
+
+    def place(item):
+        longest = next((place for place, name in enumerate(LONGEST_FIRST) if name in item.nodeid), len(LONGEST_FIRST))
+        late = next((place for place, name in enumerate(LATE, start=1) if item.nodeid.startswith(name)), 0)
+        return longest + late
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(make_text(50), 320)
-
-
-@pytest.fixture
-def vectors():
-    """Outputs of the authors' code; they live beside the repository, not in it."""
-    if not VECTORS.is_file():
-        pytest.skip("the reference vectors (../shared/reference) are not beside this repository")
-    with np.load(VECTORS) as archive:
-        return dict(archive)
 
 
 @pytest.fixture(scope="session")

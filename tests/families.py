@@ -39,6 +39,7 @@ LONGROPE = {
 }
 GPT2 = {"n_embd": 64, "n_inner": 72, "n_layer": 2, "n_head": 4, "n_positions": 96}
 OPT = {"ffn_dim": 72, "word_embed_proj_dim": 64, "dropout": 0.0}
+MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 FALCON = {"ffn_hidden_size": 72}
 LAYER_TYPES = ["sliding_attention", "full_attention"]
 
@@ -53,10 +54,13 @@ FAMILIES = {
     "llama: exact gelu": ("llama", {"hidden_act": "gelu", "tie_word_embeddings": True}),
     "mistral": ("mistral", {"sliding_window": 8}),
     "mistral: no window": ("mistral", {"sliding_window": None}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
     "qwen2": ("qwen2", {}),
     "qwen2: window": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3: heads of 24": ("qwen3", {"head_dim": 24}),
+    "qwen3_moe": ("qwen3_moe", MOE | {"head_dim": 32, "norm_topk_prob": True}),
+    "qwen3_moe: not normed, heads of 24": ("qwen3_moe", MOE | {"head_dim": 24}),
     "gemma": ("gemma", {"head_dim": 32}),
     "gemma2": ("gemma2", {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 24}),
     "gemma3": (
@@ -105,6 +109,7 @@ FAMILIES = {
     "gpt2": ("gpt2", GPT2),
     "gpt2: scaled by layer": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}),
     "opt": ("opt", OPT),
+    "opt: heads of 8": ("opt", OPT | {"num_attention_heads": 8}),
     "opt: norms of the stream": ("opt", OPT | {"do_layer_norm_before": False}),
     "falcon": ("falcon", FALCON),
     "falcon: new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -118,6 +123,9 @@ FAMILIES = {
     ),
 }
 """Families with the sizes above, and variants: transformers' model type and what differs from `SIZES`."""
+
+MIXTURES = [variant for variant in FAMILIES if variant.startswith(("mixtral", "qwen3_moe"))]
+"""Those with experts, which neither TensorRT nor the passes take."""
 
 
 def make_config(variant, vocab_size=64, **changes):
@@ -140,7 +148,13 @@ def randomise(model, density=0.4):
     """Weights that decide between tokens, zeros in the linear layers, no bias or norm of 0 or 1."""
     for name, parameter in model.named_parameters():
         values = parameter.data
-        if values.ndim == 2 and "embed" not in name and "head" not in name and "wte" not in name and "wpe" not in name:
+        if (
+            values.ndim in (2, 3)
+            and "embed" not in name
+            and "head" not in name
+            and "wte" not in name
+            and "wpe" not in name
+        ):
             values.normal_(0, 0.15).mul_(torch.rand_like(values) < density)
         elif values.ndim == 1:
             values.add_(torch.empty_like(values).normal_(0, 0.2))

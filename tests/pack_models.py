@@ -143,3 +143,12 @@ def refused(directory, model, match):
 def layer_model(nodes, weight, x_shape=("n", K), y_shape=("n", N), **extra):
     """Nodes from X to Y with one weight W."""
     return make_model(nodes, [value("X", *x_shape)], [value("Y", *y_shape)], {"W": weight, **extra})
+
+
+def run(path, feeds, library=False, name="Y"):
+    """One output of a file, without ONNX Runtime's fusions."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if library:
+        options.register_custom_ops_library(str(library_path()))
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run([name], feeds)[0]

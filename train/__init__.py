@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from .dynamics import Sparsifier, SparsityConfig
+from .link_adamw import LinkAdamW
 
 if TYPE_CHECKING:
     from .dynamics.callback import SparsityCallback
 
-__all__ = ["Sparsifier", "SparsityCallback", "SparsityConfig"]
+__all__ = ["LinkAdamW", "Sparsifier", "SparsityCallback", "SparsityConfig"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..artifacts import DamagedArtifactError, InputError
 from ..artifacts.manifest import file_digest
-from ..artifacts.publish import sync
+from ..artifacts.publishing import sync
 
 FACTS_FILE = "checkpoint.json"
 SCHEMA_VERSION = 1

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import Tensor
 
-from .engine import check_run
 from .save import save_model_directory
 from .settings import RunSettings
 from .state import is_split, model_tensors
@@ -17,6 +16,7 @@ from .tasks.reading import Recipe, recipe_digest
 from .tasks.result import TrainingResult
 from .tasks.translation import train_translation
 from .tasks.translation_recipe import TranslationRecipe
+from .training import check_run
 
 
 def train_and_publish(recipe: Recipe, yaml: str, out: Path, *, resume: bool = False) -> TrainingResult:
@@ -60,7 +60,7 @@ def _publish(result: TrainingResult, weights: dict[str, Tensor] | None, recipe: 
 
         graphs = measure_graphs(result.trained)
         log += graph_records(graphs)
-        extra[REPORT_FILE] = training_report(result.trained, result.facts, graphs)
+        extra[REPORT_FILE] = training_report(out.name, result.trained, result.facts, graphs, yaml)
     save_model_directory(
         out,
         result.model,

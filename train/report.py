@@ -3,30 +3,51 @@
 Legend: N out_features, K in_features.
 """
 
-import base64
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from html import escape
-from io import BytesIO
 from typing import Any
 
 import numpy as np
+import yaml
 from torch import Tensor
 
-from .engine import Trained
+from ..artifacts.page import (
+    Column,
+    Html,
+    LayerTable,
+    Verdict,
+    document,
+    figure_image,
+    folded,
+    gallery,
+    layers_by_kind,
+    local_density,
+    section,
+    span,
+)
+from ..artifacts.page import facts as page_facts
 from .topology.measures import Measures, PowerLaw, degrees, measure
+from .training import Trained
 
 REPORT_FILE = "training_report.html"
+_FEW_POINTS = 20
 _CURVES = {
     "loss": ("loss",),
     "density": ("density",),
     "removed fraction": ("sparsity/fraction",),
     "seconds of an update": ("sparsity/seconds",),
     "links that ever were (ITOP rate)": ("sparsity/itop",),
-    "regrown links: just removed, and of the last update still there": ("sparsity/overlap", "sparsity/survived"),
+    "regrown links": ("sparsity/overlap", "sparsity/survived"),
     "nodes with a link": ("sparsity/active_outputs", "sparsity/active_inputs"),
 }
+_LINES = {
+    "sparsity/overlap": "just removed",
+    "sparsity/survived": "those of the last update that are still there",
+    "sparsity/active_outputs": "outputs",
+    "sparsity/active_inputs": "inputs",
+}
+"""What the lines of a panel with several are called."""
 _COLUMNS: dict[str, Callable[[Measures], str]] = {
     "density": lambda found: f"{found.density:.4f}",
     "links of the initial graph": lambda found: "" if found.overlap is None else f"{found.overlap:.3f}",
@@ -38,11 +59,23 @@ _COLUMNS: dict[str, Callable[[Measures], str]] = {
     "power law of outputs": lambda found: _law(found.output_power_law),
     "power law of inputs": lambda found: _law(found.input_power_law),
 }
-STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}table{border-collapse:collapse}"
-    "th,td{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
-)
+_QUALITY: dict[str, tuple[str, str]] = {
+    "held_out_perplexity": ("perplexity of held-out text", ".2f"),
+    "dense_perplexity": ("that of the dense model before", ".2f"),
+    "test_accuracy": ("accuracy on images that it was not trained on", ".2%"),
+    "bleu": ("BLEU on pairs of sentences that it was not trained on", ".2f"),
+}
+"""The figures that say how good a model is, in words, and how they are written."""
+_FIGURES = {
+    "tokens": "tokens that were trained on",
+    "held_out_tokens": "tokens that perplexity was measured on",
+    "steps": "optimizer steps",
+    "test_images": "images that accuracy was measured on",
+    "test_pairs": "pairs of sentences that BLEU was measured on",
+    "train_pairs": "pairs of sentences that were trained on",
+    "bleu_signature": "how BLEU was computed (sacrebleu)",
+}
+"""The other figures of tasks, in words."""
 
 
 def measure_graphs(trained: Trained) -> dict[str, dict[str, Measures]]:
@@ -63,33 +96,70 @@ def graph_records(graphs: Mapping[str, Mapping[str, Measures]]) -> list[dict[str
     ]
 
 
-def training_report(trained: Trained, facts: Mapping[str, Any], graphs: Mapping[str, Mapping[str, Measures]]) -> str:
-    """The report as HTML: curves of the log, measures of every graph before and after, degrees of some.
+def training_report(
+    name: str, trained: Trained, facts: Mapping[str, Any], graphs: Mapping[str, Mapping[str, Measures]], recipe: str
+) -> str:
+    """The report as HTML: curves of the log, measures of every graph before and after, degrees of all together.
 
     Args:
+        name: of the model directory.
         trained: with its initial masks.
         facts: the task's figures.
         graphs: what `measure_graphs` found.
+        recipe: all of it, as YAML.
     """
-    figures = "".join(
-        f"<tr><td>{escape(name)}</td><td>{escape(_figure(value))}</td></tr>" for name, value in facts.items()
-    )
     measures = {when: _plain(found) for when, found in graphs.items()}
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hebbline training report</title><style>{STYLE}</style></head><body>
-<h1>Training report</h1>
-<table>{figures}</table>
-<h2>Course</h2>
-{image(_plot_curves(trained.log), "curves of the training log")}
-<h2>Graphs after training</h2>
-{_table(graphs["final"])}
-<h2>Graphs before training</h2>
-{_table(graphs["initial"])}
-<h2>Degrees</h2>
-{image(_plot_degrees(trained.initial_masks, trained.masks), "degree distributions")}
-<script type="application/json" id="measures">{json.dumps(measures).replace("<", "")}</script>
-</body></html>
-"""
+    data = json.dumps(measures).replace("<", "")
+    densities = {layer: local_density(mask_NK.cpu().numpy()) for layer, mask_NK in trained.masks.items()}
+    return document(
+        f"{name}, trained",
+        _verdict(trained, facts),
+        section("Settings", page_facts(_settings(trained, facts, recipe)), folded("The whole recipe", recipe)),
+        section("Course of the training", _curves(trained.log)),
+        gallery(densities),
+        section("Degrees of all layers together", _degrees(trained)),
+        section("Graphs after training" if trained.updates else "Graphs", _graphs(graphs["final"])),
+        section("Graphs before training", _graphs(graphs["initial"]) if trained.updates else Html("")),
+        Html(f'<script type="application/json" id="measures">{data}</script>'),
+    )
+
+
+def _verdict(trained: Trained, facts: Mapping[str, Any]) -> Verdict:
+    links = sum(int(mask_NK.sum()) for mask_NK in trained.masks.values())
+    possible = sum(mask_NK.numel() for mask_NK in trained.masks.values())
+    known = [f"{words}: {facts[name]:{form}}" for name, (words, form) in _QUALITY.items() if name in facts]
+    if losses := _curve(trained.log, "loss")[1]:
+        known.append(f"training loss {losses[-1]:.3f} at the end")
+    return Verdict(
+        what=_what(trained),
+        good="; ".join(known),
+        fast=f"training took {trained.seconds:,.1f} s"
+        + (f", {facts['tokens'] / trained.seconds:,.0f} tokens a second" if "tokens" in facts else ""),
+        big=f"{links:,} links of {possible:,} possible ones ({links / possible:.1%})" if possible else "",
+    )
+
+
+def _what(trained: Trained) -> str:
+    if not trained.masks:
+        return "a dense model"
+    sparse = f"a model with {len(trained.masks)} sparse layers"
+    if not trained.updates:
+        return f"{sparse}, whose links stayed where they were"
+    moved = sum(update.regrown for update in trained.updates)
+    return f"{sparse}; {moved:,} links moved in {len(trained.updates)} updates of their graphs"
+
+
+def _settings(trained: Trained, facts: Mapping[str, Any], recipe: str) -> dict[str, object]:
+    """The figures of the task, and what of the recipe tells one run from another."""
+    read: Any = yaml.safe_load(recipe) or {}
+    sparsity, data = read.get("sparsity") or {}, read.get("data") or {}
+    figures = {words: _figure(facts[name]) for name, words in _FIGURES.items() if name in facts}
+    return {
+        "method": sparsity.get("method"),
+        "density that was asked for": sparsity.get("density") if trained.masks else None,
+        "data": data.get("name") or data.get("source"),
+        **figures,
+    }
 
 
 def _plain(found: Mapping[str, Measures]) -> dict[str, Any]:
@@ -102,16 +172,22 @@ def _law(law: PowerLaw | None) -> str:
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _table(found: Mapping[str, Measures]) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("layer", *_COLUMNS))
-    rows = "".join(
-        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{show(item)}</td>' for show in _COLUMNS.values())}</tr>"
-        for name, item in found.items()
+def _graphs(found: Mapping[str, Measures]) -> Html:
+    shown = LayerTable[tuple[str, Measures]](
+        head=[Column(name, True) for name in _COLUMNS],
+        row=lambda layer: [show(layer[1]) for show in _COLUMNS.values()],
+        line=lambda group: (
+            f"density {span((found.density for _, found in group), '.4f')}, small-worldness "
+            f"{span((found.small_worldness for _, found in group), '.2f')}"
+        ),
+        reason=lambda layer: "",
     )
-    return f"<table><tr>{head}</tr>{rows}</table>"
+    return layers_by_kind(list(found.items()), lambda layer: layer[0], shown)
 
 
 def _curve(log: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -121,20 +197,37 @@ def _curve(log: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], li
     return steps, [float(record[name]) for record in records]
 
 
-def _plot_curves(log: Sequence[Mapping[str, Any]]) -> Any:
-    from matplotlib.figure import Figure
+def _curves(log: Sequence[Mapping[str, Any]]) -> Html:
+    """A panel for each quantity that the log has; nothing where it has none."""
+    found = {title: [(name, *_curve(log, name)) for name in names] for title, names in _CURVES.items()}
+    curves = {title: kept for title, lines in found.items() if (kept := [line for line in lines if line[1]])}
+    return figure_image(_plot_curves(curves), "curves of the training log") if curves else Html("")
 
-    rows = -(-len(_CURVES) // 2)
+
+def _plot_curves(curves: Mapping[str, Sequence[tuple[str, list[float], list[float]]]]) -> Any:
+    """The lines of each panel: their names, steps and values. One that has a single point shows it."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = -(-len(curves) // 2)
     figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
-    for place, (title, names) in enumerate(_CURVES.items(), start=1):
+    for place, (title, lines) in enumerate(curves.items(), start=1):
         axes = figure.add_subplot(rows, 2, place)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("optimizer step", fontsize=8)
-        for name in names:
-            axes.plot(*_curve(log, name), label=name.removeprefix("sparsity/"))
-        if len(names) > 1:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for name, steps, values in lines:
+            axes.plot(steps, values, marker="." if len(steps) < _FEW_POINTS else "", label=_LINES.get(name, name))
+        if len(lines) > 1:
             axes.legend(fontsize=8)
     return figure
+
+
+def _degrees(trained: Trained) -> Html:
+    if not trained.masks:
+        return Html("")
+    before = trained.initial_masks if trained.updates else {}
+    return figure_image(_plot_degrees(before, trained.masks), "degree distributions")
 
 
 def _plot_degrees(initial: Mapping[str, Tensor], final: Mapping[str, Tensor]) -> Any:
@@ -153,10 +246,3 @@ def _plot_degrees(initial: Mapping[str, Tensor], final: Mapping[str, Tensor]) ->
                 axes.loglog(np.maximum(counts, 0.5), 1 - np.arange(len(counts)) / len(counts), label=label)
         axes.legend(fontsize=8)
     return figure
-
-
-def image(figure: Any, description: str) -> str:
-    """An HTML image of a matplotlib figure."""
-    stream = BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'

@@ -14,12 +14,12 @@ from transformers.utils import logging as transformers_logging
 from ..architectures import StoredTransposed
 from ..artifacts import CheckError, LayerFacts, Manifest, publish, save_masks
 from ..artifacts.masks import MASKS_FILE
+from ..artifacts.text_cost import LOG_FILE
 from .dynamics.places import find_places
 from .dynamics.promise import shortfall
 from .sparse_linear import SparseLinear
 
 RECIPE_FILE = "recipe.yaml"
-LOG_FILE = "training.jsonl"
 
 
 def save_model_directory(
@@ -50,8 +50,8 @@ def save_model_directory(
         unfinished: publish a model too whose density has not yet fallen to what was asked for.
 
     Raises:
-        CheckError: a layer's weights are not 0 off its mask, its links are held alone, or its density has not yet
-            fallen to what was asked for.
+        CheckError: a parameter is not finite, a layer's weights are not 0 off its mask, its links are held alone, or
+            its density has not yet fallen to what was asked for.
     """
     if not unfinished and (missed := shortfall(model, masks)):
         raise CheckError(
@@ -78,7 +78,13 @@ def save_model_directory(
 
 @torch.no_grad()
 def _check_weights(model: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None) -> None:
-    """Refuse to publish masks that are not those of the weights."""
+    """Refuse to publish weights that are no numbers, and masks that are not those of the weights."""
+    for name, values in (dict(model.named_parameters()) if weights is None else weights).items():
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise CheckError(
+                f"'{name}' has values that are NaN or infinite: the training diverged; give a lower learning rate, or "
+                "optimization.max_grad_norm"
+            )
     places, modules = find_places(model), dict(model.named_modules())
     for name, mask_NK in masks.items():
         if name not in places and isinstance(model.get_submodule(name), SparseLinear):

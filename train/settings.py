@@ -62,15 +62,15 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"optimization.{name} must be at least 1")
 
-    def engine_config(self, *, steps: int, batch_size: int) -> "EngineConfig":
-        """What the engine is told."""
+    def loop_plan(self, *, steps: int, batch_size: int) -> "LoopPlan":
+        """What the training loop is told."""
         shared = {part.name: getattr(self, part.name) for part in fields(LoopConfig)}
-        return EngineConfig(steps=steps, batch_size=batch_size, **shared)
+        return LoopPlan(steps=steps, batch_size=batch_size, **shared)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig(LoopConfig):
-    """What the engine is told of a run: optimizer steps, items of the data set a batch, and the shared settings."""
+class LoopPlan(LoopConfig):
+    """What the training loop is told of a run: the shared settings, optimizer steps, items of the data set a batch."""
 
     steps: int
     batch_size: int

@@ -4,7 +4,8 @@ Legend: N out_features, K in_features, Z links, T tokens.
 
 A masked layer multiplies dense matrices that are mostly zero, and its optimizer keeps moments for every possible link.
 Here the parameter is the vector of link weights [Z]: forward and input gradient are products with a matrix in CSR, the
-weight gradient is formed at the links only, and any optimizer's state is of the size of the links.
+weight gradient is formed at the links only, and any optimizer's state is of the size of the links. In float32 on the
+CPU the native library forms all three; elsewhere torch's products of sparse matrices do.
 """
 
 import warnings
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
+
+from .native.link_products import LinkIndex, backward, forward, is_native
 
 
 class SparseLinear(nn.Module):
@@ -37,7 +40,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = mask_NK.shape
         for name in ("mask", "_rows", "_columns", "_row_starts", "_by_column", "_rows_by_column", "_column_starts"):
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+            self.register_buffer(name, torch.empty(0, dtype=torch.int32), persistent=False)
         self._index(mask_NK.clone())
         self.values = nn.Parameter(weight_NK.detach()[mask_NK].clone())
         self.bias = None if bias_N is None else nn.Parameter(bias_N.detach().clone())
@@ -61,7 +64,7 @@ class SparseLinear(nn.Module):
     def dense(self) -> Tensor:
         """The weights [N, K], zero off the mask."""
         weight_NK = self.values.new_zeros(self.out_features, self.in_features)
-        weight_NK[self._rows, self._columns] = self.values.detach()
+        weight_NK[self._rows.long(), self._columns.long()] = self.values.detach()
         return weight_NK
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ class SparseLinear(nn.Module):
             kept_NK: bool [N, K], those that live on, a part of the old mask and of the new one.
             optimizers: that train this layer.
         """
-        rows, columns, old_mask = self._rows, self._columns, self.mask
+        rows, columns, old_mask = self._rows.long(), self._columns.long(), self.mask
         place_NK = torch.full(old_mask.shape, -1, dtype=torch.int64, device=old_mask.device)
         place_NK[rows, columns] = torch.arange(len(rows), device=rows.device)
         source_Z = place_NK.masked_fill_(~kept_NK, -1)[mask_NK]
@@ -102,13 +105,22 @@ class SparseLinear(nn.Module):
         shape = (self.in_features, self.out_features)
         return _csr(self._column_starts, self._rows_by_column, values_Z.index_select(0, self._by_column), shape)
 
+    @property
+    def index(self) -> LinkIndex:
+        """Where the links are, for the native library."""
+        shape = (self.out_features, self.in_features)
+        return LinkIndex(
+            shape, self._row_starts, self._columns, self._column_starts, self._rows_by_column, self._by_column
+        )
+
     def _index(self, mask_NK: Tensor) -> None:
         self.mask = mask_NK
-        self._rows, self._columns = torch.nonzero(mask_NK, as_tuple=True)
+        rows, columns = torch.nonzero(mask_NK, as_tuple=True)
+        by_column = torch.argsort(columns, stable=True)
         self._row_starts = _starts(mask_NK.sum(dim=1))
         self._column_starts = _starts(mask_NK.sum(dim=0))
-        self._by_column = torch.argsort(self._columns, stable=True)
-        self._rows_by_column = self._rows[self._by_column]
+        self._rows_by_column = rows[by_column].int()
+        self._rows, self._columns, self._by_column = rows.int(), columns.int(), by_column.int()
 
 
 def rows_first(x_TK: Tensor) -> Tensor:
@@ -134,11 +146,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_TK: Tensor, values_Z: Tensor, bias_N: Tensor | None, layer: SparseLinear) -> Tensor:
-        # What comes from another layer of links lies like this already.
-        x_KT = x_TK.T.contiguous()
-        ctx.save_for_backward(x_KT, values_Z)
+        ctx.save_for_backward(x_TK, values_Z)
+        ctx.index = layer.index
         ctx.layer = layer
-        weight = layer.by_rows(values_Z)
+        if is_native(x_TK, values_Z, bias_N):
+            return forward(ctx.index, values_Z, bias_N, x_TK)
+        weight, x_KT = layer.by_rows(values_Z), x_TK.T.contiguous()
         if bias_N is None:
             return (weight @ x_KT).T
         return torch.addmm(bias_N[:, None].expand(-1, x_KT.shape[1]), weight, x_KT).T
@@ -146,18 +159,20 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TN: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x_KT, values_Z = ctx.saved_tensors
+        x_TK, values_Z = ctx.saved_tensors
         layer: SparseLinear = ctx.layer
+        wants = ctx.needs_input_grad[:3]
+        if wants[1] and layer.wants_dense():
+            layer.take_dense(grad_TN.T @ x_TK)
+        if is_native(grad_TN, values_Z):
+            return *backward(ctx.index, values_Z, x_TK, grad_TN, wants=wants), None
         grad_NT = grad_TN.T.contiguous()
-        wants_x, wants_values, wants_bias, _ = ctx.needs_input_grad
-        grad_TK = (layer.by_columns(values_Z) @ grad_NT).T if wants_x else None
+        grad_TK = (layer.by_columns(values_Z) @ grad_NT).T if wants[0] else None
         grad_Z = None
-        if wants_values:
+        if wants[1]:
             pattern = layer.by_rows(values_Z)
-            grad_Z = torch.sparse.sampled_addmm(pattern, grad_NT, x_KT.T, beta=0.0).values()
-            if layer.wants_dense():
-                layer.take_dense(grad_NT @ x_KT.T)
-        return grad_TK, grad_Z, grad_NT.sum(dim=1) if wants_bias else None, None
+            grad_Z = torch.sparse.sampled_addmm(pattern, grad_NT, x_TK, beta=0.0).values()
+        return grad_TK, grad_Z, grad_NT.sum(dim=1) if wants[2] else None, None
 
 
 def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -167,7 +182,7 @@ def _csr(starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]
 
 
 def _starts(degrees: Tensor) -> Tensor:
-    return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
+    return torch.cat([degrees.new_zeros(1), degrees.cumsum(0)]).int()
 
 
 def _carry(values_Z: Tensor, source_Z: Tensor) -> Tensor:

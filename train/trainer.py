@@ -1,11 +1,9 @@
-"""The engine of every task: the Hugging Face Trainer, with sparse layers and checkpoints that resume bit for bit.
+"""The Hugging Face Trainer with sparse layers: the loop of every task, with checkpoints that resume bit for bit.
 
 `torchrun` makes it distributed (DDP); `accelerate launch` with an FSDP2 configuration splits the weights.
 """
 
 import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,38 +13,18 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from ..artifacts.masks import load_masks, save_masks
-from .checkpoint import Checkpoint, CheckpointFacts, write_checkpoint
+from .checkpoint import Checkpoint
+from .distill import Distillation
 from .dynamics.callback import GraphCallback
-from .dynamics.update import UpdateReport
-from .state import (
-    load_model_tensors,
-    load_optimizer_state,
-    load_random_state,
-    model_tensors,
-    optimizer_state,
-    own_random_state,
-    random_states_of_all,
-)
-
-TRAINER_STATE_FILE = "trainer_state.json"
-MASK_PARTS = ("masks", "ever", "grown")
-
-
-@dataclass(frozen=True)
-class CheckpointPlan:
-    """Where checkpoints go, of which recipe, and how many stay."""
-
-    folder: Path
-    recipe_digest: str
-    keep: int
+from .snapshot import CheckpointPlan, Snapshot, resume_graphs
+from .state import load_model_tensors, load_random_state, own_random_state
 
 
 class SparseTrainer(Trainer):
     """A Trainer whose checkpoints are ours: safetensors and JSON, masks included, atomic.
 
-    It overrides the five methods through which the Trainer writes and reads its state, and two whose cost in each step
-    is above that of a sparse one.
+    It overrides the five methods through which the Trainer writes and reads its state, the loss for distillation, and
+    two whose cost in each step is above that of a sparse one.
     """
 
     def __init__(
@@ -56,9 +34,13 @@ class SparseTrainer(Trainer):
         checkpoints: CheckpointPlan | None,
         optimizer: Optimizer,
         schedule: LambdaLR | None,
+        distillation: Distillation | None = None,
         **arguments: Any,
     ) -> None:
-        """`sparsity` joins the callbacks; without a `schedule`, it is the arguments'. The rest is the Trainer's."""
+        """`sparsity` joins the callbacks; without a `schedule`, it is the arguments'. The rest is the Trainer's.
+
+        With a `distillation`, the loss is that of the text and of the teacher.
+        """
         callbacks = [sparsity, *arguments.pop("callbacks", [])]
         super().__init__(callbacks=callbacks, **arguments)
         # Given to the Trainer's own constructor, they would be refused under FSDP.
@@ -66,12 +48,17 @@ class SparseTrainer(Trainer):
         self._sparsity = sparsity
         self._checkpoints = checkpoints
         self._resumed: Checkpoint | None = None
+        self._distillation = distillation
+        if distillation is not None:
+            # Both parts of the loss are means over a batch: all tokens of blocks of one length count alike.
+            self.model_accepts_loss_kwargs = False
+            distillation.to(self.args.device)
 
     def resume(self, checkpoint: Checkpoint | None) -> None:
         """Train, going on from a checkpoint where there is one."""
         self._resumed = checkpoint
         if checkpoint is not None:
-            self._sparsity.resume(_sparsity_state(checkpoint), _reports(checkpoint))
+            resume_graphs(self._sparsity, checkpoint)
         if self._sparsity.config.compute == "links":
             assert self.model is not None and self.optimizer is not None
             self._sparsity.start(self.model, self.optimizer)
@@ -79,30 +66,8 @@ class SparseTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         del trial
-        assert self._checkpoints is not None and self._sparsity.sparsifier is not None
-        assert self.lr_scheduler is not None
-        unwrapped = self.accelerator.unwrap_model(model)
-        weights = model_tensors(unwrapped)
-        moments, optimizer = optimizer_state(unwrapped, _inner(self.optimizer))
-        generators = random_states_of_all()
-        sparsity = self._sparsity.sparsifier.state_dict()
-        values = {
-            "optimizer": optimizer,
-            "scheduler": self.lr_scheduler.state_dict(),
-            "sparsity": {"steps": sparsity["steps"], "stopped": sparsity["stopped"]},
-            "updates": [asdict(report) for report in self._sparsity.updates],
-        }
-        if self.is_world_process_zero():
-            digest = self._checkpoints.recipe_digest
-            facts = CheckpointFacts(self.state.global_step, digest, self.args.world_size, values)
-            with write_checkpoint(self._checkpoints.folder, facts, self._checkpoints.keep) as writer:
-                writer.tensors("model", weights)
-                writer.tensors("optimizer", moments)
-                writer.tensors("random", generators)
-                for part in MASK_PARTS if sparsity["masks"] else ():
-                    arrays = {name: mask.cpu().numpy() for name, mask in sparsity[part].items()}
-                    save_masks(writer.path(part), arrays)
-                self.state.save_to_json(str(writer.directory / TRAINER_STATE_FILE))
+        assert self._checkpoints is not None
+        self._snapshot(model).write(self._checkpoints, self.args.world_size)
         if dist.is_initialized():
             dist.barrier()
 
@@ -114,11 +79,12 @@ class SparseTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumed is None:
             return
-        assert self.lr_scheduler is not None
-        values = self._resumed.facts.values
-        model = self.accelerator.unwrap_model(self.model)
-        load_optimizer_state(model, _inner(self.optimizer), self._resumed.tensors("optimizer"), values["optimizer"])
-        self.lr_scheduler.load_state_dict(values["scheduler"])
+        self._snapshot(self.model).read_optimizer(self._resumed)
+
+    def _snapshot(self, model: nn.Module | None) -> Snapshot:
+        assert model is not None and self.lr_scheduler is not None
+        unwrapped = self.accelerator.unwrap_model(model)
+        return Snapshot(unwrapped, _inner(self.optimizer), self.lr_scheduler, self._sparsity, self.state)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._resumed is not None:
@@ -126,6 +92,16 @@ class SparseTrainer(Trainer):
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """There is none: float16, which needs one, is not offered."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the text, and the teacher's part where there is one."""
+        if self._distillation is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        text_loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        loss = self._distillation.loss(text_loss, outputs.logits, inputs)
+        return (loss, outputs) if return_outputs else loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated: it would walk over all modules in every step, to count what a dense model does."""
@@ -141,22 +117,6 @@ class SparseTrainer(Trainer):
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer that accelerate has wrapped."""
     return getattr(optimizer, "optimizer", optimizer)
-
-
-def _sparsity_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    state: dict[str, Any] = dict(checkpoint.facts.values["sparsity"])
-    for part in MASK_PARTS:
-        state[part] = _masks(checkpoint, part) if checkpoint.has(part) else {}
-    return state
-
-
-def _masks(checkpoint: Checkpoint, part: str) -> dict[str, torch.Tensor]:
-    masks = load_masks(checkpoint.path / f"{part}.safetensors")
-    return {layer: torch.from_numpy(mask_NK) for layer, mask_NK in masks.items()}
-
-
-def _reports(checkpoint: Checkpoint) -> list[UpdateReport]:
-    return [UpdateReport(**report) for report in checkpoint.facts.values["updates"]]
 
 
 def world_size() -> int:

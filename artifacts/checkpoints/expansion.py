@@ -77,12 +77,17 @@ def expand(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[Expanded]:
     for layer, parts in layers.items():
         if (weight := plain.pop(f"{layer}.weight", None)) is not None:
             parts["weight"] = weight
-        yield _expand_layer(layer, parts)
+        yield expand_layer(layer, parts)
     for name, tensor in plain.items():
         yield Expanded(name, tensor, None)
 
 
-def _expand_layer(layer: str, parts: dict[str, Tensor]) -> Expanded:
+def expand_layer(layer: str, parts: dict[str, Tensor]) -> Expanded:
+    """The weight that the parts of a layer mean, by the names that `part_of` gives them.
+
+    Raises:
+        InputError, UnsupportedModelError: as `expand`.
+    """
     if not any(form in parts for form in _FORMS):
         raise InputError(f"tensor '{layer}.{next(iter(parts))}' belongs to a weight of which nothing else is there")
     mask = None
@@ -109,7 +114,7 @@ def _part(layer: str, parts: dict[str, Tensor], part: str) -> Tensor:
 
 def _shape(layer: str, parts: dict[str, Tensor], part: str) -> tuple[int, int]:
     sizes = _part(layer, parts, part).flatten().tolist()
-    if len(sizes) != 2 or not all(size == int(size) and size > 0 for size in sizes):
+    if len(sizes) != 2 or not all(size > 0 and float(size).is_integer() for size in sizes):
         raise InputError(f"tensor '{layer}.{part}' is {sizes}; it must be the two sizes of a matrix")
     return int(sizes[0]), int(sizes[1])
 
@@ -183,6 +188,9 @@ def _scaled(layer: str, weight_NK: Tensor, mask_NK: Tensor | None, parts: dict[s
         raise InputError(
             f"layer '{layer}' has scales, and a weight of shape {list(weight_NK.shape)}; it takes a matrix"
         )
+    for part in ("weight_scale", "weight_zero_point"):
+        if part in parts and parts[part].ndim > 2:
+            raise InputError(f"tensor '{layer}.{part}' is {list(parts[part].shape)}; it takes one or two dimensions")
     value_NK = weight_NK.float()
     scale_AB = _blocks(parts["weight_scale"])
     groups_K = parts.get("weight_g_idx")

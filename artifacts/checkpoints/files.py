@@ -1,7 +1,7 @@
 """The files of weights of a Hugging Face directory: one or in shards, safetensors or torch's."""
 
-import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import InputError
+from ..errors import InputError, one_line
+from ..fetched import check_fetched
+from ..json_files import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +47,28 @@ class WeightFiles:
         """The file that holds a tensor."""
         return self._file_of[name]
 
+    def tensor(self, name: str) -> "Tensor":
+        """One tensor, mapped into memory and not read before it is used."""
+        with _opened(self._file_of[name]) as read:
+            return read(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        file = self._file_of[name]
+        if file.suffix != ".safetensors":
+            return tuple(self.tensor(name).shape)
+        with safe_open(file, framework="numpy") as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def type(self, name: str) -> str:
+        """The type of a tensor's values, as safetensors names it: "F32", "BF16", "I8"; the tensor is not read."""
+        file = self._file_of[name]
+        if file.suffix != ".safetensors":
+            return str(self.tensor(name).dtype).removeprefix("torch.")
+        with safe_open(file, framework="numpy") as tensors:
+            kind: str = tensors.get_slice(name).get_dtype()
+            return kind
+
     def tensors(self) -> Iterator[tuple[str, "Tensor"]]:
         """Each tensor with its name; those of a file are mapped into memory, not read before they are used."""
         for file in self.files:
@@ -53,20 +77,26 @@ class WeightFiles:
                     yield name, read(name)
 
 
+def is_floating(kind: str) -> bool:
+    """Whether the type of a tensor's values, as `WeightFiles.type` names it, is a floating-point number."""
+    return kind.lower().startswith(("f", "bf"))
+
+
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index}: cannot read the list of shards: {error!r}") from error
-    shards = [index.parent / str(name) for name in names]
-    for shard in shards:
+    placed = read_json_object(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+        raise InputError(f"{index} has no 'weight_map' that says in which file each tensor is")
+    names = sorted(set(placed.values()))
+    for name in names:
+        shard = index.parent / name
         if shard.parent != index.parent or not shard.is_file():
-            raise InputError(f"{index} names {shard.name}, which is not there")
-    return shards
+            raise InputError(f"{index} names {name}, which is not there; fetch all files of the model")
+    return [index.parent / name for name in names]
 
 
 def _names(file: Path) -> list[str]:
     try:
+        check_fetched(file)
         if file.suffix == ".safetensors":
             with safe_open(file, framework="numpy") as tensors:
                 return list(tensors.keys())
@@ -89,9 +119,27 @@ def _torch_file(file: Path) -> dict[str, "Tensor"]:
 
     try:
         # What torch wrote before version 1.6 is no zip archive, and cannot be mapped into memory.
-        tensors = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{file}: cannot read the weights: {str(error).strip().splitlines()[0]}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise InputError(f"{file} is no dictionary of tensors; save the model's state dict (save_pretrained)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} holds something else than tensors, such as code, which is never run; save the model's state dict "
+            "as safetensors (save_pretrained)"
+        ) from error
+    except Exception as error:  # what a damaged pickle raises is of no common base
+        why = f"{type(error).__name__}: {one_line(error)}" if file.stat().st_size else "the file is empty"
+        raise InputError(f"{file} cannot be read as weights that torch saved: {why}") from error
+    if not isinstance(tensors, dict) or not all(_is_plain(name, value) for name, value in tensors.items()):
+        raise InputError(
+            f"{file} is no dictionary of plain tensors by name; save the model's state dict (save_pretrained)"
+        )
     return tensors
+
+
+def _is_plain(name: object, value: object) -> bool:
+    """Whether an entry is a tensor with a name, dense, and in memory."""
+    import torch
+
+    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+    return isinstance(name, str) and is_dense and value.device.type == "cpu"  # type: ignore[attr-defined]

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, UnsupportedModelError
-from .files import WeightFiles
-from .refusals import COMPRESSION_FIELDS, check_checkpoint, check_weights_fit
+from ..errors import InputError, UnsupportedModelError, one_line
+from .configuration import PACK, plain_config, quiet
+from .files import WeightFiles, is_floating
+from .refusals import check_checkpoint, check_finite, check_weights_fit
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ Settle = Callable[[Any, Mapping[str, Iterable[Any]]], Mapping[str, Iterable[Any]
 
 
 def load_model(
-    model_class: Any, path: Path, dtype: "torch.dtype | None" = None, settle: Settle | None = None
+    model_class: Any, path: Path, dtype: "torch.dtype | Literal['auto'] | None" = None, settle: Settle | None = None
 ) -> LoadedModel:
     """Load a model directory through transformers, without the network.
 
@@ -42,11 +43,11 @@ def load_model(
         model_class: of transformers, with `from_pretrained`.
         path: a directory with `config.json` and weights: safetensors or `pytorch_model.bin`, whole or in shards, plain,
             in a form of compressed-tensors, or under `torch.nn.utils.prune`.
-        dtype: of the parameters; float32 unless given.
+        dtype: of the parameters, "auto" for what they are stored in; float32 unless given.
         settle: called with the model before its weights are said to fit; None: they must fit as they are.
 
     Raises:
-        InputError: the weights cannot be read, or do not fit `config.json` (the first tensor is named);
+        InputError: the weights cannot be read, are not finite, or do not fit `config.json` (the first tensor is named);
         UnsupportedModelError: they are quantised in a form that is not read here.
     """
     import torch
@@ -54,22 +55,56 @@ def load_model(
 
     check_checkpoint(path)
     logging.disable_progress_bar()
-    options: dict[str, Any] = {"dtype": dtype or torch.float32, "local_files_only": True, "output_loading_info": True}
-    options["config"] = plain_config(path)
+    options: dict[str, Any] = {"dtype": dtype or torch.float32, "config": plain_config(path)}
     masks: dict[str, NDArray[np.bool_]] = {}
     expanded = 0
-    try:
-        if needs_expansion(path):
-            options["state_dict"], masks, expanded = _expanded(path)
-            concrete = _concrete_class(model_class, options["config"])
-            model, found = concrete.from_pretrained(None, **options)
-            _set_generation_defaults(model, path)
-        else:
-            model, found = model_class.from_pretrained(path, **options)
-    except (OSError, RuntimeError, ValueError, ImportError, KeyError) as error:
-        raise InputError(f"{path}: the model cannot be loaded: {' '.join(str(error).split())}") from error
+    if needs_expansion(path):
+        options["state_dict"], masks, expanded = _expanded(path)
+        model, found = from_pretrained(_concrete_class(model_class, options["config"]), None, str(path), **options)
+        _set_generation_defaults(model, path)
+    else:
+        _check_types(path)
+        model, found = from_pretrained(model_class, path, str(path), local_files_only=True, **options)
     check_weights_fit(str(path), found if settle is None else settle(model, found))
+    for name, parameter in model.named_parameters():
+        check_finite(str(path), name, parameter)
     return LoadedModel(model, masks, expanded)
+
+
+def from_pretrained(
+    model_class: Any, source: str | Path | None, where: str, **options: Any
+) -> tuple[Any, Mapping[str, Iterable[Any]]]:
+    """A model as transformers loads it, and what it says of its weights, as `check_weights_fit` takes it.
+
+    Args:
+        model_class: of transformers. source: a directory, a name on the hub, or None where a state dict is among the
+        options. where: for the message. options: those of transformers.
+
+    Raises:
+        InputError: it cannot be loaded. No code that comes with a model is run.
+    """
+    try:
+        with quiet():
+            loaded: tuple[Any, Mapping[str, Iterable[Any]]] = model_class.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+            )
+    except KeyError as error:
+        raise UnsupportedModelError(
+            f"{where}: the model cannot be loaded: {_field_of(options.get('config'), error)} names {error}, which "
+            "transformers does not have"
+        ) from error
+    except Exception as error:  # transformers, safetensors and the hub's client raise errors of no common base
+        if "Unrecognized configuration class" in str(error):  # which goes on with a list of all that are known
+            raise UnsupportedModelError(f"{where}: the model is no causal language model; {PACK}") from error
+        raise InputError(f"{where}: the model cannot be loaded: {one_line(error)}") from error
+    return loaded
+
+
+def _field_of(config: "PretrainedConfig | None", error: KeyError) -> str:
+    """The field of a configuration that holds the key which was not found, where one does."""
+    fields = {} if config is None else config.to_dict()
+    named = (name for name, value in fields.items() if isinstance(value, str) and error.args == (value,))
+    return next(named, "its configuration")
 
 
 def _concrete_class(model_class: Any, config: "PretrainedConfig") -> Any:
@@ -80,6 +115,14 @@ def _concrete_class(model_class: Any, config: "PretrainedConfig") -> Any:
         return model_class
     with torch.device("meta"):
         return type(model_class.from_config(config))
+
+
+def _check_types(path: Path) -> None:
+    """transformers takes a weight of any type for its value: one in integers would be meaningless without scales."""
+    files = WeightFiles(path)
+    for name in files.names:
+        if name.endswith(".weight") and not is_floating(kind := files.type(name)):
+            raise InputError(f"{path}: tensor '{name}' has the type {kind}, no floating-point number")
 
 
 def _set_generation_defaults(model: Any, path: Path) -> None:
@@ -95,20 +138,6 @@ def needs_expansion(path: Path) -> bool:
     from .expansion import part_of
 
     return any(part_of(name) is not None for name in WeightFiles(path).names)
-
-
-def plain_config(path: Path) -> "PretrainedConfig":
-    """The configuration of the model that the expanded weights are."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsupportedModelError(f"{path}/config.json: {' '.join(str(error).split())}") from error
-    for field in COMPRESSION_FIELDS:
-        if hasattr(config, field):
-            delattr(config, field)
-    return config
 
 
 def _expanded(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]], int]:

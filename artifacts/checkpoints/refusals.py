@@ -4,17 +4,21 @@ transformers needs the tool's own package to read one, or fills the weights that
 met here beforehand, by what the configuration says and by the names of the tensors.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UnsupportedModelError
+from ..json_files import read_json_object
+from .configuration import COMPRESSION_FIELDS, config_file
 from .files import WeightFiles
 
-COMPRESSION_FIELDS = ("quantization_config", "compression_config", "sparsity_config")
-"""Fields of config.json that say how weights are stored; the last two are of earlier versions of compressed-tensors."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _COMPRESSED = "compressed-tensors"
+_EXPANDED = "gguf"
+"""transformers expands a GGUF file when it reads it, and leaves the word in the configuration of what it then saves."""
 _READ = (
     "dense",
     "sparse-bitmask",
@@ -36,6 +40,12 @@ _SUFFIXES = {
 """How the names of tensors end that only such checkpoints have, and what wrote them."""
 _DO = "read it with the tool that wrote it, and save the model with plain floating-point weights (save_pretrained)"
 _SHOWN = 60
+_PROBLEMS = {
+    "missing_keys": "they have no tensor '{}'",
+    "unexpected_keys": "tensor '{}' has no place in the model",
+    "mismatched_keys": "tensor '{}' is [{}], and should be [{}]",
+}
+"""What transformers calls each way in which weights do not fit, and the words for it."""
 
 
 def check_checkpoint(path: Path) -> None:
@@ -45,7 +55,8 @@ def check_checkpoint(path: Path) -> None:
         UnsupportedModelError: they are; the message names the format, where it is said, and what to do.
         InputError: `config.json` is no JSON object, or a file of weights is missing or cannot be read.
     """
-    check_configuration(_read_config(path / "config.json"), str(path / "config.json"))
+    config = config_file(path)
+    check_configuration(read_json_object(config), str(config))
     files = WeightFiles(path)
     for name in files.names:
         suffix = next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), None)
@@ -76,30 +87,43 @@ def check_weights_fit(where: str, found: Mapping[str, Iterable[Any]]) -> None:
 
     Args:
         where: the directory, for the message.
-        found: what `from_pretrained` gives with `output_loading_info`. It fills a missing weight at random.
+        found: what `from_pretrained` gives with `output_loading_info`, and, for shapes that differ,
+            `ignore_mismatched_sizes`. It fills a missing weight at random.
 
     Raises:
         InputError: there are such weights; the message names the first.
     """
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(str(name) for name in found.get(problem, ()))
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(f"{where}: the weights do not fit config.json: {problem} {names[0]}{more}")
+    for problem, words in _PROBLEMS.items():
+        entries = sorted(_entry(one) for one in found.get(problem, ()))
+        if entries:
+            more = f" (and so {len(entries) - 1} more)" if len(entries) > 1 else ""
+            raise InputError(f"{where}: the weights do not fit config.json: {words.format(*entries[0])}{more}")
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is no JSON object")
-    return config
+def check_finite(where: str, name: str, values: "Tensor") -> None:
+    """Refuse a parameter that has values which are NaN or infinite.
+
+    Raises:
+        InputError: it has; the message names it.
+    """
+    import torch
+
+    # Extremes are not finite where any value is not, and take no memory.
+    if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values.detach())):
+        count = int((~torch.isfinite(values)).sum())
+        raise InputError(f"{where}: layer '{name}' has {count} weights that are NaN or infinite")
+
+
+def _entry(found: Any) -> tuple[str, ...]:
+    """The name of a tensor, and, where they differ, the shapes that it has and should have."""
+    name, *shapes = found if isinstance(found, tuple) else (found,)
+    return str(name), *(", ".join(str(extent) for extent in shape) for shape in shapes)
 
 
 def _check_entry(where: str, field: str, entry: Mapping[str, Any]) -> None:
     method = entry.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in entry else "an unnamed method")
+    if method == _EXPANDED:
+        return
     sparse = entry.get("sparsity_config")
     formats = [entry.get("format"), sparse.get("format") if isinstance(sparse, Mapping) else None]
     groups = entry.get("config_groups")

@@ -52,15 +52,15 @@ class Verdict:
         )
 
 
-def check(isa: str, samples: Sequence[Sample]) -> Verdict:
-    """The model that is built into the library, against samples of its instruction set."""
+def check(table: str, samples: Sequence[Sample]) -> Verdict:
+    """A table that is built into the library, against the samples of its processors."""
 
     def library(sample: Sample) -> float:
-        asked = sample.work, sample.tokens, isa
+        asked = sample.work, sample.tokens, table
         dense = predict(*asked, BASELINE, cached=sample.cached).microseconds
         return dense / predict(*asked, sample.family, cached=sample.cached).microseconds
 
-    return _judge(samples, library, lambda sample: predict(sample.work, sample.tokens, isa).family)
+    return _judge(samples, library, lambda sample: predict(sample.work, sample.tokens, table).family)
 
 
 def check_fit(fitted: Fit, samples: Sequence[Sample]) -> Verdict:
@@ -77,7 +77,7 @@ def check_fit(fitted: Fit, samples: Sequence[Sample]) -> Verdict:
 
 
 def _microseconds(fitted: Fit, sample: Sample, family: str) -> float:
-    asked = predict(sample.work, sample.tokens, fitted.isa, family, cached=sample.cached)
+    asked = predict(sample.work, sample.tokens, fitted.table, family, cached=sample.cached)
     row = fitted.baseline if family == BASELINE else fitted.families[family, sample.values]
     return sum(amount * each for amount, each in zip(asked.amounts, row, strict=True)) / 1e3
 

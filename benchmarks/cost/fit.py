@@ -22,9 +22,9 @@ Coefficients = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Fit:
-    """The table of one instruction set: of ONNX Runtime's dense product, and of each family and type of values."""
+    """A table of `kernels.cost`: of ONNX Runtime's dense product, and of each family and type of values."""
 
-    isa: str
+    table: str
     baseline: Coefficients
     families: dict[tuple[str, str], Coefficients]
 
@@ -41,8 +41,8 @@ class _Target:
     weight: float
 
 
-def fit(isa: str, samples: Sequence[Sample]) -> Fit:
-    """Fit every row of the table of `isa`; InputError where the library does not know the instruction set."""
+def fit(table: str, samples: Sequence[Sample]) -> Fit:
+    """Fit every row of a table; InputError where the library has none of that name."""
     usual = usual_dense(samples)
     dense = [_Target(sample, usual[dense_key(sample)], 1.0) for sample in _one_each(samples)]
     groups: dict[tuple[str, str], list[_Target]] = {}
@@ -50,8 +50,8 @@ def fit(isa: str, samples: Sequence[Sample]) -> Fit:
     for sample in samples:
         target = _Target(sample, sample.us, fastest[sample.layer] / sample.us)
         groups.setdefault((sample.family, sample.values), []).append(target)
-    families = {key: _fit_group(isa, group, key[0]) for key, group in sorted(groups.items())}
-    return Fit(isa, _fit_group(isa, dense, BASELINE), families)
+    families = {key: _fit_group(table, group, key[0]) for key, group in sorted(groups.items())}
+    return Fit(table, _fit_group(table, dense, BASELINE), families)
 
 
 def usual_dense(samples: Sequence[Sample]) -> dict[tuple, float]:
@@ -84,10 +84,10 @@ def dense_key(sample: Sample) -> tuple:
     return sample.out_features, sample.in_features, sample.tokens, sample.cached
 
 
-def _fit_group(isa: str, group: Sequence[_Target], family: str) -> Coefficients:
+def _fit_group(table: str, group: Sequence[_Target], family: str) -> Coefficients:
     amounts_ST = np.array(
         [
-            predict(target.sample.work, target.sample.tokens, isa, family, cached=target.sample.cached).amounts
+            predict(target.sample.work, target.sample.tokens, table, family, cached=target.sample.cached).amounts
             for target in group
         ]
     )

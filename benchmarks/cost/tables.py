@@ -10,11 +10,11 @@ DIRECTORY = Path(__file__).resolve().parents[2] / "kernels" / "linear" / "cost_t
 
 
 def write_table(fit: Fit, processor: str, directory: Path = DIRECTORY) -> Path:
-    """Write the table of an instruction set, fitted on `processor`."""
-    path = directory / f"{fit.isa}.inc"
+    """Write a fitted table; `processor` is the one that it was fitted on."""
+    path = directory / f"{fit.table}.inc"
     origin = (
         f"Fitted on {processor}, {date.today().isoformat()}, by\n"
-        f"//   python -m hebbline.benchmarks.fit_cost --isa {fit.isa} --write"
+        f"//   python -m hebbline.benchmarks.fit_cost --isa {fit.table} --write"
     )
     path.write_text(table_text(fit, origin, is_measured=True))
     return path
@@ -26,7 +26,7 @@ def table_text(fit: Fit, origin: str, *, is_measured: bool) -> str:
         f"    {{Family::k{family.capitalize()}, ValueType::k{values.capitalize()}, {_numbers(numbers)}}},"
         for (family, values), numbers in fit.families.items()
     )
-    name = f"k{fit.isa.capitalize()}"
+    name = "k" + "".join(part.capitalize() for part in fit.table.split("-"))
     return f"""// {origin}
 // Nanoseconds of each term: {", ".join(TERMS[:7])},
 // {", ".join(TERMS[7:])}.

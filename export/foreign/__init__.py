@@ -6,6 +6,7 @@ Nothing in this package trusts the file: see `files` and `document` for what is 
 from .document import Document, open_document
 from .options import PackOptions
 from .packing import Packing
-from .report import PackedLayer, PackReport, write_reports
+from .report import PackedLayer, PackReport
+from .report_page import pack_page
 
-__all__ = ["Document", "PackOptions", "PackReport", "PackedLayer", "Packing", "open_document", "write_reports"]
+__all__ = ["Document", "PackOptions", "PackReport", "PackedLayer", "Packing", "open_document", "pack_page"]

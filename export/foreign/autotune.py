@@ -21,7 +21,7 @@ from ...kernels import library_path
 from ..layouts import Layout
 from .choosing import TOKENS, Times
 from .layer_check import dense_model, layer_model, open_session
-from .rewriting import Target, pack_weight
+from .packed_weight import Target, pack_weight
 
 _ROUNDS = 21
 _NEAR = 1.05
@@ -91,9 +91,17 @@ class Autotuner:
             model = layer_model(packed, packed.encode(), out_features, self._opset)
             sessions[layout.name] = open_session(model, [self._library])
         x_TK = np.random.default_rng(0).standard_normal((self._tokens, in_features)).astype(np.float32)
-        # Ones, since pages that were never written are one page, and would fit any cache.
-        others = np.ones(max(0, min(self._model_bytes - weight_NK.nbytes, 2 * _last_cache())) // 8, np.int64)
+        others = other_weights(self._model_bytes, weight_NK.nbytes)
         return interleaved_medians(sessions, x_TK, (self._tokens, out_features), others)
+
+
+def other_weights(model_bytes: int, layer_bytes: int) -> NDArray[np.int64]:
+    """Stands for the rest of a model's weights, up to twice the last cache: read between two calls of a layer, it
+    leaves as much of the layer in the cache as the model would.
+
+    Ones, since pages that were never written are one page, and would fit any cache.
+    """
+    return np.ones(max(0, min(model_bytes - layer_bytes, 2 * _last_cache())) // 8, np.int64)
 
 
 class UntimedError(Exception):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...kernels.cost import BASELINE, predict
-from ..layouts import LAYOUTS, Aim, BitmaskLayout, BlockLayout, Choice, CsrLayout, Layout, choose_layout
+from ..layouts import CODED, LAYOUTS, STRUCTURES, Aim, Choice, Layout, choose_layout
 from ..layouts.block import whole_blocks
 from ..layouts.choose import HERE, LATENCY_TOKENS, THROUGHPUT_TOKENS, predictable_isa
 from ..layouts.values import Float16Values
@@ -87,21 +87,22 @@ def decide(
     return check_gain(Decision(layout, packed_bytes, reason, times), stored_bytes, stays, options)
 
 
-STRUCTURES = (BitmaskLayout, CsrLayout, BlockLayout)
-"""Those that the op library computes on a CPU."""
 HALF = "float16"
 """The values of weights that a file holds in float16, where the weights are asked for as they are."""
 HALF_LAYOUTS: tuple[Layout, ...] = tuple(structure(Float16Values()) for structure in STRUCTURES)
 
 
 def candidates(mask_NK: NDArray[np.bool_], values: str) -> list[Layout]:
-    """The layouts that can hold this mask with these values; blocks only where the mask is made of whole ones."""
-    known = (*LAYOUTS.values(), *HALF_LAYOUTS)
-    fitting = [layout for layout in known if isinstance(layout, STRUCTURES) and layout.values.name == values]
+    """The layouts that can hold this mask with these values; blocks only where the mask is made of whole ones.
+
+    Their size is known from the mask: of those whose size depends on the weights there is none.
+    """
     return [
         layout
-        for layout in fitting
-        if not isinstance(layout, BlockLayout) or whole_blocks(mask_NK, layout.block_size) is not None
+        for layout in (*LAYOUTS.values(), *HALF_LAYOUTS)
+        if layout.values.name == values
+        and layout.name not in CODED
+        and (not layout.needs_blocks or whole_blocks(mask_NK, layout.needs_blocks) is not None)
     ]
 
 
@@ -127,8 +128,9 @@ def _candidate(
         links,
         values="float32" if values == HALF else values,
         objective=options.objective,
-        whole_blocks=any(isinstance(layout, BlockLayout) for layout in layouts),
+        whole_blocks=any(layout.needs_blocks for layout in layouts),
         aim=aim,
+        weight_Z=weight_NK[mask_NK] if options.objective == "size" and values != HALF else None,
     )
     times = _predicted_times(choice, options, aim)
     if choice.layout is None or values != HALF:

@@ -29,6 +29,7 @@ class CompactLayout:
     `weight`, of zeros where the row is empty. `columns` and `rows` are absent where none is empty.
     """
 
+    needs_blocks = 0
     values = VALUE_TYPES["float32"]
 
     def __init__(self, mask_NK: NDArray[np.bool_]) -> None:

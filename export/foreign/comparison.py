@@ -8,7 +8,8 @@ the difference between the two is the measure, where it is more than a small fix
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 
 from ...artifacts import CheckError, InputError
+from .differences import TOLERANCE, Arrays, difference, share_off
 from .inputs import NoInputsError, input_attempts
 from .isolation import run_isolated
+from .saturation import SIGMOID_ROUNDING, added_names, probed, squeezed_values
 from .speed import SECONDS, ModelSpeed, not_measured, save_timing_feeds, speed_of
 
-TOLERANCE = 1e-4
-"""Largest difference allowed, over the largest magnitude of an output."""
-HALF_FACTOR = 40.0
-"""Half precision has so much less: outputs of that type may differ by as much more."""
 NOISE_FACTOR = 4.0
 LARGEST_NOISE = 1e-3
 """More than this is no rounding of float32, but a fusion that multiplies in integers: it excuses no packed layer."""
@@ -50,7 +49,8 @@ class EndToEnd:
     `difference`: without ONNX Runtime's fusions, which can change results; None where nothing was compared, with the
     reason in `note`. `allowed`: the most that this may be (None: values are inexact, and it is only reported).
     `default_difference` and `library_difference`: as ONNX Runtime runs the packed model by default, and with the op
-    library, against the nearer of the original's two ways. `noise`: between these two. `outputs`: numbers compared.
+    library, against the nearer of the original's two ways. `noise`: between these two. `outputs`: finite
+    numbers compared.
     """
 
     difference: float | None
@@ -100,7 +100,7 @@ def compare_models(
         attempts = input_attempts(proto, _feed_count(proto)) if feeds is None else [[feeds]]
     except NoInputsError as error:
         why = f"no inputs could be made up: {error}"
-        return _not_compared(why), not_measured(why)
+        return not_compared(why), not_measured(why)
     models: list[tuple[Path, bool, str | None]] = [
         (original, False, None),
         (original, True, None),
@@ -109,8 +109,11 @@ def compare_models(
     ]
     if library is not None:
         models.append((packed, True, library))
-    timed = (1, len(models) - 1) if library is not None and timing is not None else None
-    answer = run_models(source, models, attempts, scratch, timing or [], timed)
+    published = len(models)
+    timed = (1, published - 1) if library is not None and timing is not None else None
+    squeezed = squeezed_values(proto.graph)
+    with _inside(proto.graph, squeezed, original, packed) as inner:
+        answer = run_models(source, [*models, *inner], attempts, scratch, timing or [], timed)
     _forget_paths(answer, {original: source, packed: source})
     first = answer["models"][0]
     if first["load_error"] and not any(text in first["error"] for text in _UNKNOWN_OP):
@@ -119,15 +122,20 @@ def compare_models(
         fault = answer["errors"][0] if answer["errors"] else first["error"]
         made_up = "made-up" if feeds is None else "the calibration"
         why = f"the original does not run on {made_up} inputs: {_line(fault)}"
-        return _not_compared(why), not_measured(why)
-    for (path, _, used), result in zip(models[1:], answer["models"][1:], strict=True):
+        return not_compared(why), not_measured(why)
+    results = answer["models"]
+    for (path, _, used), result in zip(models[1:], results[1:published], strict=True):
         if result["error"] is not None and path == packed:
             kind = "with the op library" if used else "in ONNX Runtime"
             raise CheckError(
                 f"{source}: the packed model fails {kind}: {_line(result['error'])}; nothing was published"
             )
-    judged = _judge(source, [_outputs(result) for result in answer["models"]], operators, exact)
-    return judged, not_measured(_why_not(library, timing)) if timed is None else speed_of(answer, timing or [])
+    rounding = [SIGMOID_ROUNDING if names else 0.0 for names in squeezed]
+    judged = _judge(source, [_outputs(result) for result in results[:published]], operators, exact, rounding)
+    if exact and all(result["error"] is None for result in results[published:]):
+        outputs = [arrays_of(result) for result in results[published:]]
+        _judge_inside(source, outputs, operators, [*rounding, *[0.0] * len(added_names(proto.graph, squeezed))])
+    return judged, not_measured(_why_not(library, timing)) if timed is None else speed_of(answer)
 
 
 def _feed_count(proto: ModelProto) -> int:
@@ -139,11 +147,26 @@ def _why_not(library: str | None, timing: list[dict[str, NDArray]] | None) -> st
     return "it was not asked for" if timing is None else "there is no op library" if library is None else ""
 
 
-def _judge(source: Path, outputs: list[list[NDArray] | None], operators: frozenset[str], exact: bool) -> EndToEnd:
+@contextmanager
+def _inside(
+    graph: GraphProto, squeezed: list[list[str]], original: Path, packed: Path
+) -> Iterator[list[tuple[Path, bool, str | None]]]:
+    """The models to run for what goes into the Sigmoids at their outputs; none where there are none."""
+    names = added_names(graph, squeezed)
+    if not names:
+        yield []
+        return
+    with probed(original, names) as before, probed(packed, names) as after:
+        yield [(before, False, None), (before, True, None), (after, False, None)]
+
+
+def _judge(
+    source: Path, outputs: list[Arrays | None], operators: frozenset[str], exact: bool, rounding: Sequence[float]
+) -> EndToEnd:
     plain, fused, *packed = outputs
     assert plain is not None, "the original ran"
     references = [plain] if fused is None else [plain, fused]
-    noise = 0.0 if fused is None else _difference(fused, plain)
+    noise = 0.0 if fused is None else difference(fused, plain, rounding)
     allowed = max(TOLERANCE, NOISE_FACTOR * min(noise, LARGEST_NOISE))
     checks = [(packed[0], [plain], allowed)]
     checks += [(result, references, max(TOLERANCE, NOISE_FACTOR * noise)) for result in packed[1:]]
@@ -151,34 +174,53 @@ def _judge(source: Path, outputs: list[list[NDArray] | None], operators: frozens
     note = "outputs agree" if exact else "values are rounded: the difference is reported, not judged"
     for result, against, limit in checks:
         assert result is not None, "the packed model ran"
-        differences.append(min(_difference(result, reference) for reference in against))
+        differences.append(min(difference(result, reference, rounding) for reference in against))
         if exact and not differences[-1] <= limit:
-            note = _excuse(source, result, against, operators, differences[-1], limit)
+            note = _excuse(source, result, against, operators, (differences[-1], limit), rounding)
+    compared = sum(_comparable(array) for array in plain)
+    if plain and not compared:
+        note = "the original gives no finite number on random inputs, so that its outputs say nothing; every layer was "
+        note += "verified alone"
     return EndToEnd(
         difference=differences[0],
         allowed=allowed if exact else None,
         default_difference=differences[1],
         library_difference=differences[2] if len(differences) > 2 else None,
         noise=noise,
-        outputs=sum(array.size for array in plain),
+        outputs=compared,
         note=note,
     )
 
 
+def _judge_inside(source: Path, outputs: list[Arrays], operators: frozenset[str], rounding: Sequence[float]) -> None:
+    """The same of what goes into the Sigmoids, which stands behind the outputs; raises CheckError."""
+    if not outputs:
+        return
+    plain, fused, packed = outputs
+    allowed = max(TOLERANCE, NOISE_FACTOR * min(difference(fused, plain, rounding), LARGEST_NOISE))
+    found = difference(packed, plain, rounding)
+    if not found <= allowed:
+        _excuse(source, packed, [plain], operators, (found, allowed), rounding)
+
+
 def _excuse(
     source: Path,
-    result: list[NDArray],
-    references: list[list[NDArray]],
+    result: Arrays,
+    references: list[Arrays],
     operators: frozenset[str],
-    difference: float,
-    allowed: float,
+    measured: tuple[float, float],
+    output_rounding: Sequence[float],
 ) -> str:
-    """In a model that rounds, a few numbers may differ by a step; raises CheckError where it is more than that."""
+    """In a model that rounds, a few numbers may differ by a step; raises CheckError where it is more than that.
+
+    `measured`: the difference and the largest that is allowed.
+    """
     rounding = sorted(ROUNDING_OPS & operators)
-    share = min(_share_off(result, reference, allowed) for reference in references)
+    off, allowed = measured
+    share = min(share_off(result, reference, allowed, output_rounding) for reference in references)
     if not rounding or not share <= ROUNDING_SHARE:
         raise CheckError(
-            f"{source}: outputs of the packed model differ by {difference:.1e} of their largest magnitude, over "
+            f"{source}: outputs of the packed model differ by {off:.1e} of their largest magnitude, over "
             f"{allowed:.1e}; nothing was published"
         )
     return f"{share:.1%} of the outputs differ by a step of {', '.join(rounding)}; every layer alone agrees"
@@ -247,56 +289,27 @@ def _save_feeds(attempts: list[list[dict[str, NDArray]]], scratch: Path) -> list
     return paths
 
 
-def _outputs(result: dict[str, Any]) -> list[NDArray] | None:
+def _outputs(result: dict[str, Any]) -> Arrays | None:
     """None where the model did not run."""
     return None if result["error"] is not None else arrays_of(result)
 
 
-def arrays_of(result: dict[str, Any]) -> list[NDArray]:
+def arrays_of(result: dict[str, Any]) -> Arrays:
     """All outputs of all feeds, in order, of a model that ran."""
-    arrays: list[NDArray] = []
+    arrays: Arrays = []
     for path in result["outputs"]:
         with np.load(path, allow_pickle=False) as archive:
             arrays += [archive[str(place)] for place in range(len(archive.files))]
     return arrays
 
 
-def _difference(actual: list[NDArray], expected: list[NDArray]) -> float:
-    """Largest difference of any output over its largest magnitude; infinite where shapes or texts differ."""
-    if len(actual) != len(expected):
-        return float("inf")
-    return max((_array_difference(a, b) for a, b in zip(actual, expected, strict=True)), default=0.0)
+def _comparable(array: NDArray) -> int:
+    """How many of an output's numbers are finite: NaN and infinity agree with themselves, and show nothing."""
+    return int(np.isfinite(array).sum()) if array.dtype.kind == "f" else array.size
 
 
-def _array_difference(actual: NDArray, expected: NDArray) -> float:
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return float("inf")
-    off = _off(actual, expected)
-    return float(off.max(initial=0.0))
-
-
-def _off(actual: NDArray, expected: NDArray) -> NDArray[np.float64]:
-    """Difference of each number over the output's largest magnitude."""
-    if actual.dtype.kind not in "fiub":
-        return np.where(actual == expected, 0.0, np.inf)
-    first, second = actual.astype(np.float64), expected.astype(np.float64)
-    same = (first == second) | (np.isnan(first) & np.isnan(second))
-    scale = np.abs(second[np.isfinite(second)]).max(initial=0.0) or 1.0
-    scale *= HALF_FACTOR if actual.dtype == np.float16 else 1.0
-    with np.errstate(invalid="ignore"):
-        off = np.where(same, 0.0, np.abs(first - second) / scale)
-    return np.where(np.isnan(off), np.inf, off)
-
-
-def _share_off(actual: list[NDArray], expected: list[NDArray], allowed: float) -> float:
-    """Share of numbers that differ by more than is allowed; 1 where shapes differ."""
-    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(actual, expected, strict=True)):
-        return 1.0
-    off = sum(int((_off(a, b) > allowed).sum()) for a, b in zip(actual, expected, strict=True))
-    return off / max(1, sum(array.size for array in expected))
-
-
-def _not_compared(reason: str) -> EndToEnd:
+def not_compared(reason: str) -> EndToEnd:
+    """What is reported where the models were not compared, and why."""
     return EndToEnd(None, None, None, None, None, 0, f"{reason}; every layer was verified alone")
 
 

@@ -13,7 +13,8 @@ from .autotune import interleaved_medians, timing
 from .choosing import Times
 from .layer_check import open_session
 from .linears import Linear
-from .rewriting import PackedWeight, stride_slice
+from .packed_weight import PackedWeight
+from .rewriting import stride_slice
 
 _LINE, _SIDE, _VOLUME = 256, 32, 8
 """Places of an axis that a graph does not name, with one axis, with two, and with more."""

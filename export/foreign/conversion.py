@@ -117,9 +117,11 @@ def _with_graph(original: ModelProto, converted: ModelProto, hidden: list[Tensor
     graph = proto.graph
     for parts in (graph.node, graph.initializer, graph.value_info):
         del parts[:]
+    described = {value.name for value in original.graph.value_info}
     graph.node.extend(converted.graph.node)
     graph.initializer.extend([*hidden, *converted.graph.initializer])
-    graph.value_info.extend(converted.graph.value_info)
+    # The converter describes every value, which makes the file larger.
+    graph.value_info.extend(value for value in converted.graph.value_info if value.name in described)
     proto.ir_version = max(original.ir_version, converted.ir_version)
     for entry in proto.opset_import:
         if entry.domain in ("", "ai.onnx"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ...artifacts import InputError
+from ...artifacts.fetched import check_content
 
 MAX_PROTO_BYTES = 2**31 - 1
 """Protobuf cannot serialize more; weights beyond it belong in external data."""
@@ -38,6 +39,10 @@ def read_model_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be opened: {error.strerror}") from error
     try:
         facts = os.fstat(descriptor)
+        if stat.S_ISDIR(facts.st_mode):
+            raise InputError(
+                f"{path} is a directory: pack takes an ONNX file; `hebbline export` takes a model directory"
+            )
         if not stat.S_ISREG(facts.st_mode):
             raise InputError(f"{path} is not an ordinary file")
         if facts.st_size > MAX_PROTO_BYTES:
@@ -46,7 +51,9 @@ def read_model_bytes(path: Path) -> bytes:
                 "data"
             )
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            return stream.read(MAX_PROTO_BYTES)
+            content = stream.read(MAX_PROTO_BYTES)
+        check_content(path, content)
+        return content
     finally:
         os.close(descriptor)
 

@@ -22,10 +22,11 @@ from .weights import Derived, Folded, Stored, has_references, is_step, trace_sto
 from .writing import ModelWriter
 
 _RUNNER = Path(__file__).with_name("folding_run.py")
-_NOT_FOLDED = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
-"""They give another value each time, or may."""
+"""Operators that give another value each time."""
+_NOT_FOLDED = RANDOM | {"Dropout"}  # which may
 _GROWTH = 4
 _MOST_ELEMENTS = 1 << 22
 """Folded weights have at most so many elements, or so many times those that the file stores for them."""

@@ -16,7 +16,7 @@ from ...artifacts import CheckError
 from ..layouts import DOMAIN, DOMAIN_VERSION
 from ..layouts.values import INT8_LARGEST
 from .files import quoted
-from .rewriting import PackedWeight
+from .packed_weight import PackedWeight
 
 ERROR_BOUNDS = {"float32": 1e-5, "float16": 1e-5, "bfloat16": 1e-2, "int8": 4e-2, "int4": 0.3}
 """Largest error of a layer's output that is allowed, over its largest magnitude, by the type of the values."""

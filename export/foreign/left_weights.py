@@ -43,25 +43,27 @@ def _count(layer: Left, array: NDArray, document: Document) -> Facts | None:
 
 def _count_nibbles(layer: Left, array: NDArray, document: Document) -> Facts | None:
     """MatMulNBits: B [N, blocks, bytes], two numbers in a byte, and a zero point a block, 8 where none is given."""
-    attributes = _attributes(layer.node)
+    attributes = attributes_of(layer.node)
     out_features, in_features, bits = (int(attributes[name]) for name in ("N", "K", "bits"))
     if bits != 4 or out_features * in_features > 2 * array.size:
         return None
     blocks = math.ceil(in_features / int(attributes["block_size"]))
-    quants = _nibbles(array.reshape(out_features, blocks, -1))
+    quants = nibbles(array.reshape(out_features, blocks, -1))
     zero = _input(layer, layer.node.input[3] if len(layer.node.input) > 3 else "", document)
     if zero is not None and zero.dtype == np.uint8:
-        zero = _nibbles(zero.reshape(out_features, -1))[:, :blocks]
+        zero = nibbles(zero.reshape(out_features, -1))[:, :blocks]
     nothing = 8 if zero is None else zero.reshape(out_features, blocks, 1)
     mask_NK = (quants != nothing).reshape(out_features, -1)[:, :in_features]
     return (out_features, in_features), int(np.count_nonzero(mask_NK))
 
 
-def _nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two numbers for each byte of the last axis, the low half first."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
-def _attributes(node: NodeProto) -> dict[str, Any]:
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """A node's attributes by name."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 

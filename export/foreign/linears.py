@@ -184,7 +184,7 @@ class _Finder:
         rank = self._types.rank(body, x)
         if dimensions < 2:
             return "the weight is a vector, not a matrix"
-        if dimensions > 2 and (any(size != 1 for size in _shape(weight)[:-2]) or (rank or 0) < dimensions):
+        if dimensions > 2 and (any(size != 1 for size in shape_of(weight)[:-2]) or (rank or 0) < dimensions):
             return f"the weight has {dimensions} dimensions: a batch of matrices, or one that adds dimensions"
         if side == 1:
             return self._with_add(Linear(body, (place,), weight, True, x, node.output[0]))
@@ -215,7 +215,7 @@ class _Finder:
         node = body.nodes[place]
         if side == 0:
             return "the input of the convolution is constant"
-        form = convolution_form(node, _shape(weight))
+        form = convolution_form(node, shape_of(weight))
         if isinstance(form, str) or has_references(node):
             return form if isinstance(form, str) else "its attributes are those of the enclosing function"
         x, output = node.input[0], node.output[0]
@@ -273,7 +273,7 @@ class _Finder:
         constant = trace(layer.body, name)
         if isinstance(constant, NotConstant) or rank_of(constant) > rank:
             return None
-        shape, out_features = _shape(constant), _out_features(layer)
+        shape, out_features = shape_of(constant), _out_features(layer)
         row = shape[-1] if shape else 1
         if any(size != 1 for size in shape[:-1]) or row not in (1, out_features):
             return None
@@ -295,14 +295,14 @@ class _Finder:
                 constant = constant.stored
             if constant is None or rank_of(constant) < 2:
                 continue
-            if known or np.prod(_shape(constant), dtype=float) >= _BIG_WEIGHT:
+            if known or np.prod(shape_of(constant), dtype=float) >= _BIG_WEIGHT:
                 yield Left(body, place, constant, f"'{node.op_type}' has no packed form")
 
 
 _CARRIERS = ("Identity", "Transpose", "Cast", "DequantizeLinear", "QuantizeLinear")
 
 
-def _shape(constant: Constant) -> tuple[int, ...]:
+def shape_of(constant: Constant) -> tuple[int, ...]:
     """Shape of a constant; raises nothing: a bad permutation is found when the values are computed."""
     if isinstance(constant, Stored):
         return tuple(constant.tensor.dims)
@@ -311,7 +311,7 @@ def _shape(constant: Constant) -> tuple[int, ...]:
     first = constant.inputs[0] if constant.inputs else None
     if first is None:
         return ()
-    shape = _shape(first)
+    shape = shape_of(first)
     if constant.node.op_type != "Transpose":
         return shape
     perm = next((list(item.ints) for item in constant.node.attribute if item.name == "perm"), range(len(shape))[::-1])
@@ -320,13 +320,13 @@ def _shape(constant: Constant) -> tuple[int, ...]:
 
 def rank_of(constant: Constant) -> int:
     """Number of dimensions of a constant."""
-    return len(_shape(constant))
+    return len(shape_of(constant))
 
 
 def _out_features(layer: Linear) -> int:
     if layer.is_convolution:
-        return _shape(layer.weight)[0]
-    return _shape(layer.weight)[-1 if layer.transposed else -2]
+        return shape_of(layer.weight)[0]
+    return shape_of(layer.weight)[-1 if layer.transposed else -2]
 
 
 def weight_title(layer: Linear | Left) -> str:

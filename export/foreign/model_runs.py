@@ -4,14 +4,15 @@ A file can make ONNX Runtime crash, exhaust the memory or never return. Here it 
 file imports nothing of its package, so that the process starts fast.
 
 Request: {"threads": int, "memory": bytes of address space, "inputs": [name, ...], "attempts": [[feeds.npz, ...], ...],
-"models": [{"path", "optimize": bool, "library": path or null}, ...], "out": directory}. The first attempt whose feeds
-the first model accepts is given to all models.
+"models": [{"path", "optimize": bool, "library": path or null}, ...], "out": directory}. The first attempt on which the
+first model gives enough different numbers is given to all models.
 Answer, in `answer.json` of that directory: {"attempt": index or null, "errors": [first model's error an attempt],
 "models": [{"error": text or null, "load_error": bool, "outputs": [one .npz a feed]}, ...]}.
 
 With {"timing": {"feeds": [feeds.npz, ...], "models": [index, index], "seconds": float}} in the request, two of the
-models are timed in turn on the first feeds that both take, where that is done in about so many seconds. The answer has
-{"timing": {"feeds": index, "seconds": [[a model's], [the other's]]}} or {"timing": {"error": text}}.
+models are timed in turn on the first feeds that both take, those that were compared on at last, where that is done in
+about so many seconds. The answer has {"timing": {"shapes": {input: [size, ...]}, "seconds": [[a model's], [the
+other's]]}} or {"timing": {"error": text}}.
 """
 
 import json
@@ -25,6 +26,10 @@ import numpy as np
 import onnxruntime
 
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 31
+_TELLING = 16
+"""Different numbers among a model's results from which on a comparison with another is worth something."""
+_SEARCH_SECONDS, _SEARCH_BYTES = 5.0, 1 << 22
+"""For so long, and on inputs of at most so many bytes, better ones are looked for once some have run."""
 
 
 def main(request_path: str) -> None:
@@ -42,15 +47,16 @@ def main(request_path: str) -> None:
             return
     if request.get("timing"):
         print("timing", flush=True)
-        answer["timing"] = _try_timing(request)
+        compared = request["attempts"][answer["attempt"]][0]
+        answer["timing"] = _try_timing(request, [*request["timing"]["feeds"], compared])
         (out / "answer.json").write_text(json.dumps(answer))
 
 
-def _try_timing(request: dict[str, Any]) -> dict[str, Any]:
-    timing, fault = request["timing"], "it has no inputs that could be made up"
-    for number, path in enumerate(timing["feeds"]):
+def _try_timing(request: dict[str, Any], feeds: list[str]) -> dict[str, Any]:
+    fault = "it has no inputs that could be made up"
+    for path in feeds:
         try:
-            return {"feeds": number} | _time(request, path)
+            return _time(request, path)
         except Exception as failure:  # ONNX Runtime's exceptions share no base class but Exception
             fault = " ".join(str(failure).split())[:200]
     return {"error": fault}
@@ -72,7 +78,8 @@ def _time(request: dict[str, Any], feeds_path: str) -> dict[str, Any]:
     rounds = [
         _round(sessions, feeds) for _ in range(max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(timing["seconds"] / once))))
     ]
-    return {"seconds": [list(column) for column in zip(*rounds, strict=True)]}
+    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    return {"shapes": shapes, "seconds": [list(column) for column in zip(*rounds, strict=True)]}
 
 
 def _round(sessions: list[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray]) -> list[float]:
@@ -91,23 +98,60 @@ def _try_model(
         session = _load(model, request["threads"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
         return {"error": str(error), "load_error": True, "outputs": []}
-    attempts = request["attempts"] if index == 0 else [request["attempts"][answer["attempt"]]]
-    fault = "there are no inputs to try"
-    for number, feeds in enumerate(attempts):
-        try:
-            outputs = [
-                _run(session, request["inputs"], Path(path), out / f"outputs_{index}_{place}.npz")
-                for place, path in enumerate(feeds)
-            ]
-        except Exception as failure:  # as above; also MemoryError, which the limit on memory turns exhaustion into
-            fault = str(failure)
-            if index == 0:
-                answer["errors"].append(fault)
+    if index:
+        outputs, fault = _try_feeds(session, request, answer["attempt"], index, out)
+        return {"error": fault, "load_error": False, "outputs": outputs}
+    answer["attempt"], fault = _choose_attempt(session, request, answer["errors"], out)
+    if answer["attempt"] is None:
+        return {"error": fault, "load_error": False, "outputs": []}
+    outputs, fault = _try_feeds(session, request, answer["attempt"], index, out)
+    return {"error": fault, "load_error": False, "outputs": outputs}
+
+
+def _choose_attempt(
+    session: onnxruntime.InferenceSession, request: dict[str, Any], errors: list[str], out: Path
+) -> tuple[int | None, str]:
+    """The first attempt with results that tell enough, else that which tells most; None and the last error."""
+    best, most, fault = None, -1, "there are no inputs to try"
+    end = time.perf_counter() + _SEARCH_SECONDS
+    for number, feeds in enumerate(request["attempts"]):
+        large = sum(Path(path).stat().st_size for path in feeds) > _SEARCH_BYTES
+        if best is not None and (large or time.perf_counter() > end):
             continue
-        if index == 0:
-            answer["attempt"] = number
-        return {"error": None, "load_error": False, "outputs": outputs}
-    return {"error": fault, "load_error": False, "outputs": []}
+        outputs, error = _try_feeds(session, request, number, 0, out)
+        if error is not None:
+            fault = error
+            errors.append(error)
+        elif (count := _distinct(outputs)) > most:
+            best, most = number, count
+        if most >= _TELLING:
+            break
+    return best, fault
+
+
+def _try_feeds(
+    session: onnxruntime.InferenceSession, request: dict[str, Any], attempt: int, index: int, out: Path
+) -> tuple[list[str], str | None]:
+    """Files of a model's outputs on all feeds of an attempt, or what it fails with."""
+    feeds = request["attempts"][attempt]
+    try:
+        return [
+            _run(session, request["inputs"], Path(path), out / f"outputs_{index}_{place}.npz")
+            for place, path in enumerate(feeds)
+        ], None
+    except Exception as failure:  # as above; also MemoryError, which the limit on memory turns exhaustion into
+        return [], str(failure)
+
+
+def _distinct(outputs: list[str]) -> int:
+    """How many different finite numbers there are among results: a NaN agrees with itself, and shows no difference."""
+    seen: set[Any] = set()
+    for path in outputs:
+        with np.load(path, allow_pickle=False) as archive:
+            for array in archive.values():
+                finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+                seen.update(np.unique(finite)[:_TELLING].tolist())
+    return len(seen)
 
 
 def _load(model: dict[str, Any], threads: int) -> onnxruntime.InferenceSession:

@@ -107,10 +107,13 @@ class _Lowering:
         return self._types.get(name)
 
     def expanded_value(self, name: str) -> np.ndarray | None:
-        """The value of a constant, or of one that is expanded; None where it is none."""
+        """The value of a constant, or the one that fills a tensor; None where there is none."""
         writer = self._writers.get(name)
         if writer is not None and writer.op_type == "Expand":
             return self.expanded_value(writer.input[0])
+        if writer is not None and writer.op_type == "ConstantOfShape":
+            filling = _attributes(writer).get("value")
+            return np.zeros(1, np.float32) if filling is None else numpy_helper.to_array(filling)
         return self.constant_value(name)
 
 
@@ -170,10 +173,11 @@ def _scatter_elements(lowering: _Lowering, node: NodeProto) -> Nodes:
     if attributes["reduction"] != b"add" or attributes.get("axis", 0) != 0 or ones is None or not (ones == 1).all():
         return [node]
     data, places = node.input[:2]
-    distinct, first, inverse, occurrences, counts, before, after = (lowering.value() for _ in range(7))
+    wide, distinct, first, inverse, occurrences, counts, before, after = (lowering.value() for _ in range(8))
     return [
+        _cast(places, wide, TensorProto.INT64),  # ONNX Runtime has no Unique of int32
         # Outputs that nobody reads have names too: ONNX Runtime 1.23 cannot fold a node that leaves some out.
-        helper.make_node("Unique", [places], [distinct, first, inverse, occurrences], sorted=1),
+        helper.make_node("Unique", [wide], [distinct, first, inverse, occurrences], sorted=1),
         _cast(occurrences, counts, tensor_type(ones)),
         helper.make_node("Gather", [data, distinct], [before], axis=0),
         helper.make_node("Add", [before, counts], [after]),

@@ -22,8 +22,8 @@ class PackOptions:
         objective: what a layout is chosen for: few tokens at a time, many, or the fewest bytes.
         calibration: an .npz file of the model's inputs, for values that round activations too: they are then rounded by
             one scale a layer, for the largest magnitude on these inputs, and not each token by its own.
-        for_isa: the instruction set that times are predicted for ("scalar", "avx2", "avx512", "amx"); None: this
-            machine's.
+        for_isa: the instruction set that times are predicted for ("scalar", "avx2", "avx2-vnni", "avx512", "amx");
+            None: this machine's.
         measure: time the whole model before and after.
 
     Raises:

@@ -18,7 +18,7 @@ from ..layouts.values import Int8Values, Places
 from .bodies import Body, function_key
 from .document import Document
 from .linears import CENTRES, Linear, QuantisedInput
-from .rewriting import PackedWeight
+from .packed_weight import PackedWeight
 from .weights import Constant, Derived, load, parts_of, trace_stored
 
 _DEQUANTIZE = ("", "DequantizeLinear", "")

@@ -17,8 +17,8 @@ from .document import Document
 from .layer_check import open_session
 from .linears import Linear, QuantisedInput
 from .options import PackOptions
+from .packed_weight import PackedWeight
 from .quantised import dense_model, packed_model
-from .rewriting import PackedWeight
 from .rows import Weight
 
 _TOKENS = {"latency": (1, 16), "throughput": (64,), "size": (1,)}

@@ -1,24 +1,21 @@
-"""`report.json` and `report.html` of a packed file: what became of each layer and why, and how it was verified.
+"""What packing reports: what became of each layer and why, and how it was verified. `report_page` writes it.
 
 Legend: N out_features, K in_features.
 """
 
-import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from html import escape
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...artifacts import LayerFacts
-from ..page import STYLE, picture, time_bars
 from .comparison import EndToEnd
 from .options import PackOptions
 from .speed import ModelSpeed
+
+_FIGURES = re.compile(r"\([^)]*\)|[\d.,x]*\d[\d.,x]*|'[^']*'")
+"""What tells two reasons of one kind apart: numbers, what stands in brackets, and names."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,22 @@ class PackedLayer:
         """Whether the layer was packed."""
         return self.layout != "dense"
 
+    def as_left(self, reason: str) -> "PackedLayer":
+        """The line of this layer where it is not packed after all, for that reason; itself where it is left."""
+        if not self.packed:
+            return self
+        size = self.stored_bytes
+        return replace(
+            self,
+            layout="dense",
+            values="as stored",
+            bytes=size,
+            reason=f"left: {reason}",
+            weight_error=None,
+            output_error=None,
+            largest_activation=None,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The layer as plain values."""
         return asdict(self) | {"density": self.density}
@@ -117,10 +130,22 @@ class PackReport:
         return asdict(self) | {"layers": [layer.to_dict() for layer in self.layers], "speed": speed}
 
 
-def write_reports(directory: Path, report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> None:
-    """Write `report.json` and `report.html`; `pictures` holds local densities by weight."""
-    (directory / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-    (directory / "report.html").write_text(_html(report, pictures))
+def grouped(layers: Sequence[PackedLayer]) -> list[list[PackedLayer]]:
+    """The layers in order, where those that are left for the same reason, figures aside, are together with the first
+    of them."""
+    groups: dict[object, list[PackedLayer]] = {}
+    for place, layer in enumerate(layers):
+        key: object = place if layer.packed else (layer.op_type, _FIGURES.sub("", layer.reason))
+        groups.setdefault(key, []).append(layer)
+    return list(groups.values())
+
+
+def densities(layers: Sequence[PackedLayer]) -> str:
+    """The density of a layer, or the least and the greatest of several."""
+    known = sorted(layer.density for layer in layers if layer.density is not None)
+    if not known:
+        return ""
+    return f"{known[0]:.4f}" if known[0] == known[-1] else f"{known[0]:.4f} to {known[-1]:.4f}"
 
 
 def summary(report: PackReport) -> str:
@@ -147,62 +172,3 @@ def speed(report: PackReport) -> str | None:
     if left:
         words += f"; {left} of them are left dense, where sparse does not pay or takes more bytes"
     return words if dense >= stored else f"{words}; sparse does not pay for this model"
-
-
-def _html(report: PackReport, pictures: Mapping[str, NDArray[np.float64]]) -> str:
-    rows = "\n".join(_row(layer, pictures) for layer in report.layers)
-    notes = "".join(f"<p>{escape(note)}.</p>" for note in report.notes)
-    figures = "".join(
-        f'<tr><td>{escape(name)}</td><td class="number">{_figure(value)}</td></tr>'
-        for name, value in report.end_to_end.to_json().items()
-    )
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hebbline pack report</title><style>{STYLE}</style></head><body>
-<h1>Pack report: {escape(report.source)}</h1>
-<p><b>{escape(report.speed.words)}.</b></p>
-<p>{escape(summary(report))}. Opset {report.opset}, values {report.options.values}, objective
-{report.options.objective}.</p>{notes}
-<h2>Packed against original, in ONNX Runtime</h2>
-<table><tr><th>check</th><th class="number">figure</th></tr>{figures}</table>
-<h2>Time saved</h2>{_times(report)}
-<h2>Layers</h2>
-<p>Pictures show where links are: rows are output nodes, columns input nodes, darker is denser.</p>
-<table><tr><th>mask</th><th>layer</th><th class="number">shape</th><th class="number">links</th><th
-class="number">density</th><th>layout</th><th class="number">kB</th><th class="number">original kB</th><th
-class="number">largest error</th></tr>
-{rows}</table></body></html>
-"""
-
-
-def _times(report: PackReport) -> str:
-    timed = [layer for layer in report.packed_layers if layer.dense_time is not None and layer.packed_time is not None]
-    if not timed:
-        return "<p>No layer is packed, so no time is saved.</p>"
-    units = {layer.time_unit or "" for layer in timed}
-    rows = [(layer.name, layer.dense_time or 0.0, layer.packed_time or 0.0) for layer in timed]
-    dense, packed = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    unit = ", ".join(sorted(units))
-    how = "measured on this machine" if report.options.autotune else unit.removeprefix("us ")
-    return (
-        f"<p>Of each packed layer, dense above and packed below, {escape(how)}: {dense / packed:.2f} times as fast in "
-        f"sum. The whole model: {escape(report.speed.words)}.</p>{time_bars(rows, unit)}"
-    )
-
-
-def _row(layer: PackedLayer, pictures: Mapping[str, NDArray[np.float64]]) -> str:
-    density = layer.density
-    shape = "&times;".join(map(str, layer.shape))
-    numbers = [shape, "" if layer.links is None else f"{layer.links:,}", "" if density is None else f"{density:.4f}"]
-    sizes = [f"{layer.bytes / 1e3:,.1f}", f"{layer.stored_bytes / 1e3:,.1f}", _figure(layer.output_error)]
-    image = picture(pictures[layer.weight], layer.weight) if layer.weight in pictures else ""
-    title = f'{escape(layer.name)}<div class="reason">{escape(layer.op_type)} by {escape(layer.weight)}</div>'
-    reason = f'{escape(layer.layout)}<div class="reason">{escape(layer.explained)}</div>'
-    cells = "".join(f'<td class="number">{value}</td>' for value in numbers)
-    ends = "".join(f'<td class="number">{value}</td>' for value in sizes)
-    return f"<tr><td>{image}</td><td>{title}</td>{cells}<td>{reason}</td>{ends}</tr>"
-
-
-def _figure(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))

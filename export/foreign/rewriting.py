@@ -4,84 +4,26 @@ Legend: N out_features, K in_features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
-from ..layouts import DOMAIN, DOMAIN_VERSION, Layout
+from ..layouts import DOMAIN, DOMAIN_VERSION
 from .bodies import Body, Readers, all_bodies
-from .compact_layout import CompactLayout
 from .document import Document
+from .emitting import NodeEmitter
 from .linears import Linear, QuantisedInput, constants_of
-from .opsets import OLDEST_IR_WITH_FUNCTIONS, function_for_opset, shielded, tensor_type
-from .restoring import Restorable, restoring_nodes, weight_function
-from .weights import Stored
+from .opsets import OLDEST_IR_WITH_FUNCTIONS
+from .packed_weight import PackedWeight
+from .restoring import restoring_nodes, weight_function
+from .weights import Constant, Stored
 from .writing import ModelWriter
 
 _FEW = 64
-
-
-@dataclass(frozen=True)
-class PackedWeight:
-    """One weight in its packed form: the op, its function, and what makes its tensors, in the op's order.
-
-    `key` tells weights apart; names of the tensors are built on `name`. `element_type` is that of the product's input
-    and output in the file: where it is not float32, they are cast around the op. `restorable`
-    is the dense tensor that can be decoded from it, should something else read that.
-    """
-
-    key: str
-    name: str
-    op_type: str
-    in_features: int
-    function: FunctionProto
-    encode: Callable[[], dict[str, NDArray]]
-    element_type: int = TensorProto.FLOAT
-    restorable: Restorable | None = None
-
-    @property
-    def no_bias(self) -> tuple[str, ...]:
-        """The last input of the op where there is no bias: "", or none at all where the op takes no bias."""
-        return ("",) if "bias" in self.function.input else ()
-
-
-@dataclass(frozen=True)
-class Target:
-    """What functions must fit in a file: its opset, and whether its activations are quantised (see `shielded`)."""
-
-    opset: int
-    quantised: bool = False
-
-
-def pack_weight(
-    key: str,
-    name: str,
-    layout: Layout,
-    weight_NK: NDArray[np.float32],
-    mask_NK: NDArray[np.bool_],
-    target: Target,
-    activation_scale: float = 0.0,
-) -> PackedWeight:
-    """A weight in a layout, with the op's function for a file; raises OpsetError where there is none.
-
-    `activation_scale` is that of all tokens, for values that round X; 0 for each token's own.
-    """
-
-    def encode() -> dict[str, NDArray]:
-        tensors = layout.encode(weight_NK, mask_NK)
-        if activation_scale:
-            tensors["activation_scale"] = np.array([activation_scale], np.float32)
-        return tensors
-
-    types = {}
-    if not isinstance(layout, CompactLayout):  # whose function says no types
-        empty = layout.encode(np.zeros((1, 1), np.float32), np.zeros((1, 1), bool))
-        types = {part: tensor_type(array) for part, array in empty.items()}
-    function = shielded(layout.function()) if target.quantised else layout.function()
-    function = function_for_opset(function, target.opset, types)
-    return PackedWeight(key, name, layout.op_type, weight_NK.shape[1], function, encode)
+STEP_GRAPH = "ai.hebbline.step"
+"""Name of a graph that stands for one step of a recurrent layer."""
+Write = Callable[[NodeEmitter], None]
 
 
 class Rewriter:
@@ -102,28 +44,55 @@ class Rewriter:
         self._constants: dict[int, list[NodeProto]] = {}
         self._tensor_names: dict[tuple[int, str], list[str]] = {}
         self._functions: dict[str, FunctionProto] = {}
-        self._layers: list[Linear] = []
+        self._done: list[tuple[Body, list[Constant]]] = []
         self._restorable: dict[str, tuple[PackedWeight, list[str]]] = {}
 
     def replace(self, layer: Linear, packed: PackedWeight) -> None:
         """Note that a packed op stands for the layer. The same `packed.key` again shares the tensors."""
-        scope = self._main if not layer.body.root.is_function else layer.body.root
+        scope = self._scope(layer.body)
+        tensors = self._tensors(scope, packed)
+        nodes = self._nodes(layer, packed, tensors, self._bias(layer, scope, packed.name))
+        self._put(layer.body, layer.places, nodes, constants_of(layer))
+        if packed.restorable is not None:
+            self._restorable[packed.restorable.name] = packed, tensors
+
+    def expand(
+        self, body: Body, places: Sequence[int], needless: list[Constant], packed: Sequence[PackedWeight], write: Write
+    ) -> None:
+        """Note that nodes with packed ops among them, which `write` gives to an emitter, stand for those at `places`.
+
+        `needless` are constants that the new nodes do not need.
+        """
+        scope = self._scope(body)
+        tensors = [self._tensors(scope, item) for item in packed]
+        emitter = NodeEmitter(packed, tensors.__getitem__, self._fresh, lambda *given: self._constant(scope, *given))
+        write(emitter)
+        product = next(node for node in emitter.nodes if node.domain == DOMAIN)
+        _take_over(product, body.nodes[places[0]])
+        self._put(body, places, emitter.nodes, needless)
+
+    def _put(self, body: Body, places: Sequence[int], nodes: list[NodeProto], needless: list[Constant]) -> None:
+        place = max(places)
+        self._replaced[id(body), place] = nodes
+        self._dropped.update((id(body), other) for other in places if other != place)
+        self._done.append((body, needless))
+
+    def _scope(self, body: Body) -> Body:
+        """Where constants for a body's nodes are kept."""
+        return self._main if not body.root.is_function else body.root
+
+    def _tensors(self, scope: Body, packed: PackedWeight) -> list[str]:
+        """Names of a packed weight's tensors, which are written once."""
         key = (id(scope), packed.key)
         if key not in self._tensor_names:
             parts = packed.encode().items()
             self._tensor_names[key] = [self._constant(scope, f"{packed.name}.{part}", array) for part, array in parts]
-        nodes = self._nodes(layer, packed, self._tensor_names[key], self._bias(layer, scope, packed.name))
-        place = max(layer.places)
-        self._replaced[id(layer.body), place] = nodes
-        self._dropped.update((id(layer.body), other) for other in layer.places if other != place)
         self._functions[packed.op_type] = packed.function
-        if packed.restorable is not None:
-            self._restorable[packed.restorable.name] = packed, self._tensor_names[key]
-        self._layers.append(layer)
+        return self._tensor_names[key]
 
     def apply(self) -> None:
         """Change the document's model."""
-        if not self._layers:
+        if not self._done:
             return
         for body in self._bodies:  # inner bodies first: rebuilding a list of nodes copies the graphs in them
             self._rebuild(body)
@@ -180,22 +149,20 @@ class Rewriter:
         for index, (op_type, inputs, attributes) in enumerate(steps):
             last = index == len(steps) - 1
             output = layer.output if last else self._fresh(f"{layer.output}.{op_type.lower()}")
-            name = layer.node.name if index == product else ""
-            nodes.append(helper.make_node(op_type, [value, *inputs], [output], name=name, **attributes))  # type: ignore[arg-type]
+            nodes.append(helper.make_node(op_type, [value, *inputs], [output], **attributes))  # type: ignore[arg-type]
             value = output
             if index == product:
-                nodes[-1].doc_string = layer.node.doc_string
-                nodes[-1].metadata_props.extend(layer.node.metadata_props)
+                _take_over(nodes[-1], layer.node)
         return nodes
 
     def _slice(self, layer: Linear) -> list[str]:
         """The inputs of a Slice that takes a convolution's strides."""
-        scope = self._main if not layer.body.root.is_function else layer.body.root
+        scope = self._scope(layer.body)
         parts = stride_slice(layer.strides).items()
         return [self._constant(scope, f"{layer.output}.{name}", array) for name, array in parts]
 
     def _dequantised(self, layer: Linear, given: QuantisedInput, output: str) -> NodeProto:
-        scope = self._main if not layer.body.root.is_function else layer.body.root
+        scope = self._scope(layer.body)
         zero = self._constant(scope, f"{output}.zero", np.array(given.centre, given.dtype))
         return helper.make_node("DequantizeLinear", [given.name, given.scale_name, zero], [output])
 
@@ -218,7 +185,7 @@ class Rewriter:
         return self._constant(scope, f"{name}.bias", layer.bias_N)
 
     def _scalar(self, layer: Linear, name: str, value: float, element_type: int = TensorProto.FLOAT) -> str:
-        scope = self._main if not layer.body.root.is_function else layer.body.root
+        scope = self._scope(layer.body)
         return self._constant(
             scope, f"{layer.output}.{name}", np.array(value, helper.tensor_dtype_to_np_dtype(element_type))
         )
@@ -256,7 +223,7 @@ class Rewriter:
     def _import_domain(self) -> None:
         proto = self._document.proto
         proto.ir_version = max(proto.ir_version, OLDEST_IR_WITH_FUNCTIONS)
-        roots = {id(layer.body.root): layer.body.root.proto for layer in self._layers if layer.body.root.is_function}
+        roots = {id(body.root): body.root.proto for body, _ in self._done if body.root.is_function}
         for target in (proto, *roots.values()):
             if all(entry.domain != DOMAIN for entry in target.opset_import):  # type: ignore[union-attr]
                 target.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))  # type: ignore[union-attr]
@@ -270,18 +237,30 @@ class Rewriter:
 
     def _prune(self) -> None:
         """Remove the constants, and the chains on them, that nothing reads any more."""
-        order = {id(body): index for index, body in enumerate(self._bodies)}
-        candidates = {(order[id(part.owner)], part.name) for layer in self._layers for part in constants_of(layer)}
+        order = {id(body): index for index, body in enumerate(_without_steps(self._bodies))}
+        constants = [part for _, parts in self._done for part in parts]
+        candidates = {(order[id(part.owner)], part.name) for part in constants if id(part.owner) in order}
         removed = True
         while removed:
-            bodies = all_bodies(self._document.proto)
-            readers = Readers(bodies)
+            every = all_bodies(self._document.proto)
+            readers, bodies = Readers(every), _without_steps(every)
             unread = [(index, name) for index, name in candidates if not readers.of(bodies[index], name)]
             candidates -= set(unread)
             outcomes = [_remove(bodies[index], name, readers) for index, name in unread]
             removed = any(outcomes)
         for body in all_bodies(self._document.proto):
             _forget_removed_values(body)
+
+
+def _without_steps(bodies: Sequence[Body]) -> list[Body]:
+    """The bodies but those that expansions add: of the others the order stays."""
+    return [body for body in bodies if body.is_function or body.proto.name != STEP_GRAPH]
+
+
+def _take_over(node: NodeProto, original: NodeProto) -> None:
+    """Name, text and metadata of the node that a packed op stands for."""
+    node.name, node.doc_string = original.name, original.doc_string
+    node.metadata_props.extend(original.metadata_props)
 
 
 def stride_slice(strides: Sequence[int]) -> dict[str, NDArray[np.int64]]:

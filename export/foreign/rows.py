@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from .choosing import Decision, digest
+from .expansions import Expansion, Outcome
 from .files import quoted
 from .layer_check import LayerError
 from .left_weights import Facts
@@ -62,6 +63,50 @@ def weight_row(weight: Weight, decision: Decision, error: LayerError | None) -> 
         weight_error=None if error is None else error.weight,
         output_error=None if error is None else error.output,
     )
+
+
+def expansion_row(expansion: Expansion, outcome: Outcome) -> PackedLayer:
+    """The line of an operator that can be written out, and is packed or left."""
+    decision, written = outcome.decision, outcome.written
+    times, layer = decision.times, Left(expansion.body, expansion.places[0], expansion.weight, "")
+    names = [] if written is None else [item.name for item in written.layouts]
+    values = [] if written is None else [item.values.name for item in written.layouts]
+    rows, columns = outcome.shape if len(outcome.shape) == 2 else (None, None)
+    return PackedLayer(
+        name=layer_title(layer),
+        weight=weight_title(layer),
+        op_type=layer.node.op_type,
+        out_features=rows,
+        in_features=columns,
+        links=outcome.links,
+        layout=" and ".join(dict.fromkeys(names)) or "dense",
+        values=" and ".join(dict.fromkeys(values)) or "as stored",
+        bytes=decision.packed_bytes,
+        stored_bytes=expansion.stored_bytes,
+        reason=decision.reason,
+        dense_time=None if times is None else times.dense,
+        packed_time=None if times is None else times.packed,
+        time_unit=None if times is None else times.unit,
+        weight_error=None if written is None else outcome.errors[0],
+        output_error=None if written is None else outcome.errors[1],
+        weight_shape=None if rows is not None else outcome.shape,
+    )
+
+
+def weight_rows(row: PackedLayer, layers: list[tuple[Left, Facts | None]]) -> list[PackedLayer]:
+    """The lines of all weights of an operator, of which `row` is the line: what is packed counts at the first."""
+    if len(layers) == 1:
+        return [row]
+    lines: list[PackedLayer] = []
+    for layer, facts in layers:
+        size = 0 if layer.weight is None else stored_bytes(layer.weight)
+        line = replace(row, weight=weight_title(layer), out_features=None, in_features=None, stored_bytes=size)
+        shape, links = (None, None) if facts is None else facts
+        line = replace(line, weight_shape=shape, links=links, bytes=size)
+        if row.packed:
+            line = replace(line, bytes=0 if lines else row.bytes, shared_with=row.name if lines else None)
+        lines.append(line if not lines else replace(line, dense_time=None, packed_time=None, time_unit=None))
+    return lines
 
 
 def _remarks(weight: Weight, packed: bool) -> list[str]:

@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from ...kernels.isa import kernels_isa
 from ..layouts import Objective
-from .inputs import NoInputsError, feeds_of_sizes
+from .inputs import NoInputsError, feeds_of_sizes, graph_inputs
 
 _SIZES: dict[Objective, tuple[tuple[int, int], ...]] = {
     "latency": ((1, 16), (1, 32), (1, 224), (1, 512), (1, 640), (1, 1)),
@@ -23,6 +23,9 @@ _SIZES: dict[Objective, tuple[tuple[int, int], ...]] = {
     "size": ((1, 16), (1, 32), (1, 224), (1, 512), (1, 640), (1, 1)),
 }
 """Sizes to try: of the first dimension of an input, which is most often the batch, and of other free ones."""
+_IMAGES = ((1, 320, None), (1, 224, None), (1, 640, None), (1, 48, 320), (1, 32, 320), (1, 32, None))
+"""Tried first for an image, of which little can be said at a size of 16; the third is the width of a line of text."""
+_MOST_COLOURS = 4
 SECONDS = 20.0
 """About so long the two models are timed; where three rounds take three times as long, they are not."""
 
@@ -74,15 +77,23 @@ def timing_feeds(proto: ModelProto, objective: Objective) -> list[dict[str, NDAr
 
 def _feeds(proto: ModelProto, objective: Objective) -> Iterator[dict[str, NDArray]]:
     seen = set()
-    for leading, other in _SIZES[objective]:
+    images = _IMAGES if _takes_an_image(proto) else ()
+    for leading, other, width in (*images, *((*pair, None) for pair in _SIZES[objective])):
         try:
-            feeds = feeds_of_sizes(proto, leading, other)
+            feeds = feeds_of_sizes(proto, leading, other, width)
         except NoInputsError:
             return
         shapes = tuple(array.shape for array in feeds.values())
         if shapes not in seen:
             seen.add(shapes)
             yield feeds
+
+
+def _takes_an_image(proto: ModelProto) -> bool:
+    """Whether one input, and no other, has four dimensions, and its second is that of colours."""
+    dimensions = [value.type.tensor_type.shape.dim for value in graph_inputs(proto)]
+    found = [item for item in dimensions if len(item) == 4]
+    return len(found) == 1 and 1 <= found[0][1].dim_value <= _MOST_COLOURS
 
 
 def save_timing_feeds(feeds: list[dict[str, NDArray]], scratch: Path) -> list[str]:
@@ -93,11 +104,11 @@ def save_timing_feeds(feeds: list[dict[str, NDArray]], scratch: Path) -> list[st
     return paths
 
 
-def speed_of(answer: dict[str, Any], feeds: list[dict[str, NDArray]]) -> ModelSpeed:
+def speed_of(answer: dict[str, Any]) -> ModelSpeed:
     """What the process answered, see `model_runs`."""
     timing = answer.get("timing")
     if timing is None or timing.get("error"):
         return not_measured((timing or {}).get("error") or "the model does not run on larger inputs")
-    shapes = ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feeds[timing["feeds"]].items())
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in timing["shapes"].items())
     first, second = (1e3 * float(np.median(seconds)) for seconds in timing["seconds"])
     return ModelSpeed(first, second, len(timing["seconds"][0]), kernels_isa(), f"inputs {shapes}", "")

@@ -3,7 +3,8 @@
 from .attention import AttentionForm, StockAttention, VarlenAttention
 from .decoder import build_decoder
 from .head import HeadForm
-from .source import SourceModel, load_source
+from .opening import load_source, open_source
+from .source import SourceModel
 from .weights import WeightFile, save_graph
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "WeightFile",
     "build_decoder",
     "load_source",
+    "open_source",
     "save_graph",
 ]

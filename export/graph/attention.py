@@ -142,7 +142,7 @@ class VarlenAttention:
     cache_out.<layer>, to be bound to the buffer of the cache.
 
     The cache is opaque bytes, so that one graph serves every format of keys and values: a block holds 16 tokens of one
-    head, and its number of bytes says in which format. `serve.engine.varlen` sizes it, kernels/attention defines it.
+    head, and its number of bytes says in which format. `runtime.varlen` sizes it, kernels/attention defines it.
     """
 
     flat = True

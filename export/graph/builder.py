@@ -1,7 +1,8 @@
 """A small builder of ONNX graphs: nodes and initializers by name, and linear layers in the layout chosen for each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..layouts import (
     Layout,
     choose_layout,
 )
+from .source import SourceModel
 from .weights import WeightFile
 
 MICROSOFT = "com.microsoft"
@@ -29,12 +31,24 @@ MICROSOFT = "com.microsoft"
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A projection: its name, weight [N, K], mask [N, K], and bias [N] or None."""
+    """A projection: its name, its sizes N and K, and its bias [N] or None.
+
+    `read_weight` and `read_mask` give its weight [N, K] and its mask [N, K]. They are asked when a graph needs them: by
+    the first of an artifact's graphs, as the others find what it has packed.
+    """
 
     name: str
-    weight_NK: NDArray
-    mask_NK: NDArray[np.bool_]
+    shape: tuple[int, int]
+    read_weight: Callable[[], NDArray]
+    read_mask: Callable[[], NDArray[np.bool_]]
     bias_N: NDArray | None = None
+
+    @classmethod
+    def of(cls, source: SourceModel, name: str) -> "LinearLayer":
+        """A projection of a model."""
+        return cls(
+            name, source.shape(name), partial(source.weight, name), partial(source.mask, name), source.bias(name)
+        )
 
 
 class GraphBuilder:
@@ -62,9 +76,9 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op_type, inputs, names, name=names[0], domain=domain, **attributes))
         return names[0]
 
-    def initializer(self, name: str, value: NDArray) -> str:
-        """Add a constant once and return its name."""
-        self._weights.add(name, lambda: value)
+    def initializer(self, name: str, value: NDArray | Callable[[], NDArray]) -> str:
+        """Add a constant, or what makes it, once and return its name."""
+        self._weights.add(name, value if callable(value) else lambda: value)
         self._initializers[name] = None
         return name
 
@@ -86,22 +100,33 @@ class GraphBuilder:
         """The layout of a projection, chosen when it is first asked for; None: dense."""
         choices = self._weights.choices
         if layer.name not in choices:
-            out_features, in_features = layer.weight_NK.shape
-            links = int(np.count_nonzero(layer.mask_NK))
-            # A layer without zeros, such as lm_head, is not what the values were asked for.
-            values = self._weights.values if links < layer.mask_NK.size else "float32"
-            choices[layer.name] = choose_layout(out_features, in_features, links, values=values, aim=self._weights.aim)
+            choices[layer.name] = self._choice(layer)
         return choices[layer.name].layout
+
+    def _choice(self, layer: LinearLayer) -> Choice:
+        out_features, in_features = layer.shape
+        mask_NK, objective = layer.read_mask(), self._weights.objective
+        links = int(np.count_nonzero(mask_NK))
+        return choose_layout(
+            out_features,
+            in_features,
+            links,
+            # A layer without zeros, such as lm_head, is not what the values were asked for.
+            values=self._weights.values if links < mask_NK.size else "float32",
+            objective=objective,
+            aim=self._weights.aim,
+            weight_Z=layer.read_weight()[mask_NK] if objective == "size" else None,
+        )
 
     def linear(self, x: str, layer: LinearLayer, output: str) -> str:
         """Y = X W^T (+ bias), packed in the layer's layout, or dense."""
         layout, bias = self.layout(layer), self._bias(layer)
         if layout is None:
             product = f"{output}.product" if bias else output
-            self.node("MatMul", [x, self.initializer(f"{layer.name}.weight", layer.weight_NK.T)], product)
+            self.node("MatMul", [x, self.initializer(f"{layer.name}.weight", lambda: layer.read_weight().T)], product)
             return self.node("Add", [product, bias], output) if bias else product
         inputs = [x, *self._packed(layer, layout), bias]
-        return self.node(layout.op_type, inputs, output, DOMAIN, in_features=layer.weight_NK.shape[1])
+        return self.node(layout.op_type, inputs, output, DOMAIN, in_features=layer.shape[1])
 
     def fused(
         self, kind: FusedKind, x: str, layers: Sequence[LinearLayer], output: str, activation: Activation = "silu"
@@ -117,7 +142,7 @@ class GraphBuilder:
         self._fused[fused.op_type] = fused
         tensors = [name for layer in layers for name in self._packed(layer, fused.layout)]
         inputs = [x, *tensors, *(self._bias(layer) for layer in layers)]
-        in_features = layers[0].weight_NK.shape[1]
+        in_features = layers[0].shape[1]
         return self.node(fused.op_type, inputs, output, DOMAIN, in_features=in_features, **fused.attributes)
 
     def _bias(self, layer: LinearLayer) -> str:
@@ -128,7 +153,7 @@ class GraphBuilder:
         """The names of a layer's tensors in its layout."""
         names = [f"{layer.name}.{part}" for part in layout.tensor_names]
         if names[0] not in self._weights:
-            tensors = layout.encode(layer.weight_NK, layer.mask_NK)
+            tensors = layout.encode(layer.read_weight(), layer.read_mask())
             for part in layout.tensor_names:
                 self.initializer(f"{layer.name}.{part}", tensors[part])
         self._initializers.update(dict.fromkeys(names))
@@ -136,7 +161,7 @@ class GraphBuilder:
         return names
 
     def model(self, name: str, *, portable: bool) -> onnx.ModelProto:
-        """The model. A portable one carries the function of every layout that it uses, for runtimes without the ops."""
+        """The model. A portable one has the function of every layout that it uses, for runtimes without the ops."""
         initializers = [self._weights.tensor(tensor) for tensor in self._initializers]
         # By operator: float32 and bfloat16 values share one.
         functions = {LAYOUTS[layout].op_type: LAYOUTS[layout].function() for layout in sorted(self._layouts)}

@@ -7,7 +7,7 @@ Inputs are those of the attention's form (see `attention`) and logit_rows [R] in
 Outputs are logits [R, V] float32, and the caches. The wanted rows are gathered before the final norm and lm_head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,17 @@ from .attention import AttentionForm
 from .builder import MICROSOFT, GraphBuilder, LinearLayer
 from .emitter import DecoderEmitter, Stream
 from .head import HeadForm, add_head, has_bias
+from .mixture import add_mixture
 from .source import SourceModel
 from .weights import WeightFile
 
 
 def build_decoder(
-    source: SourceModel, weights: WeightFile, attention: AttentionForm, lm_head: HeadForm = "packed"
+    source: SourceModel,
+    weights: WeightFile,
+    attention: AttentionForm,
+    lm_head: HeadForm = "packed",
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> onnx.ModelProto:
     """The ONNX model, with its initializers in `weights`, whose `choices` say which layout each projection got.
 
@@ -35,6 +40,7 @@ def build_decoder(
         weights: may hold the tensors of other graphs of this model; see `add_head` on their forms of lm_head.
         attention: the form of attention, and with it of the inputs.
         lm_head: the form of lm_head.
+        progress: told how many layers are packed.
     """
     builder = GraphBuilder(weights)
     attention.declare_inputs(builder)
@@ -42,15 +48,22 @@ def build_decoder(
     for name, tables in source.rotary_tables().items():
         for part, table in zip(("cos", "sin"), tables, strict=True):
             builder.initializer(f"{name}.{part}", table)
-    _CpuEmitter(source, builder, attention, lm_head).walk()
+    _CpuEmitter(source, builder, attention, lm_head, progress).walk()
     return builder.model(source.model.config.model_type, portable=attention.portable)
 
 
 class _CpuEmitter(DecoderEmitter):
     """Writes to a `GraphBuilder`, for stock ONNX Runtime or for the op library."""
 
-    def __init__(self, source: SourceModel, builder: GraphBuilder, attention: AttentionForm, lm_head: HeadForm) -> None:
-        super().__init__(source, leading=1 if attention.flat else 2)
+    def __init__(
+        self,
+        source: SourceModel,
+        builder: GraphBuilder,
+        attention: AttentionForm,
+        lm_head: HeadForm,
+        progress: Callable[[str], None],
+    ) -> None:
+        super().__init__(source, 1 if attention.flat else 2, progress)
         self._builder = builder
         self._form = attention
         self._lm_head: HeadForm = lm_head
@@ -59,7 +72,7 @@ class _CpuEmitter(DecoderEmitter):
         """See `DecoderEmitter.node`."""
         return self._builder.node(op_type, inputs, output, **attributes)
 
-    def number(self, name: str, value: NDArray) -> str:
+    def number(self, name: str, value: NDArray | Callable[[], NDArray]) -> str:
         """See `DecoderEmitter.number`."""
         return self._builder.initializer(name, value)
 
@@ -88,6 +101,23 @@ class _CpuEmitter(DecoderEmitter):
             return product
         gate, up = (self._builder.linear(x, layer, f"{layer.name}.output") for layer in layers)
         return self.node("Mul", [self.activated(gate, f"{output}.gate"), up], output)
+
+    def mixture(self, path: str, x: str) -> str:
+        """See `DecoderEmitter.mixture`: over flattened tokens."""
+        experts = self.decoder.mlp.experts
+        assert experts is not None
+        blocks = {block: partial(self.mlp_block, block) for block in self.decoder.mlp.blocks(path)}
+        router = self.number(
+            f"{path}.{experts.router}.weight", self.source.parameter(f"{path}.{experts.router}.weight")
+        )
+        if self._form.flat:
+            return add_mixture(self._builder, path, experts, router, x, blocks)
+        flat = self.node(
+            "Reshape", [x, self.integers("flat_shape", -1, self.decoder.hidden_size)], f"{path}.experts.flat"
+        )
+        made = add_mixture(self._builder, path, experts, router, flat, blocks)
+        shape = self.node("Shape", [x], f"{path}.experts.extents")
+        return self.node("Reshape", [made, shape], f"{path}.experts.output")
 
     def normed_sum(self, stream: Stream, name: str) -> tuple[Stream, str]:
         """See `DecoderEmitter.normed_sum`: one operator where there is a sum."""
@@ -134,4 +164,4 @@ class _CpuEmitter(DecoderEmitter):
         return self.separate_heads(layer, x)
 
     def _layer(self, name: str) -> LinearLayer:
-        return LinearLayer(name, self.source.weight(name), self.source.mask(name), self.source.bias(name))
+        return LinearLayer.of(self.source, name)

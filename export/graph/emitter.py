@@ -2,7 +2,7 @@
 
 Legend: E hidden size, H heads, D head size, V vocabulary.
 
-The residual stream is carried as the sum so far and what is still to be added to it, as a runtime may have one operator
+The residual stream is kept as the sum so far and what is still to be added to it, as a runtime may have one operator
 for that sum and the norm that follows it.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...architectures import Norm, Norms, Part, QueryKeyNorm
+from ..progress import each
 from .source import SourceModel
 
 
@@ -31,9 +32,11 @@ class DecoderEmitter(ABC):
 
     Args:
         source: the model. leading: the dimensions of activations before the last: 1 where tokens are flattened, else 2.
+        progress: told how many layers are written.
     """
 
-    def __init__(self, source: SourceModel, leading: int) -> None:
+    def __init__(self, source: SourceModel, leading: int, progress: Callable[[str], None] = lambda stage: None) -> None:
+        self._progress = progress
         self.source = source
         self.decoder = source.decoder
         self._leading = leading
@@ -45,8 +48,8 @@ class DecoderEmitter(ABC):
         """Add a standard node with one output, and return that."""
 
     @abstractmethod
-    def number(self, name: str, value: NDArray) -> str:
-        """Add a constant in the type of activations, once, and return its name."""
+    def number(self, name: str, value: NDArray | Callable[[], NDArray]) -> str:
+        """Add a constant in the type of activations, or what makes it, once, and return its name."""
 
     @abstractmethod
     def constant(self, name: str, value: NDArray) -> str:
@@ -63,6 +66,10 @@ class DecoderEmitter(ABC):
     @abstractmethod
     def gated(self, parts: Sequence[Part], x: str, output: str) -> str:
         """activation(gate) * up."""
+
+    @abstractmethod
+    def mixture(self, path: str, x: str) -> str:
+        """The experts of a layer, each of whose MLPs `mlp_block` writes."""
 
     @abstractmethod
     def positions(self) -> str:
@@ -92,13 +99,13 @@ class DecoderEmitter(ABC):
     def walk(self) -> None:
         """Write all nodes, from the embedding to the logits."""
         stream = Stream(self._embedded())
-        for layer in range(len(self.decoder.layers)):
+        for layer in each(range(len(self.decoder.layers)), "packing the layers", self._progress):
             stream = self._parallel(layer, stream) if self.decoder.parallel else self._sequential(layer, stream)
         self.finish(stream)
 
     def _embedded(self) -> str:
         decoder = self.decoder
-        embedding = self.number(f"{decoder.embedding}.weight", self.source.weight(decoder.embedding))
+        embedding = self.number(f"{decoder.embedding}.weight", lambda: self.source.weight(decoder.embedding))
         hidden = self.node("Gather", [embedding, "input_ids"], "embedded")
         hidden = self._scaled(hidden, decoder.embedding_scale, "embedding_scale")
         if decoder.positions is None:
@@ -145,12 +152,17 @@ class DecoderEmitter(ABC):
         return self.projection(f"{self.decoder.layer(layer)}.{self.decoder.attention.output}", self.attend(layer, x))
 
     def _mlp(self, layer: int, x: str) -> str:
-        path, mlp, parts = self.decoder.layer(layer), self.decoder.mlp, self.source.mlp_parts(layer)
+        path = self.decoder.layer(layer)
+        return self.mlp_block(path, x) if self.decoder.mlp.experts is None else self.mixture(path, x)
+
+    def mlp_block(self, block: str, x: str) -> str:
+        """An MLP (see `Mlp.blocks`)."""
+        mlp, parts = self.decoder.mlp, self.source.mlp_parts(block)
         if mlp.gated:
-            product = self.gated(parts, x, f"{path}.product")
+            product = self.gated(parts, x, f"{block}.product")
         else:
-            product = self.activated(self.projection(parts[0].name, x), f"{path}.activated")
-        return self.projection(f"{path}.{mlp.output}", product)
+            product = self.activated(self.projection(parts[0].name, x), f"{block}.activated")
+        return self.projection(f"{block}.{mlp.output}", product)
 
     # Pieces that emitters share.
 

@@ -3,6 +3,7 @@
 Legend: R rows whose logits are wanted, V vocabulary, E hidden size.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -36,7 +37,8 @@ def add_head(
     """
     name = source.decoder.head
     if form == "packed" and not source.head_is_tied:
-        layer = LinearLayer(name, source.weight(name), source.mask(name))
+        # Its bias is added where the logits are finished.
+        layer = replace(LinearLayer.of(source, name), bias_N=None)
         if builder.layout(layer) is not None:
             builder.linear(normed, layer, output)
             return
@@ -47,7 +49,7 @@ def add_head(
     if form != "int8":
         builder.node("DenseHead", [normed, weight], output, DOMAIN)
         return
-    int8_VE, scales_V = quantise_rows(source.parameter(weight))
+    int8_VE, scales_V = quantise_rows(source.parameter(f"{name}.weight"))
     inputs = [normed, builder.initializer("lm_head.int8", int8_VE), builder.initializer("lm_head.scales", scales_V)]
     builder.node("ShortlistHead", [*inputs, weight], output, DOMAIN, shortlist=SHORTLIST)
 
@@ -61,11 +63,11 @@ def _dense_weight(builder: GraphBuilder, source: SourceModel) -> str:
     """The initializer [V, E]: the embedding where the two are tied."""
     head, embedding = source.decoder.head, f"{source.decoder.embedding}.weight"
     if source.head_is_tied:
-        return builder.initializer(embedding, source.parameter(embedding))
-    weight_VE = source.weight(head)
-    size = weight_VE.size * FLOAT32_BYTES
+        return builder.initializer(embedding, lambda: source.parameter(embedding))
+    rows, columns = source.shape(head)
+    size = rows * columns * FLOAT32_BYTES
     builder.choose(head, Choice(None, size, size, "left dense: lm_head in int8 computes its best logits from it"))
-    return builder.initializer(f"{head}.weight", weight_VE)
+    return builder.initializer(f"{head}.weight", lambda: source.weight(head))
 
 
 def quantise_rows(weight_VE: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

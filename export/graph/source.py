@@ -1,33 +1,31 @@
-"""Reading the model to export: configuration, weights and masks, checked before anything is built.
+"""The model to export: what it is, and its weights and masks, which are in memory or read as they are asked for.
 
 Legend: N out_features, K in_features of a linear layer; C context length, D head size, D2 pairs of places that turn.
 """
 
-from dataclasses import dataclass
-from functools import cached_property, partial
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ...architectures import (
-    Decoder,
-    Part,
-    check_fits,
-    describe,
-    rotary_tables,
-    settle,
-)
-from ...artifacts import InputError, LanguageModelFacts, LayerFacts, Manifest, UnsupportedModelError
-from ...artifacts.checkpoints import load_model
-from ...artifacts.model_directory import open_model_directory
+from ...architectures import Decoder, Part, rotary_tables
+from ...artifacts import LanguageModelFacts, LayerFacts, Manifest
+from ...artifacts.checkpoints.stored import StoredParameters
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A loaded model, what it is, and the mask (bool [N, K]) of each linear layer that transformers' model has.
+    """A model, what it is, and the mask (bool [N, K]) of each linear layer that transformers' model has.
+
+    Where there is `stored`, the parameters of `model` are on the device "meta": they have shapes and no values, and
+    each is read from the checkpoint when it is asked for. `loaded` gives the same model in memory.
 
     A graph's projections may be some rows of such a layer: `projections` names them, and `weight`, `mask` and `bias`
     give them by these names, with heads of the size that graphs have (see `Decoder.graph_head_size`). `masks_stored`
@@ -37,10 +35,11 @@ class SourceModel:
     path: Path
     model: PreTrainedModel
     decoder: Decoder
-    masks: dict[str, NDArray[np.bool_]]
+    masks: Mapping[str, NDArray[np.bool_]]
     masks_stored: bool
     manifest: Manifest | None
     eos_token_ids: tuple[int, ...]
+    stored: StoredParameters | None = None
 
     @property
     def head_dim(self) -> int:
@@ -63,7 +62,22 @@ class SourceModel:
     @property
     def dense_bytes(self) -> int:
         """Bytes of all projections in float32, links or not."""
-        return sum(mask.size for mask in self.masks.values()) * np.dtype(np.float32).itemsize
+        shapes = (self.model.get_parameter(f"{name}.weight").shape for name in self.masks)
+        return sum(prod(shape) for shape in shapes) * np.dtype(np.float32).itemsize
+
+    def loaded(self) -> "SourceModel":
+        """The model with all parameters and masks in memory; itself where they are."""
+        if self.stored is None:
+            return self
+        model = copy.deepcopy(self.model)
+        made: dict[int, torch.nn.Parameter] = {}
+        for module_name, module in model.named_modules():
+            for key, parameter in module._parameters.items():
+                if parameter is not None:
+                    name = f"{module_name}.{key}"
+                    made.setdefault(id(parameter), torch.nn.Parameter(self.tensor(name).clone()))
+                    module._parameters[key] = made[id(parameter)]
+        return replace(self, model=model, masks=dict(self.masks), stored=None)
 
     def layer_facts(self, name: str, layout: str | None) -> LayerFacts:
         """The manifest's line on one projection."""
@@ -84,11 +98,10 @@ class SourceModel:
         """Queries, keys and values of a layer."""
         return self.decoder.attention.parts(self.decoder.layer(layer))
 
-    def mlp_parts(self, layer: int) -> tuple[Part, ...]:
-        """Gate and up of a layer, or its one input."""
-        path, mlp = self.decoder.layer(layer), self.decoder.mlp
-        width = self.masks[f"{path}.{mlp.output}"].shape[1]
-        return mlp.parts(path, width)
+    def mlp_parts(self, block: str) -> tuple[Part, ...]:
+        """Gate and up of a block (see `Mlp.blocks`), or its one input."""
+        mlp = self.decoder.mlp
+        return mlp.parts(block, self.model.get_parameter(f"{block}.{mlp.output}.weight").shape[1])
 
     @cached_property
     def projections(self) -> dict[str, Part]:
@@ -96,16 +109,27 @@ class SourceModel:
         found: list[Part] = []
         for layer in range(len(self.decoder.layers)):
             path = self.decoder.layer(layer)
-            outputs = [f"{path}.{self.decoder.attention.output}", f"{path}.{self.decoder.mlp.output}"]
-            found += [*self.attention_parts(layer), Part(outputs[0], outputs[0])]
-            found += [*self.mlp_parts(layer), Part(outputs[1], outputs[1])]
+            output = f"{path}.{self.decoder.attention.output}"
+            found += [*self.attention_parts(layer), Part(output, output)]
+            for block in self.decoder.mlp.blocks(path):
+                output = f"{block}.{self.decoder.mlp.output}"
+                found += [*self.mlp_parts(block), Part(output, output)]
         if not self.head_is_tied:
             found.append(Part(self.decoder.head, self.decoder.head))
         return {part.name: part for part in found}
 
-    def projection_masks(self) -> dict[str, NDArray[np.bool_]]:
-        """The mask of each projection."""
-        return {name: self.mask(name) for name in self.projections}
+    def projection_masks(self) -> Mapping[str, NDArray[np.bool_]]:
+        """The mask of each projection, read when it is asked for."""
+        return _ProjectionMasks(self)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Sizes N and K of a projection."""
+        part = self.projections[name]
+        rows, columns = self.model.get_parameter(f"{part.module}.weight").shape
+        sizes = [rows if part.rows is None else len(part.rows), columns]
+        if (axis := self._head_axis(name)) is not None:
+            sizes[axis] = sizes[axis] // self.decoder.attention.head_size * self.head_dim
+        return sizes[0], sizes[1]
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """The weight of a projection or of any other module, as float32."""
@@ -130,7 +154,15 @@ class SourceModel:
 
     def parameter(self, name: str) -> NDArray[np.float32]:
         """A parameter as float32, by its full name."""
-        return self.model.get_parameter(name).detach().numpy()
+        return self.tensor(name).numpy()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A parameter as float32, by its full name."""
+        if self.stored is None:
+            return self.model.get_parameter(name).detach()
+        decoder = self.decoder
+        tied = name == f"{decoder.head}.weight" and self.head_is_tied
+        return self.stored.read(f"{decoder.embedding}.weight" if tied else name)
 
     def rotary_tables(self) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Cosines and sines [C, D2] of each rotary table, computed by the model's own module."""
@@ -166,71 +198,15 @@ def _rows(array: NDArray, part: Part) -> NDArray:
     return array if part.rows is None else array[part.rows]
 
 
-def load_source(path: Path) -> SourceModel:
-    """Load a model directory in float32, with its masks.
+class _ProjectionMasks(Mapping[str, NDArray[np.bool_]]):
+    def __init__(self, source: SourceModel) -> None:
+        self._source = source
 
-    Raises:
-        InputError: no model, no tokenizer, unreadable weights, NaN or infinite weights (the layer is named), weights
-            off the mask; UnsupportedModelError: another architecture or a variant that the graph does not cover.
-    """
-    directory = open_model_directory(path)
-    decoder = describe(_read_config(path))
-    loaded = load_model(AutoModelForCausalLM, path, settle=partial(settle, decoder=decoder))
-    model = loaded.model.eval()
-    check_fits(decoder, model)
-    _check_finite(model)
-    projections = {
-        name: module.weight.detach().numpy()
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not _is_tied_head(model, decoder, name)
-    }
-    masks = directory.masks or {name: mask for name, mask in loaded.masks.items() if name in projections}
-    stored = bool(masks)
-    unknown = sorted(set(masks) - set(projections))
-    if unknown:
-        raise InputError(f"{path}: masks.safetensors names '{unknown[0]}', which is not a linear layer of the model")
-    for name, weight_NK in projections.items():
-        masks.setdefault(name, weight_NK != 0)
-        _check_mask(path, name, weight_NK, masks[name])
-    return SourceModel(path, model, decoder, masks, stored, directory.manifest, _eos_token_ids(path, model.config))
+    def __getitem__(self, name: str) -> NDArray[np.bool_]:
+        return self._source.mask(name)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.projections)
 
-def _is_tied_head(model: PreTrainedModel, decoder: Decoder, name: str) -> bool:
-    embedding = model.get_parameter(f"{decoder.embedding}.weight")
-    return name == decoder.head and model.get_parameter(f"{name}.weight") is embedding
-
-
-def _read_config(path: Path) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsupportedModelError(f"{path}/config.json: {_first_line(error)}") from error
-
-
-def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            count = int((~torch.isfinite(parameter)).sum())
-            raise InputError(
-                f"layer '{name}' has {count} weights that are NaN or infinite; the model cannot be exported"
-            )
-
-
-def _check_mask(path: Path, name: str, weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> None:
-    if mask_NK.shape != weight_NK.shape:
-        raise InputError(f"{path}: the mask of '{name}' is {mask_NK.shape}, its weight {weight_NK.shape}")
-    lost = int(np.count_nonzero(weight_NK[~mask_NK]))
-    if lost:
-        raise InputError(f"{path}: layer '{name}' has {lost} non-zero weights off its mask")
-
-
-def _eos_token_ids(path: Path, config: PretrainedConfig) -> tuple[int, ...]:
-    """End tokens: those of generation_config.json, else those of config.json."""
-    eos = config.eos_token_id
-    if (path / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    def __len__(self) -> int:
+        return len(self._source.projections)

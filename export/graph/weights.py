@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from ..layouts import Aim, Choice
-from ..layouts.choose import HERE
+from ..layouts.choose import HERE, Objective
 
 INLINE_BYTES = 1024
 """Tensors smaller than this are kept in the graphs themselves."""
@@ -25,12 +25,13 @@ class WeightFile:
     Args:
         path: the file to write.
         values: how the weights of packed projections are stored, a name of VALUE_TYPES.
-        aim: what layouts are chosen for.
+        aim, objective: what layouts are chosen for.
     """
 
-    def __init__(self, path: Path, values: str = "float32", aim: Aim = HERE) -> None:
+    def __init__(self, path: Path, values: str = "float32", aim: Aim = HERE, objective: Objective = "latency") -> None:
         self.values = values
         self.aim = aim
+        self.objective: Objective = objective
         self.choices: dict[str, Choice] = {}
         self._location = path.name
         self._stream = path.open("wb")
@@ -50,7 +51,8 @@ class WeightFile:
     def add(self, name: str, make: Callable[[], NDArray]) -> None:
         """Store the tensor that `make` returns, where there is none of this name yet."""
         if name not in self._tensors:
-            array = np.ascontiguousarray(make())
+            # Numpy's ascontiguousarray would make a vector of a number.
+            array = np.require(make(), requirements="C")
             outside = array.nbytes >= INLINE_BYTES
             self._tensors[name] = self._write(name, array) if outside else numpy_helper.from_array(array, name)
 

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from .csr import column_type, entry_rows, row_offsets, rows_and_columns
-from .functions import constant, in_features_constant, linear_tail, make_function, numbers
+from .functions import filled, in_features_constant, linear_tail, make_function
 from .layout import check_mask_covers, layout_name
-from .rounds import rounds
-from .stored import as_stored, cut, group_scaled, row_scaled, stored_values
+from .stored import group_scaled, halves, row_scaled
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 LARGEST_BLOCK = 256
@@ -32,7 +31,7 @@ class BlockLayout:
         if not 1 <= block_size <= LARGEST_BLOCK or block_size % values.per_element:
             raise ValueError(f"block size {block_size} is not from 1 to {LARGEST_BLOCK}, or odd for 4-bit values")
         self.values = values
-        self.block_size = block_size
+        self.block_size = self.needs_blocks = block_size
         self.name = layout_name("block", values)
         self.op_type = "BlockLinear" + values.op_suffix
         scales = SCALE_NAMES if values.scaled else ()
@@ -77,77 +76,92 @@ class BlockLayout:
         return 4 * (-(-out_features // self.block_size) + 1) + blocks * column_bytes + 8 + values
 
     def function(self) -> onnx.FunctionProto:
-        """A grid of block numbers says which row of which block each piece of a matrix row is; cut off the padding."""
+        """A grid of block numbers says which row of which block each piece of a matrix row is."""
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *rounds(3 if self.values.per_element > 1 else 2),
-            *stored_values(self.values),
-            *entry_rows("columns"),
             node("Shape", ["values"], ["b"], start=1, end=2),
-            node("Cast", ["b"], ["b_int32"], to=TensorProto.INT32),
-            node("Add", ["K", "b"], ["K_beyond_blocks"]),
-            node("Sub", ["K_beyond_blocks", "second"], ["K_rounding_blocks"]),
-            node("Div", ["K_rounding_blocks", "b"], ["block_columns"]),
             *_grid_nodes(),
-            node("Squeeze", ["out_features"], ["N0"]),
-            numbers("rows_of_matrix", "N0"),
-            node("Div", ["rows_of_matrix", "b"], ["block_row"]),
-            node("Gather", ["grid", "block_row"], ["blocks_in_row"], axis=0),
-            node("Mul", ["blocks_in_row", "b_int32"], ["block_starts"]),
-            node("Mod", ["rows_of_matrix", "b"], ["row_in_block"]),
-            node("Cast", ["row_in_block"], ["row_in_block_int32"], to=TensorProto.INT32),
-            node("Unsqueeze", ["row_in_block_int32", "second"], ["row_in_block_N1"]),
-            node("Add", ["block_starts", "row_in_block_N1"], ["pieces"]),
+            *_pieces(),
             *self._block_rows(),
             node("Gather", ["rows_behind_zero", "pieces"], ["weight_in_pieces"], axis=0),
-            node("Mul", ["block_columns", "b"], ["padded_K"]),
-            node("Concat", ["out_features", "padded_K"], ["padded_shape"], axis=0),
-            node("Mul", ["padded_shape", "round2"], ["padded_shape_in_time"]),
-            node("Reshape", ["weight_in_pieces", "padded_shape_in_time"], ["weight_padded"]),
-            *cut("weight_padded", "stored_NK"),
-            *self._scaled(),
-            *linear_tail(self.values),
+            *self._weight(),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
 
     def _block_rows(self) -> list[onnx.NodeProto]:
         """Nodes that give `rows_behind_zero`: the rows of all blocks, [b (Q + 1), b]. Block 0 is that of absent ones: a
-        block of zeros is put before the others."""
+        block of zeros is put before the others. What has no scale is made float32 while it is few."""
         node = helper.make_node
+        if self.values.per_element > 1:
+            stored, values = "halves", halves("values")
+        else:
+            stored, values = "values", []
+        reshaped = "block_rows" if self.values.scaled else "block_rows_stored"
         return [
-            constant("zero", 0, np.int32),
+            *values,
             node("Concat", ["last", "b"], ["block_rows_shape"], axis=0),
-            node("Reshape", ["stored", "block_rows_shape"], ["block_rows"]),
-            node("Concat", ["b", "b"], ["block_shape"], axis=0),
-            node("Expand", ["zero", "block_shape"], ["zero_block_int32"]),
-            as_stored(self.values, "zero_block_int32", "zero_block"),
-            node("Concat", ["zero_block", "block_rows"], ["rows_behind_zero"], axis=0),
+            node("Reshape", [stored, "block_rows_shape"], [reshaped]),
+            *([] if self.values.scaled else [node("Cast", [reshaped], ["block_rows"], to=TensorProto.FLOAT)]),
+            node("Concat", ["b", "first", "first", "first"], ["row_pads"], axis=0),
+            node("Pad", ["block_rows", "row_pads"], ["rows_behind_zero"]),
         ]
 
-    def _scaled(self) -> list[onnx.NodeProto]:
-        """Nodes from `stored_NK` to `weight_NK`."""
+    def _weight(self) -> list[onnx.NodeProto]:
+        """Nodes from `weight_in_pieces`, whole blocks, to Y. Padding of 4-bit values, whose groups of columns end with
+        K, is cut off; to cut others would take another matrix, and X is padded instead."""
+        node = helper.make_node
+        whole = node("Flatten", ["weight_in_pieces"], ["weight_padded"], axis=1)
         if self.values.per_element > 1:
-            return group_scaled("stored_NK", "round3")
-        return row_scaled(self.values, "stored_NK")
+            return [
+                whole,
+                node("Slice", ["weight_padded", "first", "K", "second"], ["stored_NK"]),
+                *group_scaled("stored_NK"),
+                *linear_tail(self.values, "out_features"),
+            ]
+        return [
+            whole,
+            *row_scaled(self.values, "weight_padded"),
+            node("Mul", ["block_columns", "b"], ["padded_K"]),
+            *linear_tail(self.values, "out_features", "padded_K"),
+        ]
 
 
 def _grid_nodes() -> list[onnx.NodeProto]:
-    """Nodes that give `grid`, int32 [B, `block_columns`]: the number of each block, from 1, or 0 where there is none;
-    from what `entry_rows` gives."""
+    """Nodes that give `grid_flat`, int32 [B `block_columns`]: b times the number of each block, from 1, or 0 where
+    there is none."""
     node = helper.make_node
     return [
-        node("Cast", ["rows"], ["rows_int64"], to=TensorProto.INT64),
-        node("Cast", ["columns"], ["columns_int64"], to=TensorProto.INT64),
-        node("Mul", ["rows_int64", "block_columns"], ["row_places"]),
-        node("Add", ["row_places", "columns_int64"], ["places"]),
-        node("Expand", ["mark", "Z"], ["each_block"]),
-        node("CumSum", ["each_block", "zero0"], ["block_numbers"]),
+        node("Add", ["K", "b"], ["K_beyond_blocks"]),
+        node("Sub", ["K_beyond_blocks", "second"], ["K_rounding_blocks"]),
+        node("Div", ["K_rounding_blocks", "b"], ["block_columns"]),
+        node("Cast", ["columns"], ["columns_int32"], to=TensorProto.INT32),
+        *entry_rows("columns_int32"),
+        node("Cast", ["block_columns"], ["block_columns_int32"], to=TensorProto.INT32),
+        node("Mul", ["rows", "block_columns_int32"], ["row_places"]),
+        node("Add", ["row_places", "columns_int32"], ["places"]),
+        node("Cast", ["b"], ["b_int32"], to=TensorProto.INT32),
+        node("Expand", ["b_int32", "Z"], ["each_block"]),
+        node("CumSum", ["each_block", "zero0"], ["block_starts"]),
         node("Mul", ["N_rows", "block_columns"], ["grid_count"]),
-        node("Expand", ["no_mark", "grid_count"], ["empty_grid"]),
-        node("ScatterElements", ["empty_grid", "places", "block_numbers"], ["grid_flat"], axis=0),
-        node("Concat", ["N_rows", "block_columns"], ["grid_shape"], axis=0),
+        filled("grid_count", "empty_grid", 0, np.int32),
+        node("ScatterElements", ["empty_grid", "places", "block_starts"], ["grid_flat"], axis=0),
+    ]
+
+
+def _pieces() -> list[onnx.NodeProto]:
+    """Nodes that give `pieces`, int32 [N, `block_columns`]: for each row, which rows of blocks it consists of."""
+    node = helper.make_node
+    return [
+        node("Concat", ["last", "second", "block_columns"], ["grid_shape"], axis=0),
         node("Reshape", ["grid_flat", "grid_shape"], ["grid"]),
+        filled("b", "each_row", 1, np.int32),
+        node("CumSum", ["each_row", "zero0"], ["rows_in_block"], exclusive=1),
+        node("Unsqueeze", ["rows_in_block", "second"], ["rows_in_block_b1"]),
+        node("Add", ["grid", "rows_in_block_b1"], ["pieces_of_blocks"]),
+        node("Concat", ["last", "block_columns"], ["pieces_shape"], axis=0),
+        node("Reshape", ["pieces_of_blocks", "pieces_shape"], ["pieces_padded"]),
+        node("Slice", ["pieces_padded", "first", "out_features"], ["pieces"]),
     ]
 
 

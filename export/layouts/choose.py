@@ -3,22 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...artifacts import InputError
 from ...kernels import library_path
 from ...kernels.cost import Work, predicted_speedup
 from ...kernels.isa import kernels_isa
-from .bitmask import BitmaskLayout
-from .block import BlockLayout
-from .csr import CsrLayout
-from .layout import Layout, layout_name
+from .layout import Layout
+from .structures import CODED, LAYOUTS
 from .values import VALUE_TYPES
 
-_ALL: list[Layout] = [
-    *map(BitmaskLayout, VALUE_TYPES.values()),
-    *map(CsrLayout, VALUE_TYPES.values()),
-    *map(BlockLayout, VALUE_TYPES.values()),
-]
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in _ALL}
 FLOAT32_BYTES = 4
 CACHE_BYTES = 32 << 20
 """Dense weights of a whole model up to this size may stay in a processor's cache, and are then read faster."""
@@ -53,7 +48,7 @@ class Aim:
     """What layouts are chosen for.
 
     Attributes:
-        isa: the instruction set ("scalar", "avx2", "avx512", "amx"); None: this machine's.
+        isa: the instruction set ("scalar", "avx2", "avx2-vnni", "avx512", "amx"); None: this machine's.
         model_bytes: of all dense weights of the model that a layer is part of; None: of the layer alone.
     """
 
@@ -73,6 +68,7 @@ def choose_layout(
     objective: Objective = "latency",
     whole_blocks: bool = False,
     aim: Aim = HERE,
+    weight_Z: NDArray[np.float32] | None = None,
 ) -> Choice:
     """The smallest layout, where it is faster than dense or, if the objective is size, smaller.
 
@@ -85,6 +81,9 @@ def choose_layout(
     Bitmask and CSR hold the same links and run at the same speed, since the kernels repack at load: of the two, the
     one with fewer bytes is taken. Blocks are faster still and smaller, where there are any.
 
+    Coded exponents run at that speed too. They are smaller than a bitmask for most weights, but without the op library
+    such a file takes longer to load: they are taken where the objective is size, and `weight_Z` is given.
+
     Args:
         out_features: N.
         in_features: K.
@@ -93,6 +92,7 @@ def choose_layout(
         objective: "latency" is one token at a time, "throughput" 64.
         whole_blocks: the mask is made of whole blocks of 16 x 16 (see `whole_blocks` in block.py).
         aim: the instruction set to predict for, and the size of the model.
+        weight_Z: the weights of the links.
 
     Raises:
         ValueError: no such values or objective.
@@ -102,8 +102,10 @@ def choose_layout(
         raise ValueError(f"no values '{values}' or objective '{objective}'")
     dense = out_features * in_features * FLOAT32_BYTES
     sizes = _sizes(out_features, in_features, links, values, whole_blocks)
+    if objective == "size" and weight_Z is not None:
+        sizes |= _coded_sizes(out_features, in_features, weight_Z, values)
     best = min(sizes, key=lambda name: sizes[name])
-    work = Work(out_features, in_features, links, values, blocks=best.startswith("block"))
+    work = Work(out_features, in_features, links, values, blocks=LAYOUTS[best].needs_blocks > 0)
     figures = ", ".join(f"{name} {size / dense:.3f}" for name, size in sizes.items()) if dense else "no weights"
     chosen = aim.isa or predictable_isa()
     if sizes[best] >= dense and values == "float32":
@@ -136,9 +138,20 @@ def predictable_isa() -> str | None:
 
 def _sizes(out_features: int, in_features: int, links: int, values: str, whole_blocks: bool) -> dict[str, int]:
     """Bytes of each layout that can hold the layer."""
-    forms = ("bitmask", "csr", *(["block"] if whole_blocks else []))
-    names = [layout_name(form, VALUE_TYPES[values]) for form in forms]
-    return {name: LAYOUTS[name].packed_bytes(out_features, in_features, links) for name in names}
+    return {
+        layout.name: layout.packed_bytes(out_features, in_features, links)
+        for layout in LAYOUTS.values()
+        if layout.values.name == values and layout.name not in CODED and (whole_blocks or not layout.needs_blocks)
+    }
+
+
+def _coded_sizes(out_features: int, in_features: int, weight_Z: NDArray[np.float32], values: str) -> dict[str, int]:
+    """Bytes of each layout whose size depends on the weights."""
+    return {
+        layout.name: layout.packed_bytes(out_features, in_features, len(weight_Z), weight_Z)
+        for layout in CODED.values()
+        if layout.values.name == values
+    }
 
 
 def _speedups(work: Work, tokens: int, isa: str, dense_bytes: int) -> tuple[float, float]:

@@ -9,10 +9,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .functions import constant, in_features_constant, linear_tail, make_function
+from .functions import filled, in_features_constant, linear_tail, make_function
 from .layout import check_countable, check_mask_covers, layout_name
-from .rounds import rounds
-from .stored import flat_values, group_width
+from .stored import group_width, halves
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 _UINT16_COLUMNS = 1 << 16
@@ -20,6 +19,8 @@ _UINT16_COLUMNS = 1 << 16
 
 class CsrLayout:
     """Row offsets and columns: with float32 values the smallest layout below about 6% density."""
+
+    needs_blocks = 0
 
     def __init__(self, values: ValueType = VALUE_TYPES["float32"]) -> None:
         self.values = values
@@ -56,50 +57,53 @@ class CsrLayout:
         return 4 * (out_features + 1) + links * column_bytes + value_bytes
 
     def function(self) -> onnx.FunctionProto:
-        """A mark at each row's start, summed along the links, is each link's row; scatter the values there."""
+        """A mark at each row's start, summed along the links, is each link's row; scatter the values there.
+
+        All tensors but two, of zeros and of the weight, are as long as there are links: few, so there are no `rounds`.
+        """
         node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *rounds(2),
-            *flat_values(self.values),
-            *entry_rows("columns"),
             node("Cast", ["columns"], ["columns_int32"], to=TensorProto.INT32),
+            *entry_rows("columns_int32"),
             *self._float_links(),
             node("Unsqueeze", ["rows", "second"], ["rows_Z1"]),
             node("Unsqueeze", ["columns_int32", "second"], ["columns_Z1"]),
             node("Concat", ["rows_Z1", "columns_Z1"], ["places_int32"], axis=1),
             node("Cast", ["places_int32"], ["places_Z2"], to=TensorProto.INT64),
-            constant("zero", 0, np.float32),
-            node("Mul", ["K", "round2"], ["K_in_time"]),
-            node("Concat", ["N_rows", "K_in_time"], ["weight_shape"], axis=0),
-            node("Expand", ["zero", "weight_shape"], ["zeros_NK"]),
+            node("Concat", ["N_rows", "K"], ["weight_shape"], axis=0),
+            filled("weight_shape", "zeros_NK", 0, np.float32),
             node("ScatterND", ["zeros_NK", "places_Z2", "links_Z"], ["weight_NK"]),
-            *linear_tail(self.values),
+            *linear_tail(self.values, "N_rows"),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
 
     def _float_links(self) -> list[onnx.NodeProto]:
-        """Nodes from `values_flat` to `links_Z`: the values are scaled while they are few."""
+        """Nodes that give `links_Z`: the values are scaled while they are few."""
         node = helper.make_node
         if not self.values.scaled:
-            return [node("Cast", ["values_flat"], ["links_Z"], to=TensorProto.FLOAT)]
+            return [node("Cast", ["values"], ["links_Z"], to=TensorProto.FLOAT)]
         if self.values.per_element == 1:
+            stored = "values"
             scale = [node("Gather", ["scales", "rows"], ["scales_Z"])]
         else:
+            stored = "stored_Z"
             scale = [
+                *halves("values"),
+                node("Reshape", ["halves", "last"], ["stored_even"]),
+                node("Slice", ["stored_even", "first", "Z"], [stored]),
                 *group_width(),
-                node("Cast", ["columns_int32"], ["columns_int64"], to=TensorProto.INT64),
-                node("Div", ["columns_int64", "group_width"], ["groups_Z"]),
-                node("Cast", ["rows"], ["rows_int64"], to=TensorProto.INT64),
-                node("Mul", ["rows_int64", "G"], ["groups_before"]),
+                node("Cast", ["group_width"], ["group_width_int32"], to=TensorProto.INT32),
+                node("Cast", ["G"], ["G_int32"], to=TensorProto.INT32),
+                node("Div", ["columns_int32", "group_width_int32"], ["groups_Z"]),
+                node("Mul", ["rows", "G_int32"], ["groups_before"]),
                 node("Add", ["groups_before", "groups_Z"], ["scale_places"]),
-                node("Reshape", ["scales", "last"], ["scales_flat"]),
+                node("Reshape", ["scales_of_halves", "last"], ["scales_flat"]),
                 node("Gather", ["scales_flat", "scale_places"], ["scales_Z"]),
             ]
         return [
             *scale,
-            node("Slice", ["values_flat", "first", "Z"], ["stored_Z"]),
-            node("Cast", ["stored_Z"], ["unscaled_Z"], to=TensorProto.FLOAT),
+            node("Cast", [stored], ["unscaled_Z"], to=TensorProto.FLOAT),
             node("Mul", ["unscaled_Z", "scales_Z"], ["links_Z"]),
         ]
 
@@ -136,23 +140,19 @@ def rows_and_columns(tensors: Tensors, count: int, bound: int) -> tuple[NDArray[
 
 
 def entry_rows(counted: str) -> list[onnx.NodeProto]:
-    """Nodes that give `rows`, the row of each entry by `row_offsets`, int32 [Z]; `Z`, their number (the first dimension
-    of the tensor `counted`), and `N_rows`, the number of rows, both int64 [1]."""
+    """Nodes that give `rows`, the row of each entry by `row_offsets`, int32 [Z]; `Z`, their number (the size of the
+    vector `counted`), and `N_rows`, the number of rows, both int64 [1]."""
     node = helper.make_node
     return [
-        constant("no_mark", [0], np.int32),
-        constant("mark", [1], np.int32),
-        node("Cast", ["row_offsets"], ["offsets"], to=TensorProto.INT64),
-        node("Slice", ["offsets", "second", "last"], ["row_starts"]),
-        node("Shape", [counted], ["Z"], start=0, end=1),
+        node("Slice", ["row_offsets", "second", "last"], ["row_starts"]),
+        node("Shape", [counted], ["Z"]),
         # One place more than there are entries: empty rows at the end start there.
         node("Add", ["Z", "second"], ["Z_padded"]),
-        node("Expand", ["no_mark", "Z_padded"], ["no_marks"]),
+        filled("Z_padded", "no_marks", 0, np.int32),
         node("Shape", ["row_starts"], ["starts_shape"]),
-        node("Expand", ["mark", "starts_shape"], ["ones"]),
-        node("ScatterElements", ["no_marks", "row_starts", "ones"], ["marks"], axis=0, reduction="add"),
+        node("Add", ["starts_shape", "second"], ["N_rows"]),
+        filled("starts_shape", "marks_of_rows", 1, np.int32),
+        node("ScatterElements", ["no_marks", "row_starts", "marks_of_rows"], ["marks"], axis=0, reduction="add"),
         node("CumSum", ["marks", "zero0"], ["rows_padded"]),
         node("Slice", ["rows_padded", "first", "Z"], ["rows"]),
-        node("Shape", ["row_offsets"], ["offsets_shape"]),
-        node("Sub", ["offsets_shape", "second"], ["N_rows"]),
     ]

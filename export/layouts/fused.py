@@ -12,7 +12,7 @@ and `<Layout>QkvLinear<Values>`, the projections of attention side by side,
 
 Inputs: X, the tensors of each layer in turn (see `Layout.tensor_names`), then their biases, which may be left out.
 Attributes: in_features, K, and of the first `activation`: "silu" where it is left out, or "gelu", "gelu_tanh", "relu".
-Their functions call the layout's own, so that a model carries those too. The body of a gated op's function has the one
+Their functions call the layout's own, so that a model contains those too. The body of a gated op's function has the one
 activation that all such ops of the file have: a function cannot choose its nodes by an attribute.
 """
 

@@ -33,6 +33,8 @@ class Layout(Protocol):
     op_type: str
     tensor_names: tuple[str, ...]
     values: ValueType
+    needs_blocks: int
+    """The size of the square blocks that a mask must be made of; 0 where it can hold any mask."""
 
     def encode(self, weight_NK: NDArray, mask_NK: NDArray[np.bool_]) -> dict[str, NDArray]:
         """Pack the active weights; active zeros are kept. Raises ValueError where the layout cannot hold the layer."""

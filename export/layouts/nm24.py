@@ -13,9 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .byte_places import all_bytes, bytes_of, linear_by_bytes
-from .functions import constant, in_features_constant, make_function, numbers
+from .functions import constant, filled, in_features_constant, linear_tail, make_function
 from .layout import check_countable, check_mask_covers, layout_name
+from .rounds import rounds
+from .stored import byte_scaled, halves, row_scaled
 from .values import SCALE_NAMES, VALUE_TYPES, Places, Tensors, ValueType
 
 GROUP = 4
@@ -31,6 +32,8 @@ class Nm24Layout:
     values, with which the op library computes as well: so an ONNX export never chooses it. It is for targets that
     multiply this form and none less regular.
     """
+
+    needs_blocks = 0
 
     def __init__(self, values: ValueType = VALUE_TYPES["float32"]) -> None:
         self.values = values
@@ -79,15 +82,69 @@ class Nm24Layout:
         return out_features * -(-groups // 2) + values
 
     def function(self) -> onnx.FunctionProto:
-        """Bytes have four slots each, but for the last of a row of an odd number of groups."""
+        """The slots of a row go to their columns; one without a link brings its 0 to a column that has none."""
+        node = helper.make_node
         nodes = [
             *in_features_constant(),
-            *bytes_of("metadata"),
+            *rounds(2),
             *_slot_table(),
-            *_slots_before(),
-            *linear_by_bytes(self.values, is_vector=False),
+            node("Shape", ["metadata"], ["N"], end=1),
+            *self._slot_values(),
+            *self._slot_columns(),
+            node("Concat", ["N", "padded_K"], ["padded_shape"], axis=0),
+            node("Mul", ["padded_shape", "round2"], ["padded_shape_in_time"]),
+            filled("padded_shape_in_time", "zeros_float", 0, np.float32),
+            node("Cast", ["zeros_float"], ["zeros"], to=TensorProto.INT8 if self.values.scaled else TensorProto.FLOAT),
+            node("ScatterElements", ["zeros", "slot_columns", "slots"], ["stored"], axis=1),
+            *self._weight(),
+            *linear_tail(self.values, "N", "padded_K"),
         ]
         return make_function(self.op_type, self.tensor_names, nodes)
+
+    def _slot_columns(self) -> list[onnx.NodeProto]:
+        """Nodes that give `slot_columns`, int32, the columns of the slots of each row; `P`, the bytes of a row, and
+        `padded_K`, the columns of so many bytes, int64 [1]."""
+        node = helper.make_node
+        return [
+            node("Shape", ["metadata"], ["P_bytes"], start=1),
+            constant("byte_columns_of_slots", [2 * GROUP], np.int64),
+            node("Mul", ["P_bytes", "byte_columns_of_slots"], ["padded_K"]),
+            node("Cast", ["metadata"], ["metadata_int32"], to=TensorProto.INT32),
+            node("Gather", ["slot_table", "metadata_int32"], ["columns_in_bytes"]),
+            node("Cast", ["byte_columns_of_slots"], ["byte_columns_int32"], to=TensorProto.INT32),
+            node("Expand", ["byte_columns_int32", "P_bytes"], ["columns_of_bytes"]),
+            node("CumSum", ["columns_of_bytes", "zero0"], ["columns_before"], exclusive=1),
+            node("Unsqueeze", ["columns_before", "second"], ["columns_before_P1"]),
+            node("Add", ["columns_in_bytes", "columns_before_P1"], ["columns_of_slots"]),
+            node("Flatten", ["columns_of_slots"], ["columns_of_all_slots"], axis=1),
+            # The last byte of a row of an odd number of groups has two slots that are not there.
+            node("Shape", ["slots"], ["slot_count"], start=1),
+            node("Slice", ["columns_of_all_slots", "first", "slot_count", "second"], ["slot_columns"]),
+        ]
+
+    def _slot_values(self) -> list[onnx.NodeProto]:
+        """Nodes that give `slots`, the values of each row; what has no scale as float32."""
+        node = helper.make_node
+        if not self.values.scaled:
+            return [node("Cast", ["values"], ["slots"], to=TensorProto.FLOAT)]
+        if self.values.per_element == 1:
+            return [node("Identity", ["values"], ["slots"])]
+        return [
+            *halves("values"),
+            node("Concat", ["N", "last"], ["slots_shape"], axis=0),
+            node("Reshape", ["halves", "slots_shape"], ["slots"]),
+        ]
+
+    def _weight(self) -> list[onnx.NodeProto]:
+        """Nodes from `stored`, whole bytes of columns, to `weight_NK`."""
+        if self.values.per_element == 1:
+            return row_scaled(self.values, "stored")
+        return [
+            helper.make_node("Concat", ["last", "byte_columns_of_slots"], ["bytes_shape"], axis=0),
+            helper.make_node("Reshape", ["stored", "bytes_shape"], ["stored_B8"]),
+            *byte_scaled("stored_B8", "metadata", "round2"),
+            helper.make_node("Reshape", ["scaled_B8", "padded_shape"], ["weight_NK"]),
+        ]
 
 
 NM24_LAYOUTS: dict[str, Nm24Layout] = {
@@ -172,53 +229,32 @@ def _unpack_metadata(metadata: NDArray[np.uint8], in_features: int) -> tuple[NDA
 
 
 def _slot_table() -> list[onnx.NodeProto]:
-    """Nodes that give `table` of `linear_by_bytes`: the slot, from 1 to 4, of each column of a byte.
+    """Nodes that give `slot_table`, int32 [256, 4]: the column of a byte's eight that each of its slots goes to.
 
-    The first slot goes before the second: a group of one link names its place twice.
+    Where a group names one place twice, its second slot, which has no link, goes to the place after it.
     """
     node = helper.make_node
     return [
-        *all_bytes(),
-        constant("half_weights_of_columns", [1, 1, 1, 1, 16, 16, 16, 16], np.int32),
-        constant("places_of_columns", [0, 1, 2, 3, 0, 1, 2, 3], np.int32),
-        constant("first_slots", [1, 1, 1, 1, 3, 3, 3, 3], np.int32),
-        constant("second_slots", [2, 2, 2, 2, 4, 4, 4, 4], np.int32),
-        constant("code_count", GROUP * GROUP, np.int32),
+        constant("byte_count", [256], np.int64),
+        filled("byte_count", "each_byte", 1, np.int32),
+        node("CumSum", ["each_byte", "zero0"], ["byte_numbers"], exclusive=1),
+        node("Unsqueeze", ["byte_numbers", "second"], ["bytes"]),
+        constant("weights_of_first", [1, GROUP**2], np.int32),
+        constant("weights_of_second", [GROUP, GROUP**3], np.int32),
         constant("place_count", GROUP, np.int32),
-        node("Div", ["all_bytes", "half_weights_of_columns"], ["codes_above"]),
-        node("Mod", ["codes_above", "code_count"], ["codes"]),
-        node("Mod", ["codes", "place_count"], ["first_places"]),
-        node("Div", ["codes", "place_count"], ["second_places"]),
-        node("Equal", ["first_places", "places_of_columns"], ["is_first"]),
-        node("Equal", ["second_places", "places_of_columns"], ["is_second"]),
-        node("Where", ["is_second", "second_slots", "absent"], ["second_or_none"]),
-        node("Where", ["is_first", "first_slots", "second_or_none"], ["table"]),
-    ]
-
-
-def _slots_before() -> list[onnx.NodeProto]:
-    """Nodes that give `before_B1` of `linear_by_bytes`: a byte has four slots, but for the last of a row, which has two
-    where a row has an odd number of groups."""
-    node = helper.make_node
-    return [
-        constant("slots_of_byte", 2 * SLOTS, np.int64),
-        constant("column_shape", [-1, 1], np.int64),
-        constant("rounding", GROUP - 1, np.int64),
-        constant("group_columns", GROUP, np.int64),
-        constant("group_slots", SLOTS, np.int64),
-        node("Add", ["K0", "rounding"], ["K_rounding_groups"]),
-        node("Div", ["K_rounding_groups", "group_columns"], ["Q"]),
-        node("Mul", ["Q", "group_slots"], ["slots_of_row"]),
-        node("Shape", ["metadata"], ["N"], start=0, end=1),
-        node("Squeeze", ["N"], ["N0"]),
-        numbers("row_numbers", "N0"),
-        node("Mul", ["row_numbers", "slots_of_row"], ["slots_before_rows"]),
-        node("Unsqueeze", ["slots_before_rows", "second"], ["slots_before_N1"]),
-        node("Cast", ["slots_before_N1"], ["slots_before_N1_int32"], to=TensorProto.INT32),
-        node("Squeeze", ["P"], ["P0"]),
-        numbers("bytes_of_row", "P0"),
-        node("Mul", ["bytes_of_row", "slots_of_byte"], ["slots_before_in_row"]),
-        node("Cast", ["slots_before_in_row"], ["slots_before_in_row_int32"], to=TensorProto.INT32),
-        node("Add", ["slots_before_N1_int32", "slots_before_in_row_int32"], ["slots_before_NP"]),
-        node("Reshape", ["slots_before_NP", "column_shape"], ["before_B1"]),
+        constant("columns_of_groups", [0, GROUP], np.int32),
+        node("Div", ["bytes", "weights_of_first"], ["first_shifted"]),
+        node("Mod", ["first_shifted", "place_count"], ["first_places"]),
+        node("Div", ["bytes", "weights_of_second"], ["second_shifted"]),
+        node("Mod", ["second_shifted", "place_count"], ["second_named"]),
+        node("Equal", ["first_places", "second_named"], ["is_one_link"]),
+        node("Cast", ["is_one_link"], ["places_on"], to=TensorProto.INT32),
+        node("Add", ["second_named", "places_on"], ["second_moved"]),
+        node("Mod", ["second_moved", "place_count"], ["second_places"]),
+        node("Add", ["first_places", "columns_of_groups"], ["first_columns"]),
+        node("Add", ["second_places", "columns_of_groups"], ["second_columns"]),
+        node("Unsqueeze", ["first_columns", "last"], ["first_columns_1"]),
+        node("Unsqueeze", ["second_columns", "last"], ["second_columns_1"]),
+        node("Concat", ["first_columns_1", "second_columns_1"], ["columns_by_group"], axis=2),
+        node("Flatten", ["columns_by_group"], ["slot_table"], axis=1),
     ]

@@ -1,7 +1,7 @@
 """Passes over a decoder and its masks that keep its function: compact and permute."""
 
-from .compact import compact
-from .permute import permute
+from .compaction import compact
+from .permutation import permute
 from .report import LayerChange, Passed, PassReport
 from .run import PassOptions, run_passes
 

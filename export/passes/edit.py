@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from ...architectures import Decoder, Part, describe
-from ...artifacts import InputError
+from ...artifacts import InputError, UnsupportedModelError
 from .report import Masks
 
 
@@ -50,11 +50,14 @@ class ModelEdit:
     `decoder` says what it is; None: what its configuration says.
 
     Raises:
-        InputError: a projection has no mask, one does not fit its weight, or a weight off its mask is not zero.
+        InputError: a projection has no mask, one does not fit its weight, or a weight off its mask is not zero;
+        UnsupportedModelError: the model has experts.
     """
 
     def __init__(self, model: PreTrainedModel, masks: Masks, decoder: Decoder | None = None) -> None:
         self.decoder = decoder or describe(model.config)
+        if self.decoder.mlp.experts is not None:
+            raise UnsupportedModelError(f"{self.decoder.family}: models with experts are not compacted or permuted")
         _check(model, masks, self.decoder)
         shared = {id(parameter): parameter for parameter in model.parameters()}
         self.model: PreTrainedModel = copy.deepcopy(model, shared)

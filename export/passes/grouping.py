@@ -2,7 +2,7 @@
 
 Legend: K items, R places that an item may be linked to, W items in a group, Q = K // W whole groups.
 
-The cost of a group is the sum over places of f(c), c the number of its items that are linked there. Both objectives of
+The cost of a group is the sum over places of f(c), c the number of its items that are linked there. Both structures of
 `permute` are of this kind: 2:4 (W = 4; f counts the links beyond two) and blocks (f is 1 where there is any link).
 
 Method: in each round one item of every group is lifted out, at random. What each lifted item would cost in each of the

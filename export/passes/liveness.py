@@ -21,10 +21,10 @@ Flags = NDArray[np.bool_]
 
 @dataclass
 class LayerLinks:
-    """The masks of one decoder layer, and which of the rows carry a bias that is not 0.
+    """The masks of one decoder layer, and which of the rows have a bias that is not 0.
 
     Shapes: inputs of the MLP [F, E] each, down [E, F]; q [G, R, D, E]; k [G, D, E]; v [G, D, E]; o [E, G, R, D].
-    `*_carried` is of a row each: [F], [G, R, D], [G, D], [G, D]. `units` [U, D] says which places are of a unit.
+    `*_biased` is of a row each: [F], [G, R, D], [G, D], [G, D]. `units` [U, D] says which places are of a unit.
 
     Where queries and keys are normed, no place of a head is without effect while another is there: all count in the
     norm. `norm_span` is None, or what a norm is over: "head", or "all" heads.
@@ -36,10 +36,10 @@ class LayerLinks:
     k: Flags
     v: Flags
     o: Flags
-    neurons_carried: Flags
-    q_carried: Flags
-    k_carried: Flags
-    v_carried: Flags
+    neurons_biased: Flags
+    q_biased: Flags
+    k_biased: Flags
+    v_biased: Flags
     units: Flags
     norm_span: str | None
 
@@ -58,31 +58,31 @@ class LayerLinks:
         return q, k, v, self.o.reshape(hidden, -1)
 
     def live_neurons(self) -> Flags:
-        """Neurons [F] of the MLP that have any link or carry a bias."""
+        """Neurons [F] of the MLP that have any link or a bias."""
         ins = np.logical_or.reduce([mask.any(axis=1) for mask in self.inputs])
-        return ins | self.down.any(axis=0) | self.neurons_carried
+        return ins | self.down.any(axis=0) | self.neurons_biased
 
     def neurons_without(self) -> tuple[Flags, Flags]:
         """Neurons [F] without a link out, and those without a link in one of the inputs."""
         return ~self.down.any(axis=0), ~np.logical_and.reduce([mask.any(axis=1) for mask in self.inputs])
 
     def live_query_heads(self) -> Flags:
-        """Query heads [G, R] that have any link or carry a bias."""
-        return self.q.any(axis=(2, 3)) | self.q_carried.any(axis=2) | self.o.any(axis=(0, 3))
+        """Query heads [G, R] that have any link or a bias."""
+        return self.q.any(axis=(2, 3)) | self.q_biased.any(axis=2) | self.o.any(axis=(0, 3))
 
     def live_groups(self) -> Flags:
-        """Key/value heads [G] that have any link, carry a bias, or are read by a live query head."""
-        keys = self.k.any(axis=(1, 2)) | self.k_carried.any(axis=1)
-        values = self.v.any(axis=(1, 2)) | self.v_carried.any(axis=1)
+        """Key/value heads [G] that have any link, a bias, or are read by a live query head."""
+        keys = self.k.any(axis=(1, 2)) | self.k_biased.any(axis=1)
+        values = self.v.any(axis=(1, 2)) | self.v_biased.any(axis=1)
         return keys | values | self.live_query_heads().any(axis=1)
 
     def dead_values(self) -> int:
         """Places of value heads without a link and without a bias."""
-        return int(np.count_nonzero(~(self.v.any(axis=2) | self.v_carried | self.o.any(axis=(0, 2)))))
+        return int(np.count_nonzero(~(self.v.any(axis=2) | self.v_biased | self.o.any(axis=(0, 2)))))
 
     def dead_units(self) -> tuple[int, int]:
         """Units of places of key heads without a link and without a bias, of all."""
-        live_GU = self._in_units(self.k.any(axis=2) | self.k_carried)
+        live_GU = self._in_units(self.k.any(axis=2) | self.k_biased)
         return int(np.count_nonzero(~live_GU)), live_GU.size
 
     def _in_units(self, places: Flags) -> Flags:
@@ -98,29 +98,29 @@ class LayerLinks:
 
     def _clear_neurons(self) -> None:
         without_out_F, without_in_F = self.neurons_without()
-        dead_F = (without_out_F | without_in_F) & ~self.neurons_carried
+        dead_F = (without_out_F | without_in_F) & ~self.neurons_biased
         for mask in self.inputs:
             mask[dead_F] = False
         self.down[:, dead_F] = False
 
     def _clear_values(self) -> None:
-        dead_GD = ~(self.v.any(axis=2) & self.o.any(axis=(0, 2))) & ~self.v_carried
+        dead_GD = ~(self.v.any(axis=2) & self.o.any(axis=(0, 2))) & ~self.v_biased
         self.v[dead_GD] = False
         self.o &= ~dead_GD[:, None]
 
     def _clear_queries_and_keys(self) -> None:
-        # Rows that carry a bias keep their links, whatever becomes of what they feed.
+        # Rows with a bias keep their links, whatever becomes of what they feed.
         if self.norm_span == "all":
             return
         unread_GR = ~self.o.any(axis=(0, 3))
-        self.q &= (self.q_carried | ~unread_GR[:, :, None])[..., None]
+        self.q &= (self.q_biased | ~unread_GR[:, :, None])[..., None]
         if self.norm_span is not None:
-            self.k &= (self.k_carried | ~unread_GR.all(axis=1)[:, None])[..., None]
+            self.k &= (self.k_biased | ~unread_GR.all(axis=1)[:, None])[..., None]
             return
-        keys_GD = self._of_units(self._in_units(self.k.any(axis=2) | self.k_carried))
-        self.q &= (self.q_carried | keys_GD[:, None])[..., None]
-        queries_GD = self._of_units(self._in_units((self.q.any(axis=3) | self.q_carried).any(axis=1)))
-        self.k &= (self.k_carried | queries_GD)[..., None]
+        keys_GD = self._of_units(self._in_units(self.k.any(axis=2) | self.k_biased))
+        self.q &= (self.q_biased | keys_GD[:, None])[..., None]
+        queries_GD = self._of_units(self._in_units((self.q.any(axis=3) | self.q_biased).any(axis=1)))
+        self.k &= (self.k_biased | queries_GD)[..., None]
 
 
 def read_layer(model: PreTrainedModel, masks: Masks, decoder: Decoder, layer: str) -> LayerLinks:
@@ -137,10 +137,10 @@ def read_layer(model: PreTrainedModel, masks: Masks, decoder: Decoder, layer: st
         k=k.mask.reshape(groups, size, hidden),
         v=v.mask.reshape(groups, size, hidden),
         o=masks[f"{layer}.{decoder.attention.output}"].reshape(hidden, groups, readers, size).copy(),
-        neurons_carried=np.logical_or.reduce([rows.carried for rows in inputs]),
-        q_carried=q.carried.reshape(groups, readers, size),
-        k_carried=k.carried.reshape(groups, size),
-        v_carried=v.carried.reshape(groups, size),
+        neurons_biased=np.logical_or.reduce([rows.biased for rows in inputs]),
+        q_biased=q.biased.reshape(groups, readers, size),
+        k_biased=k.biased.reshape(groups, size),
+        v_biased=v.biased.reshape(groups, size),
         units=_units(decoder),
         norm_span=None if norm is None else "all" if norm.span == "all" else "head",
     )
@@ -158,13 +158,13 @@ def settled_masks(model: PreTrainedModel, masks: Masks, decoder: Decoder, layer:
 
 
 class _Rows:
-    """The mask of a projection, a copy, and which of its rows carry a bias."""
+    """The mask of a projection, a copy, and which of its rows have a bias."""
 
     def __init__(self, model: PreTrainedModel, masks: Masks, part: Part) -> None:
         rows = rows_of(model, part)
         self.mask = masks[part.module][rows]
         bias = model.get_submodule(part.module).bias
-        self.carried = np.zeros(len(rows), bool) if bias is None else (bias.detach() != 0).numpy()[rows]  # type: ignore[operator]
+        self.biased = np.zeros(len(rows), bool) if bias is None else (bias.detach() != 0).numpy()[rows]  # type: ignore[operator]
 
 
 def _units(decoder: Decoder) -> Flags:

@@ -19,7 +19,7 @@ class LayerChange:
     """One linear layer before and after. Shapes are (out_features, in_features).
 
     `neurons_removed` counts the nodes of the model that left, of those that the layer reads or writes. `fit_*` is the
-    share of links that serve the objective of `permute`, from 0 to 1; None in other passes.
+    share of links that have the structure which `permute` orders for, from 0 to 1; None in other passes.
     """
 
     name: str
@@ -31,6 +31,12 @@ class LayerChange:
     neurons_removed: int = 0
     fit_before: float | None = None
     fit_after: float | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the layer has another size, fewer links, or another fit than before."""
+        sizes = (self.shape_before, self.links_before) != (self.shape_after, self.links_after)
+        return sizes or self.neurons_removed > 0 or self.fit_before != self.fit_after
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..graph.source import SourceModel
-from .compact import compact
-from .permute import Objective, permute
+from .compaction import compact
+from .permutation import Structure, permute
 from .report import Passed, PassReport
 
 
@@ -13,12 +13,12 @@ from .report import Passed, PassReport
 class PassOptions:
     """Which passes to run.
 
-    `compact` removes neurons without effect; `permute` orders dimensions for an objective, None for none. `seed` is
+    `compact` removes neurons without effect; `permute` orders dimensions for a structure, None for none. `seed` is
     that of the search for orders.
     """
 
     compact: bool = False
-    permute: Objective | None = None
+    permute: Structure | None = None
     seed: int = 0
 
 
@@ -28,12 +28,15 @@ def run_passes(
     """The model as a graph should have it, and what each pass did.
 
     The result computes what `source` does, so that what is exported from it can be checked against `source.model`. It
-    is for graphs, not to be saved: its layers may have sizes that `config.json` cannot name.
+    is for graphs, not to be saved: its layers may have sizes that `config.json` cannot name. A pass has all weights in
+    memory; without one, they stay where they are.
 
     Raises:
         InputError: see `compact` and `permute`.
     """
     reports: list[PassReport] = []
+    if options.compact or options.permute is not None:
+        source = source.loaded()
 
     def take(passed: Passed) -> SourceModel:
         reports.append(passed.report)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...artifacts import CheckError, InputError, UnsupportedModelError
-from ...serve.engine.engines import is_installed
+from ...runtime.engines import is_installed
 from .worker import BUILT, REFUSED
 
 Shapes = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...kernels.gpu.packing import PACKERS, gap_padding
 from ...kernels.gpu.roofline import GPUS, SPARSE_FORMS, GpuModel, Layer, predict, weight_bytes
-from ...serve.engine.engines import Gpu
+from ...runtime.engines import Gpu
 from ..layouts.nm24 import fitting_links
 from ..report import LayerReport
 from .packed import holds

@@ -13,7 +13,7 @@ Attention that returns its cache.) B, S and R are dynamic; C is the model's cont
 float32; what is stored between operators is of the graph's precision.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from ...architectures import Part
-from ...artifacts import LanguageModelFacts
-from ...serve.engine.static_cache import StepLimits, cache_names, past_name, present_name
+from ...artifacts import LanguageModelFacts, UnsupportedModelError
+from ...runtime.static_cache import StepLimits, cache_names, past_name, present_name
 from ..graph.emitter import DecoderEmitter, Stream
 from ..graph.head import has_bias
 from ..graph.source import SourceModel
@@ -36,6 +36,7 @@ from .typed_graph import PRECISIONS, Precision, TypedGraph
 INT64 = TensorProto.INT64
 NO_FORMS: Mapping[str, str] = MappingProxyType({})
 """All layers dense."""
+NO_ANGLE = "unrotated"
 NO_ORDERS: Orders = MappingProxyType({})
 
 
@@ -111,9 +112,9 @@ class _StaticEmitter(DecoderEmitter):
         """See `DecoderEmitter.node`."""
         return self._graph.node(op_type, inputs, output, **attributes)
 
-    def number(self, name: str, value: NDArray) -> str:
+    def number(self, name: str, value: NDArray | Callable[[], NDArray]) -> str:
         """See `DecoderEmitter.number`."""
-        return self._graph.weight(name, value)
+        return self._graph.weight(name, value() if callable(value) else value)
 
     def constant(self, name: str, value: NDArray) -> str:
         """See `DecoderEmitter.constant`."""
@@ -122,6 +123,12 @@ class _StaticEmitter(DecoderEmitter):
     def projection(self, name: str, x: str) -> str:
         """See `DecoderEmitter.projection`."""
         return self._graph.linear(x, name, self.source.weight(name), self.source.bias(name), f"{name}.output")
+
+    def mixture(self, path: str, x: str) -> str:
+        """See `DecoderEmitter.mixture`: which rows an expert multiplies is not known when an engine is built."""
+        raise UnsupportedModelError(
+            f"{path}: experts are not supported by --target tensorrt and tensorrt-rtx; export with --target onnx"
+        )
 
     def positions(self) -> str:
         """See `DecoderEmitter.positions`."""
@@ -143,7 +150,7 @@ class _StaticEmitter(DecoderEmitter):
         attention, kind, path = self.decoder.attention, self.decoder.layers[layer], self.decoder.layer(layer)
         queries, keys, values = self.separate_heads(layer, x)
         turned = [
-            self._turned(self._heads(queries, attention.heads), kind.rotary),
+            self._turned(self._heads(queries, attention.heads), kind.rotary or self._no_angle()),
             self._turned(self._heads(keys, attention.kv_heads), kind.rotary),
         ]
         parts = (("key", turned[1]), ("value", self._heads(values, attention.kv_heads)))
@@ -202,13 +209,24 @@ class _StaticEmitter(DecoderEmitter):
         split = self.split_heads(x, heads, self.source.head_dim)
         return self.node("Transpose", [split], f"{x}.by_head", perm=[0, 2, 1, 3])
 
+    def _no_angle(self) -> str:
+        """A table of rotations by no angle, for queries that are not rotated.
+
+        A builder multiplies the root of the attention's scale into the weight that the queries come from, and rounds it
+        so, if nothing lies between the two. A rotation by no angle changes no bit.
+        """
+        shape = self.decoder.context_length, self.source.head_dim // 2
+        self.number(f"{NO_ANGLE}.cos", np.ones(shape, np.float32))
+        self.number(f"{NO_ANGLE}.sin", np.zeros(shape, np.float32))
+        return NO_ANGLE
+
     def _turned(self, heads: str, table: str) -> str:
         """Heads after the rotary embedding of a table; "" for none."""
         if not table:
             return heads
-        rotary = self.decoder.rotary
-        assert rotary is not None
-        partial = {} if rotary.size == self.source.head_dim else {"rotary_embedding_dim": rotary.size}
+        rotary, size = self.decoder.rotary, self.source.head_dim
+        turned = size if rotary is None or table == NO_ANGLE else rotary.size
+        partial = {} if turned == size else {"rotary_embedding_dim": turned}
         inputs = [heads, f"{table}.cos", f"{table}.sin", "position_ids"]
         return self.node("RotaryEmbedding", inputs, f"{heads}.turned", **partial)
 

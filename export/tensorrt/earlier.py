@@ -1,4 +1,4 @@
-"""More than one engine in an artifact: those of an earlier export of the same model are carried over.
+"""More than one engine in an artifact: those of an earlier export of the same model are copied into it.
 
 An engine of TensorRT is built on a GPU of its generation: exports on several machines, each with the artifact of the
 one before, give an artifact for all of their GPUs.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...artifacts import InputError, read_manifest
-from ...serve.engine.engines import ENGINES_FILE, EngineFacts, read_engines
+from ...runtime.engines import ENGINES_FILE, EngineFacts, read_engines
 
 _ONNX_SUFFIXES = (".onnx", ".data")
 
@@ -24,7 +24,7 @@ class EarlierEngines:
     engines: tuple[EngineFacts, ...]
     reports: tuple[Any, ...]
 
-    def carry(self, staging: Path, new: EngineFacts) -> tuple[EngineFacts, ...]:
+    def copy(self, staging: Path, new: EngineFacts) -> tuple[EngineFacts, ...]:
         """Copy the engines beside a new one, which takes the place of one of its name; returns those that came."""
         kept = tuple(engine for engine in self.engines if engine.file != new.file)
         for engine in kept:
@@ -45,12 +45,12 @@ def read_earlier(artifact: Path, portable: Path) -> EarlierEngines:
     manifest, exported = read_manifest(artifact), read_manifest(portable)
     engines = read_engines(artifact)
     if not engines:
-        raise InputError(f"{artifact} holds no engine to carry over: it has no {ENGINES_FILE}")
+        raise InputError(f"{artifact} holds no engine to copy: it has no {ENGINES_FILE}")
     for name, facts in manifest.files.items():
         if name.endswith(_ONNX_SUFFIXES) and exported.files.get(name) != facts:
             raise InputError(
                 f"{artifact} is of another model or was exported with other options: its {name} is not the one "
-                "exported here; its engines cannot be carried over"
+                "exported here; its engines cannot be copied into it"
             )
     report = json.loads((artifact / ENGINES_FILE).read_text())["report"]
     return EarlierEngines(artifact, engines, (report, *report.pop("earlier", ())))

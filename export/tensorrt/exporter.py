@@ -16,18 +16,21 @@ from numpy.typing import NDArray
 
 from ...artifacts import Manifest, publish, read_manifest
 from ...artifacts.manifest import MANIFEST_FILE
-from ...artifacts.publish import check_target
+from ...artifacts.page import write_report
+from ...artifacts.publishing import check_target
 from ...kernels.cost import check_isa
-from ...serve.engine.engines import EngineFacts, Gpu, write_engines
-from ...serve.engine.gpu import find_gpu
-from ...serve.engine.static_cache import StepLimits
+from ...runtime.engines import EngineFacts, Gpu, write_engines
+from ...runtime.gpu import find_gpu
+from ...runtime.static_cache import StepLimits
 from ..exporter import NO_PASSES, export_packed, held_out_windows
-from ..graph.source import SourceModel, load_source
+from ..graph import SourceModel, load_source
+from ..layouts import Objective
 from ..passes import PassOptions, run_passes
 from ..quality import QualityFigures, Rounding, measure_quality
-from ..report import ExportReport, write_reports
+from ..reference import TorchReference
+from ..report import ExportReport
+from ..report_page import export_page
 from .build import RUNTIMES, EngineBuild, EngineRequest, EngineRuntime, build_engine, check_runtime
-from .carried import carried_layers
 from .choosing import DENSE, FormChoice, choose_form, layer_reports, stay_dense
 from .decoder import build_static_decoder, step_profiles
 from .decoding import check_packed
@@ -37,6 +40,7 @@ from .parity import EngineParity, check_graph, open_graph
 from .report import REPORT_FILE, EngineReport, write_engine_report
 from .sparsity import layer_sparsity, parse_sparsity_log
 from .typed_graph import PRECISIONS, Precision, save_typed_model
+from .unchanged import unchanged_layers
 
 Progress = Callable[[str], None]
 
@@ -44,7 +48,7 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class EngineOptions:
     """How to build: the runtime by name, the precision of weights and cache, the largest steps, a timing cache to read
-    and write, whether layers may become plugins (see `choosing`), an earlier artifact whose engines are carried over,
+    and write, whether layers may become plugins (see `choosing`), an earlier artifact whose engines are copied into it,
     and the seconds that a build may take."""
 
     runtime: str = "tensorrt-rtx"
@@ -66,13 +70,14 @@ def export_engines(
     lm_head: Literal["float32", "int8"] = "float32",
     passes: PassOptions = NO_PASSES,
     for_isa: str | None = None,
+    objective: Objective = "latency",
 ) -> tuple[ExportReport, EngineReport]:
     """Export a model directory to sparse ONNX and an engine, and publish both where they agree with torch.
 
     Args:
         model_directory, out, progress: as `export_model`. options: of the engine. values, lm_head: of the ONNX; the
-        engine's numbers are of its own precision. passes: what is done to the model first, for both. for_isa: as
-        `export_model`, of the ONNX.
+        engine's numbers are of its own precision. passes: what is done to the model first, for both. for_isa,
+        objective: as `export_model`, of the ONNX.
 
     Raises:
         InputError: the runtime is not installed, the model is unfit, `out` is taken, or there is no such instruction
@@ -101,6 +106,7 @@ def export_engines(
             lm_head=lm_head,
             pass_reports=pass_reports,
             for_isa=for_isa,
+            objective=objective,
         )
         # Before the build, which takes long.
         earlier = None if options.engines_from is None else read_earlier(options.engines_from, portable)
@@ -114,11 +120,11 @@ def export_engines(
             engine, report = export.build(work, staging)
             manifest = _move_portable(portable, staging)
             onnx_report = replace(onnx_report, engine_layers=report.stored)
-            write_reports(staging, onnx_report, source.projection_masks())
+            write_report(staging, onnx_report.to_dict(), export_page(onnx_report, source.projection_masks()))
             write_engine_report(staging / REPORT_FILE, report)
-            carried = earlier.carry(staging, engine) if earlier else ()
+            copied = earlier.copy(staging, engine) if earlier else ()
             reports = list(earlier.reports) if earlier else []
-            write_engines(staging, [engine, *carried], asdict(report) | {"earlier": reports})
+            write_engines(staging, [engine, *copied], asdict(report) | {"earlier": reports})
             publication.finish(manifest)
     return onnx_report, report
 
@@ -186,7 +192,7 @@ class _Export:
         windows_WS = held_out_windows(self.original)
         runners = {f"the engine's graph in {precision.name}": partial(open_graph, self.source, graph, precision)}
         rounding = Rounding(precision.name, precision.name, precision.name)
-        return measure_quality(self.original.model, runners, windows_WS, rounding, self._tell)
+        return measure_quality(TorchReference(self.original), runners, windows_WS, rounding, self._tell)
 
     def _build(
         self, graph: Path, staging: Path, precision: Precision, *, plugins: bool
@@ -228,7 +234,7 @@ class _Export:
             build_seconds=build.seconds,
             parity=parity,
             quality=quality,
-            carried=tuple(carried_layers(engine.read_bytes(), weights)),
+            unchanged=tuple(unchanged_layers(engine.read_bytes(), weights)),
             layers=tuple(layer_sparsity(name, masks[name], name, log) for name in sorted(dense)),
             stored=layer_reports(masks, choices),
         )

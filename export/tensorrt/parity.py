@@ -25,8 +25,8 @@ from onnx import TensorProto, numpy_helper
 from transformers import PreTrainedModel
 
 from ...artifacts import CheckError, LanguageModelFacts
-from ...serve.engine.runner import Runner
-from ...serve.engine.static_cache import StaticCacheRunner, Step, StepLimits, cache_names, past_name, present_name
+from ...runtime.runner import Runner
+from ...runtime.static_cache import StaticCacheRunner, Step, StepLimits, cache_names, past_name, present_name
 from ..graph.source import SourceModel
 from ..verify import ParityFigures, check_parity, torch_greedy
 from .decoder import NO_FORMS, NO_ORDERS, build_static_decoder

@@ -1,14 +1,25 @@
 """`engines.html`: what the engine is, how exact its graph is, and what became of each layer's zeros."""
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
-from ...artifacts.publish import write_atomically
-from ...serve.engine.engines import EngineFacts
-from ..page import STYLE
+from ...artifacts.page import (
+    Column,
+    Html,
+    LayerTable,
+    Verdict,
+    document,
+    facts,
+    layers_by_kind,
+    megabytes,
+    section,
+    table,
+)
+from ...artifacts.publishing import write_atomically
+from ...runtime.engines import EngineFacts
 from ..quality import QualityFigures
 from ..report import LayerReport
+from ..report_page import stored_layers
 from .parity import EngineParity
 from .sparsity import LayerSparsity
 
@@ -30,7 +41,7 @@ class EngineReport:
     build_seconds: float
     parity: EngineParity
     quality: QualityFigures
-    carried: tuple[str, ...]
+    unchanged: tuple[str, ...]
     layers: tuple[LayerSparsity, ...]
     stored: tuple[LayerReport, ...]
     run: bool = False
@@ -43,47 +54,82 @@ def write_engine_report(path: Path, report: EngineReport) -> None:
 
 
 def _html(report: EngineReport) -> str:
-    engine, parity, quality = report.engine, report.parity, report.quality
-    stored = "\n".join(_stored_row(layer) for layer in report.stored)
-    rows = "\n".join(_row(layer, layer.name in report.carried) for layer in report.layers)
+    engine, quality = report.engine, report.quality
     two_four = sum(layer.two_four for layer in report.layers)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hebbline engine report</title><style>{STYLE}</style></head><body>
-<h1>Engine report</h1>
-<p>{escape(engine.file)}: {engine.runtime} {engine.version}, {engine.precision}, for compute capability
-{", ".join(engine.compute_capabilities)}; {report.engine_bytes / 1e6:.2f} MB, built in {report.build_seconds:.1f} s.
-{escape("" if report.run else NOT_RUN)}</p>
-<h2>Parity of the graph with torch</h2>
-<p>In float32 its logits differ by at most {parity.float32.full_forward:.1e}, and {parity.float32.greedy_tokens} greedy
-tokens are the same. In {engine.precision} they differ from float32 by {parity.in_precision:.1e}; torch in
-{engine.precision} by {parity.torch_in_precision:.1e}. "Torch" is the model before any pass. The perplexity of held-out
-English text is {quality.perplexity_float32:.4f} in float32, and {quality.largest:.4f} by the graph in
-{engine.precision}.</p>
-<h2>How layers are stored</h2>
-<table><tr><th>layer</th><th>form</th><th class="number">kB</th><th class="number">dense kB</th><th>reason</th></tr>
-{stored}</table>
-<h2>Dense layers</h2>
-<p>{len(report.carried)} of {len(report.layers) + 1} dense matrices (the embedding is one) lie in the engine byte for
-byte; another order of a weight would not be found. {two_four} layers are 2:4 by structure. Layers that are plugins were
-decoded from the file that was built, and are the model's weights bit for bit.</p>
-<table><tr><th>layer</th><th class="number">groups of 4</th><th class="number">with more than 2 links</th>
-<th>byte for byte</th><th>eligible</th><th>sparse tactic</th><th>reason</th></tr>
-{rows}</table></body></html>
-"""
+    plugins = len(report.stored) - len(report.layers)
+    return document(
+        f"{engine.file}: a TensorRT engine",
+        Verdict(
+            what=f"an engine in {engine.precision} for GPUs of compute capability "
+            f"{', '.join(engine.compute_capabilities)}, built by {engine.runtime} {engine.version} in "
+            f"{report.build_seconds:.1f} s",
+            good=f"perplexity of held-out English text: {quality.perplexity_float32:.4f} in float32, "
+            f"{quality.largest:.4f} by the engine's graph in {engine.precision}",
+            fast="" if report.run else NOT_RUN,
+            big=f"{megabytes(report.engine_bytes)}; {two_four} of {len(report.stored)} projections are 2:4, "
+            f"{plugins} are plugins with sparse kernels",
+        ),
+        section("Settings", facts(_settings(report))),
+        _parity(report),
+        section("How layers are stored", stored_layers(report.stored)),
+        section(
+            "Dense layers",
+            f"{len(report.unchanged)} of {len(report.layers) + 1} dense matrices (the embedding is one) were found in "
+            "the engine's file byte for byte. One that was not may be there in another order. Layers that are plugins "
+            "were decoded from the file that was built, and are the model's weights bit for bit.",
+            _dense(report),
+        ),
+    )
 
 
-def _stored_row(layer: LayerReport) -> str:
-    sizes = "".join(f'<td class="number">{size / 1e3:,.1f}</td>' for size in (layer.bytes, layer.dense_bytes))
-    return f"<tr><td>{escape(layer.name)}</td><td>{layer.layout}</td>{sizes}<td>{escape(layer.reason)}</td></tr>"
+def _settings(report: EngineReport) -> dict[str, object]:
+    engine, limits = report.engine, report.engine.limits
+    return {
+        "weights, keys and values": engine.precision,
+        "largest step": f"{limits.batch} sequences decoded together, or {limits.tokens} tokens of a prompt",
+        "runs in": f"{engine.runtime} {engine.version}, and in no other version",
+    }
 
 
-def _row(layer: LayerSparsity, carried: bool) -> str:
-    figures = "".join(f'<td class="number">{value:,}</td>' for value in (layer.groups, layer.illegal_groups))
-    verdicts = "".join(f"<td>{_word(verdict)}</td>" for verdict in (layer.eligible, layer.picked))
-    found = "yes" if carried else "not found"
-    reason = f'<td class="reason">{escape(layer.reason)}</td>'
-    return f"<tr><td>{escape(layer.name)}</td>{figures}<td>{found}</td>{verdicts}{reason}</tr>"
+def _parity(report: EngineReport) -> Html:
+    parity, precision = report.parity, report.engine.precision
+    return section(
+        "Agreement of the graph with torch",
+        f"Torch is the model before any pass. {parity.float32.greedy_tokens} tokens that it generates greedily are the "
+        "same.",
+        table(
+            ["logits of", Column("largest difference from torch in float32", True)],
+            [
+                ("the engine's graph in float32", f"{parity.float32.full_forward:.1e}"),
+                (f"the engine's graph in {precision}", f"{parity.in_precision:.1e}"),
+                (f"torch in {precision}", f"{parity.torch_in_precision:.1e}"),
+            ],
+        ),
+    )
+
+
+def _dense(report: EngineReport) -> Html:
+    shown = LayerTable[LayerSparsity](
+        head=[
+            Column("groups of 4", True),
+            Column("with more than 2 links", True),
+            "found byte for byte",
+            "TensorRT counts it as eligible",
+            "TensorRT picked a sparse kernel",
+        ],
+        row=lambda layer: [
+            f"{layer.groups:,}",
+            f"{layer.illegal_groups:,}",
+            "yes" if layer.name in report.unchanged else "no",
+            _word(layer.eligible),
+            _word(layer.picked),
+        ],
+        line=lambda group: f"{sum(layer.two_four for layer in group)} of them 2:4 by structure",
+        reason=lambda layer: layer.reason,
+    )
+    return layers_by_kind(report.layers, lambda layer: layer.name, shown)
 
 
 def _word(verdict: bool | None) -> str:
-    return "not reported" if verdict is None else "yes" if verdict else "no"
+    """What TensorRT reported; nothing where it reported nothing."""
+    return "" if verdict is None else "yes" if verdict else "no"

@@ -15,7 +15,6 @@ by " + ". The parser below was written from published logs of those versions, an
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,13 +134,3 @@ def _reason(
     if eligible is False:
         return "2:4 by structure, but the builder does not count it as eligible, and its log does not say why"
     return "2:4 by structure; the builder's log does not tell what became of it"
-
-
-def sparsity_totals(layers: Mapping[str, LayerSparsity]) -> dict[str, int]:
-    """How many layers are 2:4 by structure, eligible, and run by a sparse tactic."""
-    return {
-        "layers": len(layers),
-        "two_four": sum(layer.two_four for layer in layers.values()),
-        "eligible": sum(layer.eligible is True for layer in layers.values()),
-        "picked": sum(layer.picked is True for layer in layers.values()),
-    }

@@ -1,6 +1,7 @@
 #include "attention/attention.h"
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "platform/arithmetic.h"
@@ -32,7 +33,7 @@ struct Piece {
 class Plan {
  public:
   explicit Plan(const AttentionStep& step) {
-    const int64_t sequences = static_cast<int64_t>(step.slots.size());
+    const int64_t sequences = static_cast<int64_t>(step.past.size());
     const int64_t group = step.heads / step.cache.kv_heads;
     for (int64_t s = 0; s < sequences; ++s) {
       const int64_t rows = group * (step.cu_seqlens[s + 1] - step.cu_seqlens[s]);
@@ -79,6 +80,7 @@ void write_token(const AttentionStep& step, const AttentionKernels& kernels, int
   const auto after = std::upper_bound(step.cu_seqlens.begin(), step.cu_seqlens.end(), token);
   const auto sequence = static_cast<size_t>(after - step.cu_seqlens.begin()) - 1;
   const int64_t position = step.past[sequence] + token - step.cu_seqlens[sequence];
+  const int64_t slot = step.table(static_cast<int64_t>(sequence))[position / step.cache.capacity()];
   const int64_t head_dim = step.cache.head_dim, width = step.heads * head_dim;
   kernels.write({.cache = &step.cache,
                  .heads = step.heads,
@@ -89,8 +91,8 @@ void write_token(const AttentionStep& step, const AttentionKernels& kernels, int
                  .sin_D2 = step.rotary_dim > 0 ? step.sin + position * step.rotary_dim / 2 : nullptr,
                  .rotary_dim = step.rotary_dim,
                  .scale = step.scale,
-                 .slot_blocks = step.blocks + step.cache.head_offset(step.slots[sequence], 0),
-                 .position = position,
+                 .slot_blocks = step.blocks + step.cache.head_offset(slot, 0),
+                 .place = position % step.cache.capacity(),
                  .rotated = rotated + token * width});
 }
 
@@ -99,7 +101,11 @@ AttentionTask make_task(const AttentionStep& step, const Group& group, const flo
   const int64_t offset = step.cu_seqlens[group.sequence] * width + group.head * members * step.cache.head_dim;
   return {.format = step.cache.format,
           .head_dim = step.cache.head_dim,
-          .blocks = step.blocks + step.cache.head_offset(step.slots[group.sequence], group.head),
+          .table = {.head = step.blocks + step.cache.head_offset(0, group.head),
+                    .slots = step.table(group.sequence),
+                    .blocks = step.cache.blocks,
+                    .slot_bytes = step.cache.slot_bytes(),
+                    .block_bytes = block_bytes(step.cache.format, step.cache.head_dim)},
           .rotated = rotated + offset,
           .group = members,
           .token_stride = width,
@@ -116,9 +122,14 @@ AttentionTask make_task(const AttentionStep& step, const Group& group, const flo
           .workspace = nullptr};
 }
 
-// The block that holds the first of the task's keys.
-const char* first_block(const AttentionTask& task) {
-  return task.blocks + task.first_key / kPlaces * block_bytes(task.format, task.head_dim);
+// The blocks of the task's first chunk; the places after the last block's repeat it.
+std::array<const char*, kChunkBlocks> first_blocks(const AttentionTask& task) {
+  std::array<const char*, kChunkBlocks> blocks{};
+  const int64_t first = task.first_key / kPlaces, last = (task.last_key - 1) / kPlaces;
+  for (int64_t i = 0; i < kChunkBlocks; ++i) {
+    blocks[static_cast<size_t>(i)] = task.table.block(std::min(first + i, last));
+  }
+  return blocks;
 }
 
 }  // namespace
@@ -164,7 +175,11 @@ void attend(const AttentionStep& step, const AttentionKernels& kernels, const Pa
   };
   parallel(plan.pieces().size(), [&](size_t index) {
     AttentionTask task = task_of(plan.pieces()[index]);
-    if (index + 1 < plan.pieces().size()) task.next = first_block(task_of(plan.pieces()[index + 1]));
+    std::array<const char*, kChunkBlocks> next;
+    if (index + 1 < plan.pieces().size()) {
+      next = first_blocks(task_of(plan.pieces()[index + 1]));
+      task.next = next.data();
+    }
     task.workspace = memory(Scratch::kWorkspace, workspace_floats(step.cache.head_dim));
     kernels.attend(task);
   });

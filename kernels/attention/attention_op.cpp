@@ -1,16 +1,17 @@
 // The op `VarlenAttention`: a node's tensors, checked, to a step of attention.
 //
 // Inputs: queries [T, heads * D], keys and values [T, kv_heads * D], float32, or all three side by side as queries
-// [T, (heads + 2 kv_heads) * D], without keys and values; cu_seqlens [S + 1], slots [S], past [S],
-// int32: sequence s has tokens [cu_seqlens[s], cu_seqlens[s + 1]), which are appended to slot slots[s] after the
-// past[s] tokens that it holds; cos and sin [positions, D2], float32: the first 2 D2 places of each head of queries and
-// keys turn, all where D2 is D / 2, none where both are left out; cache, uint8 [slots, kv_heads, blocks, bytes], where
-// `bytes` of a block tells its format: see attention.h.
-// Outputs: attended [T, heads * D]; the cache, which is written in place where it is bound to the input's memory and
-// copied else.
-// Attributes: num_heads, kv_num_heads; and where they are given, window: the keys that a token attends to, itself
-// included; softcap: scores become softcap * tanh(score / softcap); scale: of scores, else D^-0.5.
+// [T, (heads + 2 kv_heads) * D], without keys and values; cu_seqlens [S + 1], slots [S * E], past [S],
+// int32: sequence s has tokens [cu_seqlens[s], cu_seqlens[s + 1]), which are appended after the past[s] tokens that it
+// holds in its slots, slots[s * E] to slots[s * E + E - 1], one after the other; E is 1 where a slot is as long as the
+// context. What is written no other sequence of the step may have; cos and sin [positions, D2], float32: the first 2 D2
+// places of each head of queries and keys turn, all where D2 is D / 2, none where both are left out; cache, uint8
+// [slots, kv_heads, blocks, bytes], where `bytes` of a block tells its format: see attention.h. Outputs: attended [T,
+// heads * D]; the cache, which is written in place where it is bound to the input's memory and copied else. Attributes:
+// num_heads, kv_num_heads; and where they are given, window: the keys that a token attends to, itself included;
+// softcap: scores become softcap * tanh(score / softcap); scale: of scores, else D^-0.5.
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -154,36 +155,47 @@ class VarlenAttention {
 
   // Every index is checked at every step: an index from a file or a caller must not reach memory outside.
   void check_sequences(AttentionStep& step, const std::vector<TensorView>& inputs) const {
-    const int64_t sequences = inputs[kSlots].shape.size() == 1 ? inputs[kSlots].shape[0] : 0;
-    check_shape(inputs[kSlots], kSlots, {sequences});
+    const int64_t sequences = inputs[kPast].shape.size() == 1 ? inputs[kPast].shape[0] : 0;
+    const int64_t slots = inputs[kSlots].shape.size() == 1 ? inputs[kSlots].shape[0] : 0;
     check_shape(inputs[kPast], kPast, {sequences});
+    check_shape(inputs[kSlots], kSlots, {sequences > 0 ? sequences * std::max(slots / sequences, int64_t{1}) : 0});
     check_shape(inputs[kCuSeqlens], kCuSeqlens, {sequences + 1});
     step.cu_seqlens = inputs[kCuSeqlens].as<int32_t>();
     step.slots = inputs[kSlots].as<int32_t>();
     step.past = inputs[kPast].as<int32_t>();
     const int64_t tokens = inputs[kQueries].shape[0];
-    const int64_t positions = step.rotary_dim > 0 ? inputs[kCos].shape[0] : step.cache.capacity();
+    const int64_t held = step.entries() * step.cache.capacity();
+    const int64_t most = step.rotary_dim > 0 ? std::min(held, inputs[kCos].shape[0]) : held;
     if (step.cu_seqlens.front() != 0 || step.cu_seqlens.back() != tokens) {
       refuse("cu_seqlens does not go from 0 to the number of tokens, " + std::to_string(tokens));
     }
-    std::vector<bool> used(static_cast<size_t>(step.cache.slots));
-    for (int64_t s = 0; s < sequences; ++s) check_sequence(step, s, positions, used);
+    std::vector<Use> uses(static_cast<size_t>(step.cache.slots), Use::kNone);
+    for (int64_t s = 0; s < sequences; ++s) check_sequence(step, s, most, uses);
   }
 
-  void check_sequence(const AttentionStep& step, int64_t s, int64_t positions, std::vector<bool>& used) const {
+  // What the sequences of a step do with a slot.
+  enum class Use : uint8_t { kNone, kRead, kWritten };
+
+  void check_sequence(const AttentionStep& step, int64_t s, int64_t most, std::vector<Use>& uses) const {
     const int64_t length = int64_t{step.cu_seqlens[s + 1]} - step.cu_seqlens[s], past = step.past[s];
-    const int64_t slot = step.slots[s];
     const std::string sequence = "sequence " + std::to_string(s) + " of the step: ";
     if (length < 0) refuse("cu_seqlens descends at " + sequence.substr(0, sequence.size() - 2));
-    if (slot < 0 || slot >= step.cache.slots) {
-      refuse(sequence + "slot " + std::to_string(slot) + " is not among " + std::to_string(step.cache.slots));
-    }
-    if (used[static_cast<size_t>(slot)]) refuse(sequence + "slot " + std::to_string(slot) + " is in use by another");
-    used[static_cast<size_t>(slot)] = true;
-    const int64_t most = std::min(step.cache.capacity(), positions);
     if (past < 0 || past + length > most) {
       refuse(sequence + std::to_string(length) + " tokens after " + std::to_string(past) + " exceed the " +
              std::to_string(most) + " that the cache and the rotary tables hold");
+    }
+    const int64_t capacity = step.cache.capacity(), first_written = past / capacity;
+    for (int64_t entry = 0; entry * capacity < past + length; ++entry) {
+      const int64_t slot = step.table(s)[entry];
+      if (slot < 0 || slot >= step.cache.slots) {
+        refuse(sequence + "slot " + std::to_string(slot) + " is not among " + std::to_string(step.cache.slots));
+      }
+      Use& use = uses[static_cast<size_t>(slot)];
+      const bool writes = length > 0 && entry >= first_written;
+      if (use == Use::kWritten || (writes && use != Use::kNone)) {
+        refuse(sequence + "slot " + std::to_string(slot) + " is in use by another, and one of the two writes to it");
+      }
+      use = writes ? Use::kWritten : Use::kRead;
     }
   }
 

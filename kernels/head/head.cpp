@@ -80,7 +80,10 @@ void each_above(const float* logits_V, int64_t vocabulary, std::span<const float
 
 const HeadKernels& head_kernels() {
   const Isa isa = select_isa();
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx2Vnni) return avx2vnni::kHeadKernels;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeonI8mm) return neoni8mm::kHeadKernels;
   if (isa == Isa::kNeonDot) return neondot::kHeadKernels;
 #endif
   return HEBBLINE_CHOOSE(isa, kHeadKernels);

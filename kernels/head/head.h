@@ -72,8 +72,11 @@ class ShortlistHead {
 };
 
 HEBBLINE_DECLARE(HeadKernels, kHeadKernels)
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+HEBBLINE_DECLARE_IN(avx2vnni, HeadKernels, kHeadKernels)
+#elif defined(__aarch64__)
 HEBBLINE_DECLARE_IN(neondot, HeadKernels, kHeadKernels)
+HEBBLINE_DECLARE_IN(neoni8mm, HeadKernels, kHeadKernels)
 #endif
 
 }  // namespace hebbline

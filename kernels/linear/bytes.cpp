@@ -24,7 +24,7 @@ int64_t padded_columns(int64_t reach) { return (reach + kStep - 1) / kStep * kSt
 }  // namespace
 
 ByteActivations quantise_tokens(const ByteKernels& kernels, const Call& call, int64_t columns, int64_t reach,
-                                const Parallel& parallel) {
+                                bool is_unsigned, const Parallel& parallel) {
   const int64_t padded = padded_columns(reach), stride = padded + kStep, tokens = call.tokens;
   const int64_t bytes = (tokens + 1) * stride, scale_bytes = tokens * static_cast<int64_t>(sizeof(float));
   char* memory = scratch(Scratch::kActivations, static_cast<size_t>(bytes + scale_bytes));
@@ -32,7 +32,7 @@ ByteActivations quantise_tokens(const ByteKernels& kernels, const Call& call, in
   auto* scales_M = reinterpret_cast<float*>(memory + bytes);
   const float fixed = call.activation_scale.value_or(0);
   for_each_token(tokens, parallel, [&](int64_t m) {
-    scales_M[m] = kernels.quantise(call.x_MK + m * columns, columns, padded, fixed, x_MK + m * stride);
+    scales_M[m] = kernels.quantise(call.x_MK + m * columns, columns, padded, fixed, is_unsigned, x_MK + m * stride);
   });
   std::fill_n(x_MK + tokens * stride, stride, int8_t{0});
   return {x_MK, stride, scales_M};

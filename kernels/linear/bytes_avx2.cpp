@@ -21,13 +21,14 @@ inline __m256i quants(__m256 x, __m256 inverse) {
   return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(x, inverse), least), most));
 }
 
-float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, int8_t* out_K) {
+float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, bool is_unsigned, int8_t* out_K) {
   float scale = fixed_scale, inverse = 1 / fixed_scale;
   if (!(fixed_scale > 0)) {
     const Int8Scale found = int8_scale(largest_magnitude(x_K, columns));
     scale = found.scale;
     inverse = found.inverse;
   }
+  const __m256i offset = _mm256_set1_epi8(is_unsigned ? -128 : 0);
   const __m256 factor = _mm256_set1_ps(inverse);
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing goes by halves
   for (int64_t k = 0; k < padded; k += 32) {
@@ -35,7 +36,8 @@ float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_sc
     for (int i = 0; i < 4; ++i) part[i] = quants(load_columns(x_K, k + 8 * i, columns), factor);
     const __m256i bytes =
         _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out_K + k), _mm256_permutevar8x32_epi32(bytes, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out_K + k),
+                        _mm256_xor_si256(_mm256_permutevar8x32_epi32(bytes, order), offset));
   }
   return scale;
 }

@@ -22,12 +22,14 @@ inline int16x8_t quants(const float* x_K, int64_t k, int64_t columns, float inve
   return vcombine_s16(vqmovn_s32(low), vqmovn_s32(high));
 }
 
-float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, int8_t* out_K) {
+float quantise(const float* x_K, int64_t columns, int64_t padded, float fixed_scale, bool is_unsigned, int8_t* out_K) {
   const auto [scale, inverse] =
       fixed_scale > 0 ? Int8Scale{fixed_scale, 1 / fixed_scale} : int8_scale(largest_magnitude(x_K, columns));
+  const int8x16_t offset = vdupq_n_s8(is_unsigned ? -128 : 0);
   for (int64_t k = 0; k < padded; k += 16) {
     const int8x8_t low = vqmovn_s16(quants(x_K, k, columns, inverse));
-    vst1q_s8(out_K + k, vcombine_s8(low, vqmovn_s16(quants(x_K, k + 8, columns, inverse))));
+    const int8x16_t bytes = vcombine_s8(low, vqmovn_s16(quants(x_K, k + 8, columns, inverse)));
+    vst1q_s8(out_K + k, veorq_s8(bytes, offset));
   }
   return scale;
 }

@@ -11,7 +11,7 @@ namespace hebbline {
 namespace {
 
 constexpr std::array<int64_t, 7> kTypicalTokens{1, 2, 4, 8, 16, 64, 256};
-constexpr double kCopyPenalty = 0.10;   // a second copy of the weight must save so much time somewhere
+constexpr double kCopyPenalty = 0.10;   // each further copy of the weight must save so much time somewhere
 constexpr double kSmallestCost = 0.01;  // microseconds; layers of nothing cost something
 constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
@@ -29,11 +29,11 @@ std::vector<Family> candidates(const Workload& work, Isa isa) {
 // Costs of the families at the typical numbers of tokens, each over the least there.
 class Costs {
  public:
-  Costs(const Workload& work, Isa isa) : families_(candidates(work, isa)) {
+  Costs(const Workload& work, const Processor& processor) : families_(candidates(work, processor.isa)) {
     for (const Family family : families_) {
       auto& row = relative_.emplace_back();
       for (size_t i = 0; i < kTypicalTokens.size(); ++i) {
-        row[i] = cost_microseconds(family, work, isa, static_cast<double>(kTypicalTokens[i])) + kSmallestCost;
+        row[i] = cost_microseconds(family, work, processor, static_cast<double>(kTypicalTokens[i])) + kSmallestCost;
       }
     }
     for (size_t i = 0; i < kTypicalTokens.size(); ++i) {
@@ -46,12 +46,7 @@ class Costs {
   size_t size() const { return families_.size(); }
   Family family(size_t f) const { return families_[f]; }
 
-  // The sum where family `few` takes the first `count` numbers of tokens, and `many` the others.
-  double sum(size_t few, size_t many, size_t count) const {
-    double sum = few == many ? 0 : kCopyPenalty;
-    for (size_t i = 0; i < kTypicalTokens.size(); ++i) sum += relative_[i < count ? few : many][i];
-    return sum;
-  }
+  double relative(size_t f, size_t i) const { return relative_[f][i]; }
 
  private:
   std::vector<Family> families_;
@@ -60,21 +55,47 @@ class Costs {
 
 }  // namespace
 
-Plan choose_plan(const Workload& work, Isa isa) {
-  const Costs costs(work, isa);
-  Plan best{};
-  double least = std::numeric_limits<double>::infinity();
-  for (size_t few = 0; few < costs.size(); ++few) {
-    for (size_t many = 0; many < costs.size(); ++many) {
-      for (size_t count = 1; count < (few == many ? 2 : kTypicalTokens.size()); ++count) {
-        const double sum = costs.sum(few, many, count);
-        if (sum >= least) continue;
-        least = sum;
-        best = {costs.family(few), costs.family(many), few == many ? kAlways : kTypicalTokens[count - 1] + 1};
+Family Plan::family(double tokens) const {
+  for (const PlanStep& step : steps) {
+    if (tokens < static_cast<double>(step.until)) return step.family;
+  }
+  return steps.back().family;
+}
+
+Plan plan_of(Family family) { return {{{family, kAlways}}}; }
+
+// The least sums up to each number of tokens that end in each family, with no more copies than `c` + 1, and the family
+// before it: a shortest path.
+Plan choose_plan(const Workload& work, const Processor& processor, size_t most_copies) {
+  const Costs costs(work, processor);
+  const size_t copies = std::clamp<size_t>(most_copies, 1, kTypicalTokens.size());
+  std::vector<std::vector<double>> sums(copies, std::vector<double>(costs.size(), 0.0));
+  std::array<std::vector<std::vector<size_t>>, kTypicalTokens.size()> before;
+  for (size_t i = 0; i < kTypicalTokens.size(); ++i) {
+    before[i].resize(copies);
+    for (size_t c = copies; c-- > 0;) {  // the sums with a copy less are still those of the number of tokens before
+      size_t least = 0;
+      double switched = std::numeric_limits<double>::infinity();
+      if (c > 0) {
+        least = static_cast<size_t>(std::ranges::min_element(sums[c - 1]) - sums[c - 1].begin());
+        switched = sums[c - 1][least] + kCopyPenalty;
+      }
+      for (size_t f = 0; f < costs.size(); ++f) {
+        const bool stays = i == 0 || sums[c][f] <= switched;
+        before[i][c].push_back(stays ? f : least);
+        sums[c][f] = (stays ? sums[c][f] : switched) + costs.relative(f, i);
       }
     }
   }
-  return best;
+  size_t c = copies - 1;
+  auto f = static_cast<size_t>(std::ranges::min_element(sums[c]) - sums[c].begin());
+  Plan plan = plan_of(costs.family(f));
+  for (size_t i = kTypicalTokens.size() - 1; i > 0; --i) {
+    if (before[i][c][f] == f) continue;
+    f = before[i][c--][f];
+    plan.steps.insert(plan.steps.begin(), {costs.family(f), kTypicalTokens[i - 1] + 1});
+  }
+  return plan;
 }
 
 }  // namespace hebbline

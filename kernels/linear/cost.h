@@ -1,59 +1,43 @@
 // How long each family takes to multiply: the model by which a weight's packings are chosen, and by which exports and
 // benchmarks predict.
 //
-// A walk over what a family does for a call counts amounts: links times passes, bytes, cells of X and Y. A table of
-// nanoseconds for each amount turns them into a time. Tables are fitted to measurements, one for each instruction set:
-// see hebbline.benchmarks.fit_cost.
+// What a family does for a call is counted in `amounts.h`. A table of nanoseconds for each amount turns that into a
+// time. Tables are fitted to measurements, one for each instruction set and, where processors of several designs have
+// it, microarchitecture: see hebbline.benchmarks.fit_cost.
 #pragma once
 
-#include <array>
-#include <cstddef>
+#include <optional>
+#include <string>
 #include <string_view>
 
-#include "linear/families.h"
+#include "linear/amounts.h"
+#include "platform/cpu.h"
 
 namespace hebbline {
 
-// What a call is made of. An item is what a family's innermost loop takes at a time: a link (csr, sell), a vector of 16
-// rows (tile, panel), a step (pick), four links (quad), a cell (dense).
-enum class Term {
-  kCall,         // 1
-  kOne,          // items x passes of one token
-  kTwo,          // of two
-  kFour,         // of up to four
-  kEight,        // of up to eight
-  kPasses,       // items x wider passes
-  kWide,         // items x vectors of tokens in wider passes
-  kHalves,       // as kWide, where those vectors hold twice as many bfloat16, or are AMX tiles
-  kFar,          // vectors of X that the first cache does not hold, x how often they are read
-  kPieces,       // pieces of rows that are summed apart, by blocks of columns or by scales, x passes
-  kBytes,        // of the weight, read from memory
-  kCachedBytes,  // of the weight, read from a cache
-  kActivations,  // cells of X
-  kNarrow,       // cells of X, of families that take up to 8 tokens in another way
-  kOutputs,      // cells of Y
+// What costs are asked for: an instruction set, on processors of a design.
+struct Processor {
+  Isa isa;
+  Microarchitecture design;
+
+  Processor(Isa isa, Microarchitecture design = this_microarchitecture())  // NOLINT(google-explicit-constructor)
+      : isa(isa), design(design) {}
 };
-inline constexpr size_t kTerms = 15;
 
-using Amounts = std::array<double, kTerms>;  // by Term
-
-// Where a call finds the weight: in memory, as in a model larger than the caches, or in a cache.
-enum class Found { kMemory, kCache };
-
-// The amounts of one call of `tokens` tokens.
-Amounts amounts(Family family, const Workload& work, Isa isa, double tokens, Found found);
-
-// Those of ONNX Runtime's dense float32 MatMul, which everything is compared with.
-Amounts baseline_amounts(const Workload& work, double tokens, Found found);
-
-// Bytes of the packing that a call reads.
-double packed_bytes(Family family, const Workload& work, Isa isa);
+// The processor of a name: an instruction set, for this machine's design, or with "-amd", "-zen5" or "-intel" behind
+// it. None: there is no such instruction set.
+std::optional<Processor> processor_named(std::string_view name);
 
 // Microseconds that one core takes.
-double cost_microseconds(Family family, const Workload& work, Isa isa, double tokens, Found found = Found::kMemory);
-double baseline_microseconds(const Workload& work, Isa isa, double tokens, Found found = Found::kMemory);
+double cost_microseconds(Family family, const Workload& work, const Processor& processor, double tokens,
+                         Found found = Found::kMemory);
+double baseline_microseconds(const Workload& work, const Processor& processor, double tokens,
+                             Found found = Found::kMemory);
 
-// Whether the table of an instruction set was fitted to measurements on a processor that has it.
-bool is_measured(Isa isa);
+// The table that holds for a processor: its instruction set, with the design behind it where there is a table for each.
+std::string table_name(const Processor& processor);
+
+// Whether the table was fitted to measurements on such a processor.
+bool is_measured(const Processor& processor);
 
 }  // namespace hebbline

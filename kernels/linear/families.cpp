@@ -11,8 +11,8 @@
 namespace hebbline {
 namespace {
 
-constexpr std::array kFamilies{Family::kCsr,  Family::kSell, Family::kTile, Family::kPanel,
-                               Family::kPick, Family::kQuad, Family::kDense};
+constexpr std::array kFamilies{Family::kCsr,   Family::kSell,  Family::kTile, Family::kPanel, Family::kPick,
+                               Family::kBroad, Family::kCoded, Family::kQuad, Family::kDense};
 
 constexpr std::array<std::pair<std::string_view, ValueType>, 4> kValues{{{"float32", ValueType::kFloat32},
                                                                          {"bfloat16", ValueType::kBfloat16},
@@ -41,6 +41,10 @@ std::string_view name(Family family) {
       return "panel";
     case Family::kPick:
       return "pick";
+    case Family::kBroad:
+      return "broad";
+    case Family::kCoded:
+      return "coded";
     case Family::kQuad:
       return "quad";
     case Family::kDense:
@@ -84,10 +88,14 @@ bool can_hold(Family family, const Workload& work, Isa isa) {
     case Family::kPanel:
       return uses_avx512(isa);
     case Family::kPick:
-      if (isa == Isa::kAvx2) return work.columns <= kUint16Columns && work.columns >= kBroadWindow / 4;
+      if (uses_avx2(isa)) return work.columns <= kUint16Columns && work.columns >= kBroadWindow / 4;
       return uses_avx512(isa) && work.columns <= kPickColumns;
+    case Family::kBroad:
+      return uses_avx512(isa) && work.columns <= kPickColumns;
+    case Family::kCoded:
+      return uses_avx512(isa) && !quantised && work.columns <= kPickColumns;
     case Family::kQuad:
-      return (isa == Isa::kAvx2 || isa == Isa::kNeonDot) && quantised &&
+      return (uses_avx2(isa) || uses_neon_dot(isa)) && quantised &&
              (work.groups == 1 || group_width(work) <= static_cast<double>(kWidestQuadBlock));
   }
   return false;

@@ -14,8 +14,9 @@ namespace hebbline {
 struct Workload {
   ValueType values;
   double rows, columns, links;
-  double vectors;  // kPanel: vectors of 16 rows with a link; 0: its links are not whole blocks
-  double groups;   // of columns that share a scale
+  double vectors;         // kPanel: vectors of 16 rows with a link; 0: its links are not whole blocks
+  double groups;          // of columns that share a scale
+  double rare_links = 0;  // kCoded: those whose exponents have no code in the first table
 };
 
 // All families, in the order in which equal ones are preferred.

@@ -80,6 +80,27 @@ struct BitmaskForm {
   }
 };
 
+struct CodedForm {
+  static constexpr size_t kInputs = 5;
+  static constexpr bool kBlocks = false;
+  static std::vector<ort::InputSpec> inputs() {
+    return {{ort::ElementType::kUndefined},
+            {ort::ElementType::kUint8},
+            {ort::ElementType::kUint8},
+            {ort::ElementType::kUndefined},
+            {ort::ElementType::kUint8}};
+  }
+  static SparseMatrix decode(const NodeReader& node, LinearTensors tensors) {
+    const ort::TensorView mask = node.constant(2, "mask"), codes = node.constant(3, "codes"),
+                          powers = node.constant(4, "powers"), fractions = node.constant(5, "fractions");
+    tensors.mask = &mask;
+    tensors.codes = &codes;
+    tensors.powers = &powers;
+    tensors.fractions = &fractions;
+    return decode_coded(tensors);
+  }
+};
+
 struct CsrForm {
   static constexpr size_t kInputs = 3;
   static constexpr bool kBlocks = false;
@@ -176,15 +197,22 @@ std::vector<ort::InputSpec> weight_inputs(size_t weights, bool scaled) {
   return inputs;
 }
 
-// The ops of a form, one for each kind of values, of kernels that multiply by `weights` weights.
+// The op of a form of floats, of kernels that multiply by `weights` weights.
 template <template <class, Values> class Kernel, class Form>
-struct FormOps {
+struct FloatOp {
+  FloatOp(const std::string& name, size_t weights) : floats(name, weight_inputs<Form>(weights, false)) {}
+
+  ort::Op<Kernel<Form, Values::kFloat>> floats;
+};
+
+// The ops of a form, one for each kind of values.
+template <template <class, Values> class Kernel, class Form>
+struct FormOps : FloatOp<Kernel, Form> {
   FormOps(const std::string& name, size_t weights)
-      : floats(name, weight_inputs<Form>(weights, false)),
+      : FloatOp<Kernel, Form>(name, weights),
         int8(name + "Int8", weight_inputs<Form>(weights, true)),
         int4(name + "Int4", weight_inputs<Form>(weights, true)) {}
 
-  ort::Op<Kernel<Form, Values::kFloat>> floats;
   ort::Op<Kernel<Form, Values::kInt8>> int8;
   ort::Op<Kernel<Form, Values::kInt4>> int4;
 };

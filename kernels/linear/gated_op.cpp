@@ -1,4 +1,5 @@
-// Ops of several linear layers over the same X. For each form (Bitmask, Csr, Block) and value type, as in op.cpp:
+// Ops of several linear layers over the same X. For each form (Bitmask, Coded, Csr, Block) and value type, as in
+// op.cpp:
 //
 // GatedLinear, the first half of a gated MLP: Y = activation(X Wgate^T + gate_bias) * (X Wup^T + up_bias). Inputs: X,
 // the tensors of gate, those of up, and the two biases, which may be left out. Attribute: activation, "silu" where it
@@ -130,9 +131,11 @@ class QkvLinear {
 };
 
 const FormOps<GatedLinear, BitmaskForm> bitmask_gated("BitmaskGatedLinear", kGatedParts.size());
+const FloatOp<GatedLinear, CodedForm> coded_gated("CodedGatedLinear", kGatedParts.size());
 const FormOps<GatedLinear, CsrForm> csr_gated("CsrGatedLinear", kGatedParts.size());
 const FormOps<GatedLinear, BlockForm> block_gated("BlockGatedLinear", kGatedParts.size());
 const FormOps<QkvLinear, BitmaskForm> bitmask_qkv("BitmaskQkvLinear", kQkvParts.size());
+const FloatOp<QkvLinear, CodedForm> coded_qkv("CodedQkvLinear", kQkvParts.size());
 const FormOps<QkvLinear, CsrForm> csr_qkv("CsrQkvLinear", kQkvParts.size());
 const FormOps<QkvLinear, BlockForm> block_qkv("BlockQkvLinear", kQkvParts.size());
 

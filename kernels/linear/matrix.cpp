@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "linear/coded_values.h"
+#include "linear/tensor_checks.h"
 #include "platform/arithmetic.h"
 
 namespace hebbline {
@@ -18,26 +20,6 @@ constexpr int64_t kLargestExtent = int64_t{1} << 24;  // far above any layer, fa
 constexpr int64_t kGroupStep = 64;                    // groups of columns are multiples of this
 // The sum of this many products of two int8 still fits int32.
 constexpr int64_t kQuantisedLinksPerRow = std::numeric_limits<int32_t>::max() / (127 * 128);
-
-[[noreturn]] void refuse(const LinearTensors& t, const std::string& what) {
-  throw ort::Error("node '" + t.node + "': " + what);
-}
-
-std::string shape_text(const TensorView& tensor) {
-  std::string text = "[";
-  for (const int64_t extent : tensor.shape) text += (text.size() > 1 ? ", " : "") + std::to_string(extent);
-  return text + "]";
-}
-
-void check_type(const LinearTensors& t, const char* what, const TensorView& tensor, ElementType type) {
-  if (tensor.type != type) refuse(t, std::string(what) + " is " + name(tensor.type) + ", not " + name(type));
-}
-
-void check_shape(const LinearTensors& t, const char* what, const TensorView& tensor, std::vector<int64_t> shape) {
-  if (tensor.shape == shape) return;
-  const TensorView wanted{tensor.type, std::move(shape), nullptr};
-  refuse(t, std::string(what) + " has shape " + shape_text(tensor) + ", not " + shape_text(wanted));
-}
 
 int64_t checked_extent(const LinearTensors& t, const char* what, int64_t extent) {
   if (extent < 0 || extent > kLargestExtent) {
@@ -159,6 +141,26 @@ int64_t count_bits(const LinearTensors& t, int64_t rows, int64_t row_bytes, int6
   return links;
 }
 
+// The rows and the places of a mask's links, without values.
+SparseMatrix take_mask(const LinearTensors& t) {
+  check_type(t, "mask", *t.mask, ElementType::kUint8);
+  if (t.mask->shape.size() != 2) refuse(t, "mask has shape " + shape_text(*t.mask) + ", not [out_features, bytes]");
+  SparseMatrix matrix = start(t, t.mask->shape[0]);
+  const int64_t row_bytes = ceil_div(matrix.columns, 8);
+  check_shape(t, "mask", *t.mask, {matrix.rows, row_bytes});
+  matrix.columns_Z.reserve(static_cast<size_t>(count_bits(t, matrix.rows, row_bytes, matrix.columns)));
+  matrix.row_offsets.push_back(0);
+  for (int64_t n = 0; n < matrix.rows; ++n) {
+    for (int64_t p = 0; p < row_bytes; ++p) {
+      for (unsigned bits = mask_byte(*t.mask, n * row_bytes + p); bits != 0; bits &= bits - 1) {
+        matrix.columns_Z.push_back(static_cast<int32_t>(p * 8 + std::countr_zero(bits)));
+      }
+    }
+    matrix.row_offsets.push_back(matrix.links());
+  }
+  return matrix;
+}
+
 // Row offsets as int64, checked to run from 0 up to `links` without falling.
 std::vector<int64_t> take_offsets(const LinearTensors& t, int64_t rows, int64_t links) {
   check_type(t, "row_offsets", *t.row_offsets, ElementType::kInt32);
@@ -264,26 +266,18 @@ std::vector<float> SparseMatrix::row_scales() const {
 }
 
 SparseMatrix decode_bitmask(const LinearTensors& t) {
-  check_type(t, "mask", *t.mask, ElementType::kUint8);
-  if (t.mask->shape.size() != 2) refuse(t, "mask has shape " + shape_text(*t.mask) + ", not [out_features, bytes]");
-  SparseMatrix matrix = start(t, t.mask->shape[0]);
-  const int64_t row_bytes = (matrix.columns + 7) / 8;
-  check_shape(t, "mask", *t.mask, {matrix.rows, row_bytes});
-  const int64_t links = count_bits(t, matrix.rows, row_bytes, matrix.columns);
+  SparseMatrix matrix = take_mask(t);
+  const int64_t links = matrix.links();
   check_flat_values(t, links);
-  matrix.row_offsets.push_back(0);
-  matrix.columns_Z.reserve(static_cast<size_t>(links));
-  for (int64_t n = 0; n < matrix.rows; ++n) {
-    for (int64_t p = 0; p < row_bytes; ++p) {
-      for (unsigned bits = mask_byte(*t.mask, n * row_bytes + p); bits != 0; bits &= bits - 1) {
-        matrix.columns_Z.push_back(static_cast<int32_t>(p * 8 + std::countr_zero(bits)));
-      }
-    }
-    matrix.row_offsets.push_back(matrix.links());
-  }
   matrix.weights_Z.resize(static_cast<size_t>(links));
   for (int64_t z = 0; z < links; ++z) matrix.weights_Z[z] = value_at(t, z);
   check_row_lengths(t, matrix);
+  return matrix;
+}
+
+SparseMatrix decode_coded(const LinearTensors& t) {
+  SparseMatrix matrix = take_mask(t);
+  matrix.weights_Z = decode_values(t, matrix.links());
   return matrix;
 }
 

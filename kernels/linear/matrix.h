@@ -41,7 +41,10 @@ struct LinearTensors {
   std::string node;  // for messages
   int64_t in_features = 0;
   ort::TensorView values;
-  const ort::TensorView* mask = nullptr;          // BitmaskLinear
+  const ort::TensorView* mask = nullptr;          // BitmaskLinear, CodedLinear
+  const ort::TensorView* codes = nullptr;         // CodedLinear
+  const ort::TensorView* powers = nullptr;        // CodedLinear
+  const ort::TensorView* fractions = nullptr;     // CodedLinear
   const ort::TensorView* row_offsets = nullptr;   // CsrLinear, BlockLinear
   const ort::TensorView* columns = nullptr;       // CsrLinear, BlockLinear
   const ort::TensorView* out_features = nullptr;  // BlockLinear
@@ -51,6 +54,7 @@ struct LinearTensors {
 // Decode and check. Each throws ort::Error, naming the node and the tensor, where the tensors do not fit together;
 // nothing outside of them is read whatever they hold.
 SparseMatrix decode_bitmask(const LinearTensors& tensors);
+SparseMatrix decode_coded(const LinearTensors& tensors);
 SparseMatrix decode_csr(const LinearTensors& tensors);
 SparseMatrix decode_block(const LinearTensors& tensors);
 

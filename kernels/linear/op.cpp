@@ -1,7 +1,8 @@
 // The linear ops: from a node's tensors to a packed weight, and from X to Y.
 //
 // For each form (Bitmask, Csr, Block) there is an op of float32 or bfloat16 values, told apart by the type of `values`,
-// one of int8 values and one of 4-bit values: see hebbline.export.layouts for why their names differ.
+// one of int8 values and one of 4-bit values: see hebbline.export.layouts for why their names differ. Coded has the
+// first one alone.
 
 #include "linear/forms.h"
 #include "linear/plan.h"
@@ -55,6 +56,7 @@ class Linear {
 };
 
 const FormOps<Linear, BitmaskForm> bitmask("BitmaskLinear", 1);
+const FloatOp<Linear, CodedForm> coded("CodedLinear", 1);
 const FormOps<Linear, CsrForm> csr("CsrLinear", 1);
 const FormOps<Linear, BlockForm> block("BlockLinear", 1);
 

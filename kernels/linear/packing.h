@@ -30,7 +30,9 @@ enum class Family {
   kTile,   // expanded from a bitmask in tile order: 16 rows x 64 bytes
   kPanel,  // whole vectors of 16 rows, no mask: blocks
   kPick,   // strips of rows without what is not linked; x permuted to the links
+  kBroad,  // as kPick, with windows four times as broad; few links
   kDense,  // all cells as float32
+  kCoded,  // as kPick, of floats, with exponents in codes
   kQuad,   // links of integers by rows in fours; x transposed, four links times several tokens
 };
 
@@ -44,12 +46,14 @@ class Packing {
 };
 
 std::unique_ptr<Packing> pack_csr(const SparseMatrix& matrix, Isa isa);
-std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);            // AVX-512; up to 65536 columns
-std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);   // AVX-512 or AMX
-std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);  // AVX-512
-std::unique_ptr<Packing> pack_pick(const SparseMatrix& matrix);            // AVX-512; up to 524288 columns
-std::unique_ptr<Packing> pack_narrow_pick(const SparseMatrix& matrix);     // AVX2; 8 to 65536 columns
-std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix);            // AVX2, NEON with dot products; integers
+std::unique_ptr<Packing> pack_sell(const SparseMatrix& matrix);                  // AVX-512; up to 65536 columns
+std::unique_ptr<Packing> pack_tile(const SparseMatrix& matrix, Isa isa);         // AVX-512 or AMX
+std::unique_ptr<Packing> pack_panel(const SparseMatrix& matrix, Isa isa);        // AVX-512
+std::unique_ptr<Packing> pack_pick(const SparseMatrix& matrix);                  // AVX-512; up to 524288 columns
+std::unique_ptr<Packing> pack_broad(const SparseMatrix& matrix);                 // the same
+std::unique_ptr<Packing> pack_coded(const SparseMatrix& matrix);                 // the same; float32 and bfloat16
+std::unique_ptr<Packing> pack_narrow_pick(const SparseMatrix& matrix, Isa isa);  // AVX2; 8 to 65536 columns
+std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix, Isa isa);  // AVX2, NEON with dot products; integers
 std::unique_ptr<Packing> pack_dense(const SparseMatrix& matrix, Isa isa);
 
 }  // namespace hebbline

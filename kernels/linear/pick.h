@@ -6,32 +6,29 @@
 // row that is furthest behind; windows start at multiples of 32 bytes, so that most rows find enough links in one.
 // Against kTile it does no work for what is not linked, and takes a byte more a link.
 //
+// Where links are few, rows find them in a window only if it is broad: kBroad has windows of 256 bytes, from which two
+// permutations of two vectors each and a choice between them take the columns. A place is still a byte.
+//
 // Legend: M tokens, S strips, T steps, R 16 rows of a strip, U units (words of 4 bytes) of X.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "linear/strips.h"
+#include "linear/pick_steps.h"
 
 namespace hebbline {
 
 inline constexpr int64_t kWindowBytes = 64;
+inline constexpr int64_t kBroadWindowBytes = 4 * kWindowBytes;
 inline constexpr int64_t kWindowStride = 32;
-inline constexpr int64_t kPickTokens = 8;  // tokens a step is multiplied by before the next
 
-// What a kernel reads.
-struct PickView {
-  Kind kind;  // not kInt4: its values are stored as kInt8
-  int64_t rows;
-  const uint16_t* windows_T;         // start of the window / 32 bytes
-  const uint8_t* places;             // [T, 16 x links a step], within the window
-  const uint8_t* values;             // [T, 64 bytes]; places without a link hold 0
-  const Segment* segments;           // of steps, counted from the first of all
-  const int64_t* segment_offsets_S;  // [S + 1]
-  const float* scales;               // integers: [segments, 16]
-  const int32_t* corrections;        // integers: -128 x the sum of the segment's weights, [segments, 16]
-  const int32_t* order;              // row of each lane, [S x 16]; null: lane i is row i
+// What a kernel reads: steps whose windows are counted in 32 bytes, 16 x links a step places each and 64 bytes of
+// values, or coded ones: see pick_coded.h. A segment of integers begins with -128 x the sum of its weights.
+struct PickView : StepsView {
+  Kind kind;              // not kInt4: its values are stored as kInt8
+  bool is_broad;          // windows of kBroadWindowBytes
+  const uint8_t* tables;  // coded: exponents by code, [segments, 64 bytes], as ExponentTable has them; null: not coded
 };
 
 struct PickKernels {

@@ -1,26 +1,40 @@
 #include "linear/plan.h"
 
+#include <algorithm>
+#include <charconv>
 #include <cstdlib>
-#include <limits>
+#include <map>
 #include <stdexcept>
 #include <string_view>
-#include <utility>
+#include <vector>
 
 #include "linear/cost.h"
 #include "linear/families.h"
+#include "linear/pick_coded.h"
 
 namespace hebbline {
 namespace {
-
-constexpr int64_t kAlways = std::numeric_limits<int64_t>::max();
 
 Plan forced_plan(std::string_view wanted, const Workload& work, Isa isa) {
   const auto family = family_named(wanted);
   if (!family) {
     throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " is not one of " + family_names());
   }
-  if (can_hold(*family, work, isa)) return {*family, *family, kAlways};
+  if (can_hold(*family, work, isa)) return plan_of(*family);
   throw std::runtime_error("HEBBLINE_FAMILY=" + std::string(wanted) + " cannot hold this layer with " + name(isa));
+}
+
+// HEBBLINE_PACKINGS, or as many as pay.
+size_t most_packings() {
+  const char* wanted = std::getenv("HEBBLINE_PACKINGS");
+  if (wanted == nullptr || *wanted == '\0') return kAnyCopies;
+  const std::string_view digits(wanted);
+  size_t most = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), most);
+  if (error != std::errc() || end != digits.data() + digits.size() || most == 0) {
+    throw std::runtime_error("HEBBLINE_PACKINGS=" + std::string(digits) + " is no whole number from 1");
+  }
+  return most;
 }
 
 std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, Isa isa) {
@@ -29,10 +43,14 @@ std::unique_ptr<Packing> pack_family(Family family, const SparseMatrix& matrix, 
     case Family::kSell:
       return pack_sell(matrix);
     case Family::kPick:
-      return isa == Isa::kAvx2 ? pack_narrow_pick(matrix) : pack_pick(matrix);
+      return uses_avx2(isa) ? pack_narrow_pick(matrix, isa) : pack_pick(matrix);
+    case Family::kBroad:
+      return pack_broad(matrix);
+    case Family::kCoded:
+      return pack_coded(matrix);
 #endif
     case Family::kQuad:
-      return pack_quad(matrix);
+      return pack_quad(matrix, isa);
     case Family::kDense:
       return pack_dense(matrix, isa);
     case Family::kTile:
@@ -66,24 +84,40 @@ Workload workload(const SparseMatrix& matrix, bool blocks) {
           static_cast<double>(matrix.columns),
           static_cast<double>(matrix.links()),
           blocks ? count_vectors(matrix) : 0,
-          static_cast<double>(matrix.groups)};
+          static_cast<double>(matrix.groups),
+          matrix.quantised() ? 0.0 : static_cast<double>(count_rare_links(matrix))};
 }
 
-// Two packings of a weight, each for the number of tokens that it is best at.
-class PackedPair : public Packing {
+// Several packings of a weight, each for the numbers of tokens that it is best at.
+class PlannedPackings : public Packing {
  public:
-  PackedPair(std::unique_ptr<Packing> few, std::unique_ptr<Packing> many, int64_t many_from)
-      : few_(std::move(few)), many_(std::move(many)), many_from_(many_from) {}
-
-  void multiply(const Call& call, const Parallel& parallel) const override {
-    (call.tokens < many_from_ ? *few_ : *many_).multiply(call, parallel);
+  PlannedPackings(const SparseMatrix& matrix, Isa isa, const Plan& plan) {
+    for (const PlanStep& step : plan.steps) {
+      auto& packing = packings_[step.family];
+      if (packing == nullptr) packing = pack_family(step.family, matrix, isa);
+      steps_.push_back({step.until, packing.get()});
+    }
   }
 
-  size_t bytes() const override { return few_->bytes() + many_->bytes(); }
+  void multiply(const Call& call, const Parallel& parallel) const override {
+    const auto takes = [&](const Step& step) { return call.tokens < step.until; };
+    std::ranges::find_if(steps_, takes)->packing->multiply(call, parallel);
+  }
+
+  size_t bytes() const override {
+    size_t bytes = 0;
+    for (const auto& [family, packing] : packings_) bytes += packing->bytes();
+    return bytes;
+  }
 
  private:
-  std::unique_ptr<Packing> few_, many_;
-  int64_t many_from_;
+  struct Step {
+    int64_t until;
+    const Packing* packing;
+  };
+
+  std::map<Family, std::unique_ptr<Packing>> packings_;
+  std::vector<Step> steps_;
 };
 
 }  // namespace
@@ -93,15 +127,14 @@ Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks) {
   if (const char* wanted = std::getenv("HEBBLINE_FAMILY"); wanted != nullptr && *wanted != '\0') {
     return forced_plan(wanted, work, isa);
   }
-  if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, work, isa)) return {Family::kTile, Family::kTile, kAlways};
-  return choose_plan(work, isa);
+  if (isa == Isa::kAmxEmulated && can_hold(Family::kTile, work, isa)) return plan_of(Family::kTile);
+  return choose_plan(work, isa, most_packings());
 }
 
 std::unique_ptr<Packing> pack(const SparseMatrix& matrix, Isa isa, bool blocks) {
   const Plan plan = make_plan(matrix, isa, blocks);
-  if (plan.few == plan.many) return pack_family(plan.few, matrix, isa);
-  return std::make_unique<PackedPair>(pack_family(plan.few, matrix, isa), pack_family(plan.many, matrix, isa),
-                                      plan.many_from);
+  if (plan.steps.size() == 1) return pack_family(plan.steps.front().family, matrix, isa);
+  return std::make_unique<PlannedPackings>(matrix, isa, plan);
 }
 
 }  // namespace hebbline

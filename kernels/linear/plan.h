@@ -10,8 +10,8 @@
 namespace hebbline {
 
 // The plan for a weight; `blocks`: its links are whole blocks. Throws std::runtime_error where the environment variable
-// HEBBLINE_FAMILY (csr, sell, tile, panel, pick, quad, dense: for tests and benchmarks) names a family that cannot hold
-// the weight on this instruction set.
+// HEBBLINE_FAMILY (a name in families.cpp: for tests and benchmarks) names a family that cannot hold the weight on this
+// instruction set.
 Plan make_plan(const SparseMatrix& matrix, Isa isa, bool blocks);
 
 // The weight, packed by its plan.

@@ -12,13 +12,6 @@
 
 namespace hebbline {
 
-// The instruction set with integer products that the architecture has.
-#if defined(__x86_64__)
-namespace integers = avx2;
-#else
-namespace integers = neondot;
-#endif
-
 namespace {
 
 constexpr int64_t kNarrowestBlock = 256;
@@ -26,10 +19,27 @@ constexpr double kLinksPerSegment = 100;  // fewer of a row in a block do not pa
 constexpr int64_t kBlockStep = 16;        // columns
 constexpr int64_t kStripsPerTask = 2;
 
+const QuadKernels& quad_kernels(Isa isa) {
+#if defined(__x86_64__)
+  return isa == Isa::kAvx2Vnni ? avx2vnni::kQuadKernels : avx2::kQuadKernels;
+#else
+  return isa == Isa::kNeonI8mm ? neoni8mm::kQuadKernels : neondot::kQuadKernels;
+#endif
+}
+
+const ByteKernels& byte_kernels() {
+#if defined(__x86_64__)
+  return avx2::kByteKernels;
+#else
+  return neondot::kByteKernels;
+#endif
+}
+
 class QuadPacking : public Packing {
  public:
-  explicit QuadPacking(const SparseMatrix& matrix)
-      : rows_(matrix.rows),
+  QuadPacking(const SparseMatrix& matrix, Isa isa)
+      : kernels_(quad_kernels(isa)),
+        rows_(matrix.rows),
         columns_(matrix.columns),
         strips_(ceil_div(matrix.rows, kStripRows)),
         width_(block_width(matrix)),
@@ -50,7 +60,7 @@ class QuadPacking : public Packing {
 
   void multiply(const Call& call, const Parallel& parallel) const override {
     if (call.tokens == 0 || rows_ == 0) return;
-    const ByteActivations x = quantise_tokens(integers::kByteKernels, call, columns_, blocks_ * width_, parallel);
+    const ByteActivations x = quantise_tokens(byte_kernels(), call, columns_, blocks_ * width_, false, parallel);
     const int64_t tiles = ceil_div(call.tokens, kQuadTokens);
     const int8_t* data = transposed(x, call.tokens, tiles, parallel);
     const Finish finish{row_scales_N_.data(), x.scales_M, call.bias_N, call.y_MN};
@@ -60,7 +70,7 @@ class QuadPacking : public Packing {
       const QuadTile tile = tile_of(static_cast<int64_t>(task) / tasks, call.tokens, data);
       const int64_t first = static_cast<int64_t>(task) % tasks * kStripsPerTask;
       for (int64_t strip = first; strip < std::min(strips_, first + kStripsPerTask); ++strip) {
-        integers::kQuadKernels.strip(weight, strip, tile, finish);
+        kernels_.strip(weight, strip, tile, finish);
       }
     });
   }
@@ -151,13 +161,13 @@ class QuadPacking : public Packing {
     auto* data = reinterpret_cast<int8_t*>(scratch(Scratch::kTransposed, static_cast<size_t>(bytes)));
     parallel(static_cast<size_t>(blocks_ * tiles), [&](size_t task) {
       const QuadTile tile = tile_of(static_cast<int64_t>(task) / blocks_, tokens, data);
-      integers::kQuadKernels.transpose(x.x_MK, x.stride, x.x_MK + tokens * x.stride,
-                                       static_cast<int64_t>(task) % blocks_, width_, tile,
-                                       data + tile.token * 2 * blocks_ * width_);
+      kernels_.transpose(x.x_MK, x.stride, x.x_MK + tokens * x.stride, static_cast<int64_t>(task) % blocks_, width_,
+                         tile, data + tile.token * 2 * blocks_ * width_);
     });
     return data;
   }
 
+  const QuadKernels& kernels_;
   int64_t rows_, columns_, strips_, width_, blocks_;
   std::vector<float> row_scales_N_;
   std::vector<uint16_t> places_, counts_;  // while packing
@@ -170,6 +180,8 @@ class QuadPacking : public Packing {
 
 }  // namespace
 
-std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix) { return std::make_unique<QuadPacking>(matrix); }
+std::unique_ptr<Packing> pack_quad(const SparseMatrix& matrix, Isa isa) {
+  return std::make_unique<QuadPacking>(matrix, isa);
+}
 
 }  // namespace hebbline

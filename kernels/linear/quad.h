@@ -42,6 +42,12 @@ struct QuadTile {
   int64_t width, token, count;
 };
 
+// The row of X^T of link `i` of a four. Static: see numbers.h.
+template <int64_t kWidth>
+static inline const int8_t* row_of(const int8_t* block, const uint16_t* places, int i) {
+  return block + static_cast<uint64_t>(places[i]) * (kWidth / kQuadPlaceStep);
+}
+
 struct QuadKernels {
   // Writes block `block` of a tile from rows of X, `stride` bytes apart, of which `zeros` is one of zeros.
   void (*transpose)(const int8_t* x_MK, int64_t stride, const int8_t* zeros, int64_t block, int64_t block_width,
@@ -50,8 +56,9 @@ struct QuadKernels {
   void (*strip)(const QuadView& weight, int64_t strip, const QuadTile& tile, const Finish& finish);
 };
 
-// Of AVX2, or of NEON with its dot product.
 HEBBLINE_DECLARE_IN(avx2, QuadKernels, kQuadKernels)
+HEBBLINE_DECLARE_IN(avx2vnni, QuadKernels, kQuadKernels)
 HEBBLINE_DECLARE_IN(neondot, QuadKernels, kQuadKernels)
+HEBBLINE_DECLARE_IN(neoni8mm, QuadKernels, kQuadKernels)
 
 }  // namespace hebbline

@@ -93,7 +93,10 @@ template <Kind kKind>
 void expand_kind(Cursor& cursor, int64_t count, uint8_t* out) {
   constexpr int64_t kMaskBytes = kKind == Kind::kBfloat16 ? 4 : 8;
   Masked<kKind> source{cursor.values, cursor.masks};
-  for (int64_t v = 0; v < count; ++v) _mm512_store_si512(out + v * 64, source.next(v));
+  for (int64_t v = 0; v < count; ++v) {
+    if (v % kPrefetchedVectors == 0) source.prefetch(v);
+    _mm512_store_si512(out + v * 64, source.next(v));
+  }
   cursor = {source.values, cursor.masks + count * kMaskBytes};
 }
 

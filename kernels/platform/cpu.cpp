@@ -18,13 +18,15 @@
 namespace hebbline {
 namespace {
 
-constexpr std::array<std::pair<Isa, std::string_view>, 7> kNames{{{Isa::kScalar, "scalar"},
+constexpr std::array<std::pair<Isa, std::string_view>, 9> kNames{{{Isa::kScalar, "scalar"},
                                                                   {Isa::kAvx2, "avx2"},
+                                                                  {Isa::kAvx2Vnni, "avx2-vnni"},
                                                                   {Isa::kAvx512, "avx512"},
                                                                   {Isa::kAmx, "amx"},
                                                                   {Isa::kAmxEmulated, "amx-emulated"},
                                                                   {Isa::kNeon, "neon"},
-                                                                  {Isa::kNeonDot, "neon-dot"}}};
+                                                                  {Isa::kNeonDot, "neon-dot"},
+                                                                  {Isa::kNeonI8mm, "neon-i8mm"}}};
 
 #if defined(__x86_64__)
 
@@ -68,6 +70,7 @@ CpuFeatures detect() {
   const Registers wide1 = wide.a >= 1 ? cpuid(7, 1) : Registers{};
   constexpr unsigned long long kAvxState = 0x6, kAvx512State = 0xe6, kTileState = 0x60000;
   found.avx2 = (state & kAvxState) == kAvxState && all(wide.b, {3, 5, 8});  // BMI1, AVX2, BMI2
+  found.avx2_vnni = found.avx2 && all(wide1.a, {4});
   found.avx512f = found.avx2 && (state & kAvx512State) == kAvx512State && all(wide.b, {16});
   found.avx512 = found.avx512f && all(wide.b, {17, 30, 31}) &&  // DQ, BW, VL
                  all(wide.c, {1, 6, 11});                       // VBMI, VBMI2, VNNI
@@ -76,12 +79,29 @@ CpuFeatures detect() {
   return found;
 }
 
+// As AMD and Intel define it: the extended family counts where the base one is 15.
+unsigned family() {
+  const unsigned word = cpuid(1, 0).a, base = word >> 8 & 0xf;
+  return base == 0xf ? base + (word >> 20 & 0xff) : base;
+}
+
+Microarchitecture detect_microarchitecture() {
+  constexpr unsigned kIntel = 0x756e6547, kAmd = 0x68747541;  // "Genu", "Auth"
+  constexpr unsigned kZen5Family = 26;                        // later ones are taken for Zen 5 too
+  const unsigned maker = cpuid(0, 0).b;
+  if (maker == kIntel) return Microarchitecture::kIntel;
+  return maker == kAmd && family() >= kZen5Family ? Microarchitecture::kZen5 : Microarchitecture::kAmd;
+}
+
 #elif defined(__aarch64__)
+
+Microarchitecture detect_microarchitecture() { return Microarchitecture::kAmd; }
 
 CpuFeatures detect() {
   CpuFeatures found;
   found.neon = true;
   found.neon_dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  found.neon_i8mm = found.neon_dot && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
   return found;
 }
 
@@ -91,6 +111,8 @@ bool has(const CpuFeatures& features, Isa isa) {
   switch (isa) {
     case Isa::kAvx2:
       return features.avx2;
+    case Isa::kAvx2Vnni:
+      return features.avx2_vnni;
     case Isa::kAvx512:
       return features.avx512;
     case Isa::kAmx:
@@ -99,6 +121,8 @@ bool has(const CpuFeatures& features, Isa isa) {
       return features.neon;
     case Isa::kNeonDot:
       return features.neon_dot;
+    case Isa::kNeonI8mm:
+      return features.neon_i8mm;
     case Isa::kScalar:
     case Isa::kAmxEmulated:
       break;
@@ -109,6 +133,8 @@ bool has(const CpuFeatures& features, Isa isa) {
 Isa best(const CpuFeatures& features) {
   if (features.amx) return Isa::kAmx;
   if (features.avx512) return Isa::kAvx512;
+  if (features.avx2_vnni) return Isa::kAvx2Vnni;
+  if (features.neon_i8mm) return Isa::kNeonI8mm;
   if (features.neon_dot) return Isa::kNeonDot;
   if (features.neon) return Isa::kNeon;
   return features.avx2 ? Isa::kAvx2 : Isa::kScalar;
@@ -119,6 +145,11 @@ Isa best(const CpuFeatures& features) {
 const CpuFeatures& cpu_features() {
   static const CpuFeatures features = detect();
   return features;
+}
+
+Microarchitecture this_microarchitecture() {
+  static const Microarchitecture found = detect_microarchitecture();
+  return found;
 }
 
 std::optional<Isa> named_isa() {

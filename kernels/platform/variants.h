@@ -20,10 +20,8 @@
   HEBBLINE_DECLARE_IN(avx2, Type, kConstant)   \
   HEBBLINE_DECLARE_IN(avx512, Type, kConstant)
 
-#define HEBBLINE_CHOOSE(isa, kConstant)                \
-  (::hebbline::uses_avx512(isa)    ? avx512::kConstant \
-   : isa == ::hebbline::Isa::kAvx2 ? avx2::kConstant   \
-                                   : scalar::kConstant)
+#define HEBBLINE_CHOOSE(isa, kConstant) \
+  (::hebbline::uses_avx512(isa) ? avx512::kConstant : ::hebbline::uses_avx2(isa) ? avx2::kConstant : scalar::kConstant)
 
 #elif defined(__aarch64__)
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from ..scheduler import QueueFullError, UnavailableError
+from ..tickets import QueueFullError, UnavailableError
 
 THREADS = 2
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from types import TracebackType
 
 from ...artifacts import CheckError
-from ..engine.fastest import GraphChoice
-from .graph_choice import CHOICE_VARIABLE, read_choice
+from ...runtime.fastest import GraphChoice
+from ..addresses import client_host
+from ..tls import ServerTls
+from .graph_choice import CHOICE_VARIABLE, choice_file, read_choice
 from .lifeline import LIFELINE_VARIABLE, Lifeline
-from .process import HOST, Ports, ServerCommand, end_reason, is_model_ready, kill_group, last_error
+from .process import HOST, Ports, ServerCommand, end_reason, is_model_ready, kill_group, last_error, load_failure
 from .restarts import Restarts
+from .wanted import read_wanted
 from .watch import SERVER_ENDED, Watch
 from .wheel import find_wheel
 
@@ -25,7 +28,7 @@ STOP_SECONDS = 5.0
 
 
 class TritonServer:
-    """`tritonserver` on the loopback interface, with the model of one repository.
+    """`tritonserver` on the loopback interface, unless told otherwise, with the models of one repository.
 
     Use it as a context manager: it starts on entry and stops on exit, from the same thread, as the server is told to
     end when the thread that started it does.
@@ -37,6 +40,8 @@ class TritonServer:
         drain_seconds: what open requests get to finish in `stop`; the model's own setting of that name.
         ready_timeout: seconds that the model may take to load, at the start and after a restart.
         on_event: told in words of each death and each restart, from a thread of its own. They are in the log as well.
+        grpc_host: the address at which the gRPC service listens.
+        tls: certificates of the gRPC service; None: it has no TLS.
     """
 
     def __init__(
@@ -48,15 +53,20 @@ class TritonServer:
         drain_seconds: float = 5.0,
         ready_timeout: float = 300.0,
         on_event: Callable[[str], None] | None = None,
+        grpc_host: str = HOST,
+        tls: ServerTls | None = None,
     ) -> None:
         self.ports = ports
         self.log = run_directory / "server.log"
-        self._choice_file = run_directory / "graph.json"
+        self._choices = run_directory / "graphs"
         self._repository = repository
         self._run_directory = run_directory
         self._drain_seconds = drain_seconds
         self._ready_timeout = ready_timeout
+        self.on_restart: Callable[[], object] | None = None
+        """Called at each restart, from a thread of its own."""
         self._on_event = on_event
+        self._grpc_host, self._tls = grpc_host, tls
         self._restarts = Restarts()
         self._command: ServerCommand | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,8 +79,8 @@ class TritonServer:
 
     @property
     def grpc_url(self) -> str:
-        """The address for clients, host:port."""
-        return f"{HOST}:{self.ports.grpc}"
+        """The address for clients on this machine, host:port."""
+        return f"{client_host(self._grpc_host)}:{self.ports.grpc}"
 
     @property
     def pid(self) -> int | None:
@@ -98,16 +108,19 @@ class TritonServer:
         shutil.rmtree(backends, ignore_errors=True)
         wheel.assemble_backends(backends)
         self.log.write_bytes(b"")
-        self._choice_file.unlink(missing_ok=True)
+        shutil.rmtree(self._choices, ignore_errors=True)
+        self._choices.mkdir()
         exit_timeout = int(self._drain_seconds + STOP_SECONDS / 2)
-        self._command = ServerCommand(wheel, backends, self._repository, self.ports, exit_timeout)
+        self._command = ServerCommand(
+            wheel, backends, self._repository, self.ports, exit_timeout, self._grpc_host, self._tls
+        )
         self._lifeline = Lifeline(self._run_directory / "lifeline")
         self._spawn()
 
     @property
     def graph_choice(self) -> GraphChoice | None:
-        """Which of the artifact's graphs runs on the CPU, once the model is ready; None where an engine does."""
-        return read_choice(self._choice_file)
+        """Which graph of the model `llm` runs on the CPU, once it is ready; None where an engine does."""
+        return read_choice(choice_file(self._choices))
 
     def wait_ready(self, on_wait: Callable[[float], None] | None = None) -> None:
         """Wait for the model, then begin to watch it. `on_wait` is called now and then with the seconds so far.
@@ -117,6 +130,8 @@ class TritonServer:
         """
         try:
             self._wait_for_model(on_wait)
+            for name in read_wanted(self._repository) or ():
+                self._wait_for_further(name, on_wait)
         except CheckError as error:
             raise CheckError(f"{error} (log: {self.log})") from error
         self._watchdog = threading.Thread(target=self._keep_running, name="hebbline-watchdog", daemon=True)
@@ -144,7 +159,7 @@ class TritonServer:
 
     def _spawn(self) -> None:
         assert self._command is not None and self._lifeline is not None, "the server has been started"
-        told = {LIFELINE_VARIABLE: self._lifeline.path, CHOICE_VARIABLE: self._choice_file}
+        told = {LIFELINE_VARIABLE: self._lifeline.path, CHOICE_VARIABLE: self._choices}
         self._process = self._command.spawn(self.log, {name: str(path.absolute()) for name, path in told.items()})
 
     def _wait_for_model(self, on_wait: Callable[[float], None] | None = None) -> None:
@@ -162,6 +177,22 @@ class TritonServer:
                 return
         self._lifeline.watch()
         self._watch = Watch(self._process, self._lifeline, self.ports)
+
+    def _wait_for_further(self, name: str, on_wait: Callable[[float], None] | None) -> None:
+        """Wait for a further model at the start. After a restart the others are not kept waiting for it."""
+        started = time.monotonic()
+        while not is_model_ready(self.ports, name):
+            elapsed = time.monotonic() - started
+            if (failure := load_failure(self.log, name)) is not None:
+                raise CheckError(failure)
+            if elapsed > self._ready_timeout:
+                raise CheckError(f"the model '{name}' is not ready after {elapsed:.0f} s: {last_error(self.log)}")
+            if on_wait is not None:
+                on_wait(elapsed)
+            if self._stopping.wait(POLL_SECONDS):
+                return
+        if (failure := load_failure(self.log, name)) is not None:
+            raise CheckError(failure)
 
     def _keep_running(self) -> None:
         """Restart the server whenever it or its model dies or hangs, until `stop`, or until it is given up.
@@ -204,6 +235,8 @@ class TritonServer:
         """Start the server again; raises CheckError where the model does not come up."""
         assert self._lifeline is not None, "the server has been started"
         started = time.monotonic()
+        if self.on_restart is not None:
+            self.on_restart()
         self._lifeline.arm()
         self._spawn()
         self._wait_for_model()

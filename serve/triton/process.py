@@ -10,12 +10,14 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...artifacts import InputError
-from .settings import BATCHED_NAME, MODEL_NAME
+from ..tls import ServerTls
+from .settings import BATCHED_NAME, CONTROL_NAME, MODEL_NAME
+from .wanted import cannot, read_wanted
 from .wheel import TritonWheel
 
 HOST = "127.0.0.1"
@@ -70,23 +72,37 @@ def free_ports() -> Ports:
     return Ports(*ports)
 
 
-def server_flags(repository: str, ports: Ports, key: str, *, grpc_address: str = HOST) -> list[str]:
+def models_at_start(controlled: bool) -> list[str]:
+    """The models that a server loads when it starts; `controlled`: the last of them loads the further ones."""
+    return [MODEL_NAME, BATCHED_NAME, *([CONTROL_NAME] if controlled else [])]
+
+
+def server_flags(
+    repository: str,
+    ports: Ports,
+    key: str,
+    *,
+    grpc_address: str = HOST,
+    models: Sequence[str] = (MODEL_NAME, BATCHED_NAME),
+    tls: ServerTls | None = None,
+) -> list[str]:
     """The flags of every Triton that serves our model, here or in a container: nothing is open but inference.
 
-    Loading a model can carry its code, and the other restricted APIs reach files and memory.
+    With a model its code can be loaded, and the other restricted APIs reach files and memory.
 
     Args:
         repository: the model repository, as the server finds it.
         ports: where the server listens. Metrics and HTTP stay on the loopback interface.
         key: a secret that nobody is told, for the restricted APIs.
         grpc_address: the interface of the gRPC service, the one that is made for other machines.
+        models: that are loaded at the start.
+        tls: certificates of the gRPC service; None: it has no TLS.
     """
     restricted = f"{RESTRICTED_APIS}:{KEY_HEADER}={key}"
     return [
         f"--model-repository={repository}",
         "--model-control-mode=explicit",
-        f"--load-model={MODEL_NAME}",
-        f"--load-model={BATCHED_NAME}",
+        *(f"--load-model={name}" for name in models),
         "--disable-auto-complete-config",
         f"--grpc-address={grpc_address}",
         f"--http-address={HOST}",
@@ -96,6 +112,7 @@ def server_flags(repository: str, ports: Ports, key: str, *, grpc_address: str =
         f"--metrics-port={ports.metrics}",
         f"--grpc-restricted-protocol={restricted}",
         f"--http-restricted-api={restricted}",
+        *(tls.triton_flags() if tls is not None else ()),
     ]
 
 
@@ -112,6 +129,8 @@ class ServerCommand:
     repository: Path
     ports: Ports
     exit_timeout: int
+    grpc_host: str = HOST
+    tls: ServerTls | None = None
     memory_prefix: str = field(default_factory=lambda: f"hebbline_{secrets.token_hex(8)}_")
 
     def __post_init__(self) -> None:
@@ -120,10 +139,19 @@ class ServerCommand:
                 raise InputError(f"{path}: Triton runs no model below a path with spaces or signs that a shell reads")
 
     def arguments(self) -> list[str]:
-        """The command line. Everything listens on the loopback interface alone."""
+        """The command line. Everything but gRPC listens on the loopback interface alone."""
+        repository = self.repository.absolute()
+        models = models_at_start(read_wanted(repository) is not None)
         return [
             str(self.wheel.binary),
-            *server_flags(str(self.repository.absolute()), self.ports, secrets.token_hex(16)),
+            *server_flags(
+                str(repository),
+                self.ports,
+                secrets.token_hex(16),
+                grpc_address=self.grpc_host,
+                models=models,
+                tls=self.tls,
+            ),
             f"--backend-directory={self.backends.absolute()}",
             f"--backend-config=python,shm-region-prefix-name={self.memory_prefix}",
             "--allow-gpu-metrics=false",
@@ -156,17 +184,33 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def is_model_ready(ports: Ports) -> bool:
-    """Whether the server says that its model can take requests."""
+def is_model_ready(ports: Ports, model: str = MODEL_NAME) -> bool:
+    """Whether the server says that a model can take requests."""
+    return _is_fine(ports.http, f"/v2/models/{model}/ready")
+
+
+def is_server_ready(http_port: int) -> bool:
+    """Whether a server has started."""
+    return _is_fine(http_port, "/v2/health/ready")
+
+
+def _is_fine(http_port: int, path: str) -> bool:
     # HTTP, a connection each time: a gRPC channel would wait for a second after a refusal.
-    connection = http.client.HTTPConnection(HOST, ports.http, timeout=1)
+    connection = http.client.HTTPConnection(HOST, http_port, timeout=1)
     try:
-        connection.request("GET", f"/v2/models/{MODEL_NAME}/ready")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
+
+
+def load_failure(log: Path, model: str) -> str | None:
+    """Why a further model could not be loaded, by the server's log; None where it says nothing of that."""
+    said = cannot("load", model)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if said in line]
+    return lines[-1][lines[-1].index(said) :] if lines else None
 
 
 def end_reason(process: subprocess.Popen[bytes], log: Path) -> str:

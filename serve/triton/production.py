@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ... import __version__
 from ...artifacts import InputError
-from ..engine.engines import ENGINES_FILE, EngineFacts
-from .process import HOST, Ports, server_flags
+from ...runtime.engines import ENGINES_FILE, EngineFacts
+from .process import HOST, Ports, models_at_start, server_flags
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
 CPU_TAG = "24.10-py3"
@@ -39,7 +39,7 @@ class Runtime:
 
 
 def production_commands(
-    repository: Path, engines: Sequence[EngineFacts], grpc_port: int = Ports.grpc
+    repository: Path, engines: Sequence[EngineFacts], grpc_port: int = Ports.grpc, *, controlled: bool = False
 ) -> list[ProductionCommand]:
     """A command for each runtime that the engines need, as one container has one; without engines, one for the CPU.
 
@@ -47,19 +47,20 @@ def production_commands(
         repository: a repository that was filled with a copy of the artifact; hebbline's wheel must be put into it.
         engines: of the artifact.
         grpc_port: of the machine's loopback interface, where the gRPC service is published.
+        controlled: whether the repository has a list of further models.
 
     Raises:
         InputError: no image is known for an engine's runtime.
     """
     if not engines:
-        return [ProductionCommand("with Docker", _docker_run(repository, grpc_port, CPU_TAG))]
+        return [ProductionCommand("with Docker", _docker_run(repository, grpc_port, CPU_TAG, controlled=controlled))]
     generations: dict[Runtime, list[str]] = {}
     for engine in engines:
         generations.setdefault(engine_runtime(engine), []).extend(engine.compute_capabilities)
     return [
         ProductionCommand(
             f"with Docker, NVIDIA's container toolkit, and a GPU of compute capability {', '.join(capabilities)}",
-            _docker_run(repository, grpc_port, runtime.tag, runtime.requirement),
+            _docker_run(repository, grpc_port, runtime.tag, runtime.requirement, controlled=controlled),
         )
         for runtime, capabilities in generations.items()
     ]
@@ -80,16 +81,17 @@ def engine_runtime(engine: EngineFacts) -> Runtime:
     )
 
 
-def _docker_run(repository: Path, grpc_port: int, tag: str, requirement: str | None = None) -> str:
+def _docker_run(repository: Path, grpc_port: int, tag: str, requirement: str | None = None, *, controlled: bool) -> str:
     arguments = ["docker", "run", "--rm", *(["--gpus", "all"] if requirement else []), "--shm-size=1g"]
     arguments += ["-p", f"{HOST}:{grpc_port}:{Ports.grpc}", "-v", f"{repository.absolute()}:{MOUNTED}:ro"]
-    return shlex.join([*arguments, f"{IMAGE}:{tag}", "sh", "-c", _script(requirement)])
+    return shlex.join([*arguments, f"{IMAGE}:{tag}", "sh", "-c", _script(requirement, controlled)])
 
 
-def _script(requirement: str | None) -> str:
+def _script(requirement: str | None, controlled: bool) -> str:
     """What the container runs. The key is made there, and where it cannot be, nothing starts."""
     requirements = [f'"{NUMPY}"', *([shlex.quote(requirement)] if requirement else [])]
-    flags = server_flags(MOUNTED, Ports(), "$key", grpc_address=_EVERYWHERE)
+    models = models_at_start(controlled)
+    flags = server_flags(MOUNTED, Ports(), "$key", grpc_address=_EVERYWHERE, models=models)
     lines = [
         f"{_KEY} &&",
         f"pip install {MOUNTED}/hebbline-{__version__}-*.whl {' '.join(requirements)} &&",

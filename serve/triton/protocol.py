@@ -4,7 +4,7 @@ The names follow KServe v2 servers of language models (vLLM's and TensorRT-LLM's
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,24 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ...artifacts import InputError
-from ..fields import flag, parse_json_fields, sampling_parameters
+from ...runtime.tokenizer import bytes_per_token, encode
+from ..fields import flag, log_probs_asked, parse_json_fields, sampling_parameters
 from ..generation import Chunk, GenerationRequest
-from ..tokenizer import bytes_per_token, encode
+from ..parameters import shown
 
 MAX_TEXT_BYTES = 16 << 20
 """The longest prompt of a tokenizer that sets no limit to the text of a token."""
+MAX_CLIENT_LENGTH = 128
 MAX_ITEMS = 1024
 """Of an array that is not the prompt: more than any may hold, and few enough to look at."""
 INVALID_ARGUMENT = "INVALID_ARGUMENT"
-"""The code before the message of an error that is the request's own fault; a stream carries no status of its own."""
+"""The code before the message of an error that is the request's own fault; a stream has no status of its own."""
 NO_FIELDS = ("text_input", "input_ids", "sampling_parameters")
 LISTS = ("stop", "stop_words", "bad_words")
 FLAGS = {
     "stream": False,
     "exclude_input_in_output": True,
+    "add_special_tokens": True,
     "return_log_probs": False,
     "return_prompt_log_probs": False,
     "return_cumulative_logprob": False,
@@ -82,15 +85,17 @@ class RequestReader:
         """
         fields = _fields(inputs, parameters)
         flags = {name: flag(name, fields.pop(name, None), default) for name, default in FLAGS.items()}
+        client = _client(fields.pop("client", None))
+        asked, prompt_asked = log_probs_asked(fields)
         sampling = sampling_parameters(fields)
-        prompt_ids, text = self._prompt(inputs)
+        prompt_ids, text = self._prompt(inputs, flags["add_special_tokens"])
         generation = GenerationRequest(
             prompt_ids=prompt_ids,
             sampling=sampling,
-            return_log_probs=flags["return_log_probs"] or flags["return_cumulative_logprob"],
-            return_prompt_log_probs=flags["return_prompt_log_probs"],
-        )
-        generation.check_fits(self._context_length, self._vocab_size)
+            return_log_probs=asked or flags["return_log_probs"] or flags["return_cumulative_logprob"],
+            return_prompt_log_probs=prompt_asked or flags["return_prompt_log_probs"],
+            client=client,
+        ).fitted(self._context_length, self._vocab_size)
         echo = "" if flags["exclude_input_in_output"] else text
         return ParsedRequest(
             generation=generation,
@@ -99,7 +104,7 @@ class RequestReader:
             left_out=frozenset(name.removeprefix("return_") for name in _LEAVE_OUT if not flags[name]),
         )
 
-    def _prompt(self, inputs: Mapping[str, NDArray]) -> tuple[tuple[int, ...], str | None]:
+    def _prompt(self, inputs: Mapping[str, NDArray], special: bool) -> tuple[tuple[int, ...], str | None]:
         """The prompt's tokens, and its text where it came as text."""
         if ("text_input" in inputs) == ("input_ids" in inputs):
             raise InputError("a request takes exactly one of text_input and input_ids")
@@ -112,7 +117,7 @@ class RequestReader:
                 f"has at most {self.max_prompt_bytes}"
             )
         text = _text("text_input", data)
-        return encode(self._tokenizer, text, self._context_length), text
+        return encode(self._tokenizer, text, self._context_length, special=special), text
 
     def _prompt_ids(self, ids: NDArray) -> tuple[int, ...]:
         if ids.size > self._context_length:
@@ -120,23 +125,75 @@ class RequestReader:
         return tuple(ids.reshape(-1).tolist())
 
 
-def response_tensors(chunk: Chunk, wanted: frozenset[str]) -> dict[str, NDArray]:
-    """The output tensors of one response, of those that the request wants."""
-    makers = {
-        "text_output": lambda: _bytes(chunk.text),
-        "token_ids": lambda: np.array(chunk.token_ids, np.int32),
-        "log_probs": lambda: np.array(chunk.log_probs, np.float32),
-        "cumulative_logprob": lambda: np.array(_present(chunk.cumulative_log_prob), np.float32),
-    }
-    if chunk.finish_reason is not None:
-        reason = chunk.finish_reason
-        makers |= {
-            "finish_reason": lambda: _bytes(reason),
-            "num_input_tokens": lambda: np.array([chunk.num_input_tokens], np.int32),
-            "num_output_tokens": lambda: np.array([chunk.num_output_tokens], np.int32),
-            "prompt_log_probs": lambda: np.array(chunk.prompt_log_probs or (), np.float32),
-        }
-    return {name: make() for name, make in makers.items() if name in wanted}
+def response_tensors(
+    chunks: Sequence[Chunk], wanted: frozenset[str], prompt_ids: Sequence[int] = ()
+) -> dict[str, NDArray]:
+    """The output tensors of one response, of those that the request wants.
+
+    Args:
+        chunks: one, or the last ones of all completions of a request, joined and in order.
+        wanted: names of outputs.
+        prompt_ids: the prompt's tokens, which come with the last response.
+    """
+    tensors = {name: make(chunks) for name, make in _OF_EVERY if name in wanted}
+    if all(chunk.finish_reason is not None for chunk in chunks):
+        tensors |= {name: make(chunks) for name, make in _OF_THE_LAST if name in wanted}
+        if "prompt_token_ids" in wanted:
+            tensors["prompt_token_ids"] = np.array(prompt_ids, np.int32)
+    return tensors
+
+
+_Maker = Callable[[Sequence[Chunk]], NDArray]
+
+
+def _top_pairs(chunks: Sequence[Chunk]) -> list[tuple[int, float]]:
+    """The most likely tokens of each place, one place after the other."""
+    return [pair for chunk in chunks for top in chunk.top_log_probs for pair in top]
+
+
+def _prompt_top_pairs(chunks: Sequence[Chunk]) -> list[tuple[int, float]]:
+    return [pair for top in chunks[0].prompt_top_log_probs or () for pair in top]
+
+
+def _ints(values: Iterable[int]) -> NDArray[np.int32]:
+    return np.array(list(values), np.int32)
+
+
+def _floats(values: Iterable[float]) -> NDArray[np.float32]:
+    return np.array(list(values), np.float32)
+
+
+# Once for each token of each request: what makes the tensors is made once for all.
+_OF_EVERY: tuple[tuple[str, _Maker], ...] = (
+    ("text_output", lambda chunks: _bytes([chunk.text for chunk in chunks])),
+    ("token_ids", lambda chunks: _ints(token for chunk in chunks for token in chunk.token_ids)),
+    ("log_probs", lambda chunks: _floats(score for chunk in chunks for score in chunk.log_probs)),
+    (
+        "cumulative_logprob",
+        lambda chunks: _floats(c.cumulative_log_prob for c in chunks if c.cumulative_log_prob is not None),
+    ),
+    ("sequence_index", lambda chunks: _ints(chunk.index for chunk in chunks)),
+    ("top_token_ids", lambda chunks: _ints(token for token, _ in _top_pairs(chunks))),
+    ("top_log_probs", lambda chunks: _floats(score for _, score in _top_pairs(chunks))),
+)
+_OF_THE_LAST: tuple[tuple[str, _Maker], ...] = (
+    ("finish_reason", lambda chunks: _bytes([chunk.finish_reason or "" for chunk in chunks])),
+    ("num_input_tokens", lambda chunks: _ints([chunks[0].num_input_tokens])),
+    ("queue_seconds", lambda chunks: _floats(chunk.queue_seconds for chunk in chunks)),
+    ("prompt_seconds", lambda chunks: _floats(chunk.prompt_seconds for chunk in chunks)),
+    ("num_output_tokens", lambda chunks: _ints(chunk.num_output_tokens for chunk in chunks)),
+    ("prompt_log_probs", lambda chunks: _floats(chunks[0].prompt_log_probs or ())),
+    ("prompt_top_token_ids", lambda chunks: _ints(token for token, _ in _prompt_top_pairs(chunks))),
+    ("prompt_top_log_probs", lambda chunks: _floats(score for _, score in _prompt_top_pairs(chunks))),
+)
+
+
+def _client(value: Any) -> str:
+    """The name of whom a request is from; "" where it has none."""
+    name = "" if value is None else value
+    if not isinstance(name, str) or len(name) > MAX_CLIENT_LENGTH:
+        raise InputError(f"client must be text of at most {MAX_CLIENT_LENGTH} characters, not {shown(value)}")
+    return name
 
 
 def _fields(inputs: Mapping[str, NDArray], parameters: str) -> dict[str, Any]:
@@ -152,7 +209,8 @@ def _value(inputs: Mapping[str, NDArray], name: str) -> Any:
     if inputs[name].size > MAX_ITEMS:
         raise InputError(f"{name} has {inputs[name].size} values; the most is {MAX_ITEMS}")
     if name not in LISTS:
-        return _scalar(inputs, name)
+        value = _scalar(inputs, name)
+        return _text(name, value) if isinstance(value, bytes) else value
     return [_text(name, item) for item in inputs[name].reshape(-1).tolist()]
 
 
@@ -169,10 +227,6 @@ def _text(name: str, value: bytes) -> str:
         raise InputError(f"{name} is not UTF-8: {error}") from error
 
 
-def _present(value: float | None) -> tuple[float, ...]:
-    return () if value is None else (value,)
-
-
-def _bytes(text: str) -> NDArray:
+def _bytes(texts: Sequence[str]) -> NDArray:
     # Half of a surrogate pair, which a tokenizer may hold, has no UTF-8 form.
-    return np.array([text.encode(errors="replace")], dtype=object)
+    return np.array([text.encode(errors="replace") for text in texts], dtype=object)

@@ -9,6 +9,12 @@ from ...artifacts import KV_FORMATS, InputError, KvFormat
 MODEL_NAME = "llm"
 BATCHED_NAME = "ensemble"
 """The same model for clients that put a batch of one before every shape; TensorRT-LLM's backend calls it so."""
+CONTROL_NAME = "model-control"
+"""What loads and unloads further models of a repository; it is there where the repository has a list of them."""
+LOADER_NAME = "model-loader"
+"""What does that for `model-control`, in a process that may die of it."""
+DRAFT = "draft"
+"""The directory of a model's draft, beside that of its artifact."""
 MAX_SLOTS = 1024
 AS_EXPORTED = "as-exported"
 
@@ -24,6 +30,8 @@ class Settings:
         drain_seconds: what open requests get to finish when the server shuts down.
         kv_cache: how keys and values are kept: "float32", "bfloat16" or "int8", or "as-exported" for what the artifact
             was exported with.
+        cache_bytes: the most memory that they take, where the runner keeps them in blocks; 0: as much as all slots with
+            a whole context, but at most a quarter of the free memory.
     """
 
     slots: int = 8
@@ -31,6 +39,7 @@ class Settings:
     max_waiting: int = 64
     drain_seconds: int = 5
     kv_cache: str = AS_EXPORTED
+    cache_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, minimum, maximum in (
@@ -38,6 +47,7 @@ class Settings:
             ("threads", 0, 4096),
             ("max_waiting", 0, 1 << 20),
             ("drain_seconds", 0, 3600),
+            ("cache_bytes", 0, 1 << 50),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:

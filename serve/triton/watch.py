@@ -4,18 +4,24 @@ Triton reports neither: it goes on to call a model ready whose process is gone.
 """
 
 import os
+import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .lifeline import Lifeline
 from .probe import Probe
-from .process import Ports
+from .process import Ports, is_model_ready
+from .settings import LOADER_NAME, MODEL_NAME
 
 SERVER_ENDED = "the Triton server has ended"
 MODEL_ENDED = "the model's process has died"
 _STUB = "triton_python_backend_stub"
+_MODEL_FILE = re.compile(r"([^/\0]+)/\d+/model\.py")
 _PROCESSES = Path("/proc")
+SCAN_SECONDS = 1.0
+"""How often it is looked for processes of models that were loaded meanwhile."""
 # Of the fields in /proc/PID/stat that follow the process's name.
 _STATE, _PARENT, _USER_TICKS, _SYSTEM_TICKS, _STARTED = 0, 1, 11, 12, 19
 
@@ -32,7 +38,9 @@ class Watch:
     def __init__(self, server: "subprocess.Popen[bytes]", lifeline: Lifeline, ports: Ports) -> None:
         self._server = server
         self._lifeline = lifeline
+        self._ports = ports
         self._models = model_processes(server.pid)
+        self._scanned = time.monotonic()
         self._probe = Probe(ports, lambda: sum(model.cpu_seconds() for model in self._models))
 
     def wait_for_death(self, timeout: float) -> str | None:
@@ -41,9 +49,26 @@ class Watch:
         is_cut = self._lifeline.wait_for_death(timeout)
         if self._server.poll() is not None:
             return SERVER_ENDED
-        if is_cut or not self._models or not all(model.is_alive() for model in self._models):
+        if is_cut or not self._models:
             return MODEL_ENDED
+        lost = self._lost_model()
+        if lost is not None:
+            return MODEL_ENDED if lost == MODEL_NAME else f"the process of the model '{lost}' has died"
         return self._probe.check()
+
+    def _lost_model(self) -> str | None:
+        """The name of a model whose process has died, and that was not unloaded. That of the model-loader may die.
+
+        Triton calls a model that is being unloaded not ready before its process ends, and goes on to call one ready
+        whose process has died.
+        """
+        gone = [model for model in self._models if not model.is_alive()]
+        if gone or time.monotonic() - self._scanned > SCAN_SECONDS:
+            self._models = model_processes(self._server.pid)
+            self._scanned = time.monotonic()
+        living = {model.name for model in self._models}
+        lost = (model.name for model in gone if model.name not in living | {LOADER_NAME})
+        return next((name for name in lost if is_model_ready(self._ports, name)), None)
 
     def close(self) -> None:
         """Give up the probe's open request."""
@@ -52,10 +77,11 @@ class Watch:
 
 @dataclass(frozen=True)
 class ModelProcess:
-    """A process that runs a model; `started`, in ticks since boot, tells it from a later one of the same number."""
+    """A process that runs the model `name`; `started`, in ticks since boot, tells it from a later one of its number."""
 
     pid: int
     started: str
+    name: str = MODEL_NAME
 
     def is_alive(self) -> bool:
         """Whether it runs, or is stopped: not whether it answers."""
@@ -74,8 +100,9 @@ def model_processes(server_pid: int) -> list[ModelProcess]:
     found = []
     for pid in [int(path.name) for path in _PROCESSES.iterdir() if path.name.isdigit()]:
         fields = _stat(pid)
-        if fields and int(fields[_PARENT]) == server_pid and _STUB in _read(pid, "cmdline"):
-            found.append(ModelProcess(pid, fields[_STARTED]))
+        if fields and int(fields[_PARENT]) == server_pid and _STUB in (command := _read(pid, "cmdline")):
+            name = _MODEL_FILE.search(command)
+            found.append(ModelProcess(pid, fields[_STARTED], name[1] if name else MODEL_NAME))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The Triton server that the `nvidia-pytriton` wheel carries: where its parts are, and how they are put together."""
+"""The Triton server in the `nvidia-pytriton` wheel: where its parts are, and how they are put together."""
 
 import ctypes.util
 import importlib.metadata

@@ -19,22 +19,21 @@ from hebbline.architectures.registry import Family
 from hebbline.artifacts import UnsupportedModelError
 from hebbline.export.graph import StockAttention, VarlenAttention
 from hebbline.export.tensorrt.decoder import build_static_decoder
-from hebbline.serve.engine.portable import PortableRunner
-from hebbline.serve.engine.varlen import VarlenRunner
+from hebbline.runtime.portable import PortableRunner
+from hebbline.runtime.varlen import VarlenRunner
 
 REFUSED = {
-    "another family": (lambda: GPTJConfig(), r"gptj is not supported: no description of it.*hebbline pack"),
+    "another family": (lambda: GPTJConfig(), r"gptj is of none of the families that are taken .*hebbline pack"),
     "activation": (lambda: make_config("llama").__class__(hidden_act="mish"), "hidden_act 'mish'.*hebbline pack"),
     "ALiBi": (lambda: changed("falcon", alibi=True), "alibi True of a falcon: ALiBi is not supported; `hebbline pack`"),
     "cross attention": (lambda: changed("gpt2", add_cross_attention=True), "add_cross_attention True of a gpt2"),
     "narrow embeddings": (lambda: changed("opt", word_embed_proj_dim=32), "word_embed_proj_dim 32 of a opt"),
     "later tokens": (lambda: changed("gemma3", use_bidirectional_attention=True), "sees later tokens"),
     "layer type": (lambda: changed("qwen3", layer_types=["full_attention", "chunked_attention"]), "chunked_attention"),
-    "no window": (lambda: changed("mistral", sliding_window=0), "sliding_window 0 of a mistral"),
     "head size": (lambda: changed("llama", head_dim=20), "heads of size 20 .* multiples of 8"),
     "rotary type": (
-        lambda: changed("llama", rope_parameters={"rope_type": "mine", "rope_theta": 1e4}),
-        "rope_type 'mine'.*hebbline pack",
+        lambda: changed("llama", rope_parameters={"rope_type": "proportional", "rope_theta": 1e4}),
+        "rope_type 'proportional'.*hebbline pack",
     ),
 }
 

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from hebbline.artifacts import InputError, UnsupportedModelError
-from hebbline.artifacts.checkpoints import check_checkpoint, check_weights_fit
+from hebbline.artifacts.checkpoints import check_checkpoint, check_weights_fit, load_model
 from hebbline.cli import main
 
 GATE = "model.layers.1.mlp.gate_proj"
@@ -77,7 +79,10 @@ def replace_gate(directory, tensors_of):
 def commands(directory, tmp_path):
     """Every command that takes somebody's model."""
     (tmp_path / "text.txt").write_text("the quick brown fox " * 200)
-    recipe = {"model": {"pretrained": str(directory)}, "data": {"source": str(tmp_path / "text.txt")}}
+    recipe = {
+        "model": {"pretrained": str(directory)},
+        "data": {"source": str(tmp_path / "text.txt"), "sequence_length": 32},
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     yield "export", directory, "--out", tmp_path / "artifact"
     yield "inspect", directory
@@ -129,6 +134,15 @@ def test_plain_weights_under_an_older_dense_configuration_are_read(plain):
     check_checkpoint(plain)
 
 
+def test_plain_weights_that_came_from_a_gguf_file_are_read(plain):
+    """transformers expands the file, and `save_pretrained` keeps the word for what is now plain."""
+    before = load_model(AutoModelForCausalLM, plain).model.state_dict()
+    configure(plain, quantization_config={"quant_method": "gguf", "gguf_file": "model.Q4_1.gguf", "dequantize": False})
+    after = load_model(AutoModelForCausalLM, plain).model
+    assert getattr(after.config, "quantization_config", None) is None
+    assert all(torch.equal(weight, before[name]) for name, weight in after.state_dict().items())
+
+
 @pytest.mark.parametrize("problem", ["missing", "unexpected"])
 def test_weights_that_do_not_fit_are_named_by_every_command(plain, tmp_path, capsys, problem):
     """transformers would fill a missing weight at random, and drop one that it does not know."""
@@ -138,7 +152,8 @@ def test_weights_that_do_not_fit_are_named_by_every_command(plain, tmp_path, cap
         replace_gate(plain, lambda weight: {"weight": weight, "thought": weight})
     for arguments in commands(plain, tmp_path):
         if arguments[0] != "inspect":  # which reads what hebbline published, and says that this is not
-            assert f"{problem}_keys {GATE}." in line_of(capsys, arguments)
+            words = {"missing": f"they have no tensor '{GATE}.", "unexpected": f"tensor '{GATE}.thought' has no place"}
+            assert words[problem] in line_of(capsys, arguments)
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
@@ -150,5 +165,5 @@ def test_unreadable_files_are_named_by_every_command(plain, tmp_path, capsys, da
 
 def test_of_many_weights_the_first_is_named():
     check_weights_fit("model", {"missing_keys": [], "unexpected_keys": set()})
-    with pytest.raises(InputError, match="missing_keys a and 2 more"):
+    with pytest.raises(InputError, match=r"they have no tensor 'a' \(and so 2 more\)"):
         check_weights_fit("model", {"missing_keys": ["b", "a", "c"], "unexpected_keys": ["z"]})

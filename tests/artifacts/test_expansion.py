@@ -248,7 +248,7 @@ def test_a_pickle_with_code_is_never_run(checkpoint, tmp_path):
             return (proof.write_text, ("",))
 
     torch.save({"a": Evil()}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin: cannot read the weights"):
+    with pytest.raises(InputError, match=r"pytorch_model\.bin holds something else than tensors, such as code"):
         load_model(AutoModelForCausalLM, checkpoint)
     assert not proof.exists()
 

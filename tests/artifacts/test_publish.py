@@ -1,4 +1,9 @@
 import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
 
 import pytest
 
@@ -100,3 +105,25 @@ def test_an_unknown_format_of_the_cache_is_damage(tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(DamagedArtifactError, match=r"hebbline\.json.*kv_cache 'int3'"):
         read_manifest(tmp_path / "out")
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from hebbline.artifacts import publish
+
+    with publish(Path(sys.argv[1])) as publication:
+        (publication.directory / "large").write_bytes(bytes(1 << 20))
+        assert len(list(Path(sys.argv[1]).parent.iterdir())) == 1
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_killed_process_leaves_nothing_behind(tmp_path, name):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "out", name]
+    assert subprocess.run(command).returncode == -signal.Signals[name]
+    deadline = time.monotonic() + 20
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []

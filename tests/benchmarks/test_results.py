@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from hebbline.artifacts import InputError
-from hebbline.benchmarks.results import language
-from hebbline.benchmarks.results.catalogue import STUDIES
-from hebbline.benchmarks.results.image import active_share
-from hebbline.benchmarks.results.ledger import Ledger
-from hebbline.benchmarks.results.page import write_study
-from hebbline.benchmarks.results.runner import chosen_rate, count_made, count_runs, missing_runs, work
-from hebbline.benchmarks.results.selectivity import ratios
-from hebbline.benchmarks.results.statistics import Difference, finished_cells, judge
-from hebbline.benchmarks.results.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
 from hebbline.cli import main
-from hebbline.train.data.documents import load_documents
+from hebbline.data.documents import load_documents
+from hebbline.studies import language
+from hebbline.studies.catalogue import STUDIES
+from hebbline.studies.image import active_share
+from hebbline.studies.ledger import Ledger
+from hebbline.studies.page import write_study
+from hebbline.studies.runner import chosen_rate, count_made, count_runs, missing_runs, work
+from hebbline.studies.selectivity import ratios
+from hebbline.studies.statistics import Difference, finished_cells, judge
+from hebbline.studies.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
 from hebbline.train.tasks.mlp import Mlp, MlpConfig
 from hebbline.train.topology import initial_mask
 
@@ -78,6 +78,16 @@ def test_every_cell_has_the_same_search_before_its_reported_runs(tmp_path):
     wider = arithmetic(rates=(*study.rates, 0.15))
     assert count_made(wider, outcomes) == 5 * 3
     assert count_made(study, outcomes) == count_runs(study)
+
+
+def test_runs_come_in_the_order_in_which_they_say_most(tmp_path):
+    ledger = Ledger(tmp_path / "a.jsonl", arithmetic())
+    order = []
+    for _ in range(count_runs(ledger.study)):
+        run = missing_runs(ledger.study, ledger.outcomes())[0]
+        order.append((run.arm.name == DENSE.name, run.purpose == "report", run.seed))
+        ledger.append(run, ledger.study.perform(run), "")
+    assert order == sorted(order) and order[-1][0] and missing_runs(ledger.study, ledger.outcomes()) == []
 
 
 def test_a_score_that_is_not_a_number_is_never_the_best():

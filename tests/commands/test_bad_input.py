@@ -52,6 +52,18 @@ def test_help_of_train_lists_the_recipes(capsys):
     assert main(["train", "--help"]) == 0
     said = capsys.readouterr().err
     assert "  demo                  A 4.7-million-parameter Llama" in said and "  translation-small " in said
+    assert "usage: hebbline train RECIPE [options]" in said and "those of the task 'language-model' are" in said
+    assert main(["train", "mnist-mlp", "--help"]) == 0
+    assert "those of the task 'image' are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["prune", "export", "pack", "serve", "gateway", "query", "eval", "bench model"])
+def test_help_has_no_words_of_python(capsys, command):
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "usage: hebbline" in said
+    assert not {word for word in ("<class", "null", "default: False", "default: []", "()") if word in said}
 
 
 def test_train_options(refuse, tmp_path):
@@ -60,6 +72,11 @@ def test_train_options(refuse, tmp_path):
     assert "--sparsity.densty" in refuse("train", "demo", "--sparsity.densty", "0.3")
     (tmp_path / "somebody.txt").write_text("precious")
     assert "was not published by hebbline" in refuse("train", "demo", "--out", tmp_path)
+
+
+def test_a_directory_that_is_not_there_is_told_from_one_without_a_manifest(refuse, tmp_path):
+    assert f"{tmp_path / 'no'} is not a directory" in refuse("inspect", tmp_path / "no")
+    assert "is not a published directory" in refuse("inspect", tmp_path)
 
 
 def test_model_directories(refuse, tiny_model_directory, tmp_path):

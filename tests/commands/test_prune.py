@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from hebbline.artifacts import InputError, read_manifest
 from hebbline.artifacts.model_directory import open_model_directory
 from hebbline.cli import main
-from hebbline.train.data import train_tokenizer
+from hebbline.data import train_tokenizer
 from hebbline.train.prune.config import PruneConfig
 from hebbline.train.prune.publish import Texts, prune_directory
 
@@ -54,9 +54,24 @@ def test_the_directory_holds_masks_report_and_goes_through_export(dense, tmp_pat
     assert not out.with_name("sparse.run").exists()
     assert main(["export", str(out), "--out", str(tmp_path / "artifact"), "--values", "int4", "--json"]) == 0
     exported = json.loads(capsys.readouterr().out)
+    assert exported["pruning"] == [{name: cost[name] for name in ("source", "before", "after", "tokens")}]
+    assert f"{cost['before']:.2f} dense, {cost['after']:.2f} pruned" in (tmp_path / "artifact/report.html").read_text()
+    assert main(["eval", str(out), "--source", str(dense / "text.txt"), "--window", "32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["value"] == pytest.approx(cost["after"], rel=0.5)
     assert {layer["links"] for layer in exported["layers"]} == {
         layer["links"] for block in report["blocks"] for layer in block["layers"]
     }
+
+
+def test_a_model_with_fewer_links_than_are_to_stay_is_said_to_have_them(tmp_path, dense, tiny_model_directory, capsys):
+    options = ["--calibration", str(dense / "text.txt"), *OPTIONS, "--method", "magnitude", "--passes", "0"]
+    assert main(["prune", str(tiny_model_directory), *options, "--out", str(tmp_path / "more")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of their possible links already, and --density 0.5 keeps more" in said
+    assert (
+        main(["prune", str(tiny_model_directory), *options, "--density", "0.2", "--out", str(tmp_path / "less")]) == 0
+    )
+    assert "already" not in capsys.readouterr().err
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_bits(dense, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from hebbline.export.graph import SourceModel, load_source
 from hebbline.export.tensorrt import EngineOptions, export_engines
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.runtime.static_cache import StepLimits
 
 LIMITS = StepLimits(batch=4, tokens=40)
 

@@ -11,8 +11,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from hebbline.cli import main
-from hebbline.serve.engine.engines import EngineFacts, is_installed, read_engines
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.runtime.engines import EngineFacts, is_installed, read_engines
+from hebbline.runtime.static_cache import StepLimits
 from hebbline.serve.triton.production import production_commands
 from hebbline.serve.triton.repository import check_model, fill_repository
 from hebbline.serve.triton.settings import Settings

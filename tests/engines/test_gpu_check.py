@@ -14,15 +14,15 @@ from hebbline.export.tensorrt import EngineOptions, build, export_engines
 from hebbline.export.tensorrt.build import RUNTIMES, EngineBuild
 from hebbline.export.tensorrt.sparsity import illegal_groups, layer_sparsity, parse_sparsity_log
 from hebbline.export.tensorrt.typed_graph import save_typed_model
-from hebbline.serve.engine.engines import Gpu, is_installed
-from hebbline.serve.engine.gpu import find_gpu
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.runtime.engines import Gpu, is_installed
+from hebbline.runtime.gpu import find_gpu
+from hebbline.runtime.static_cache import StepLimits
 
 pytest.importorskip("triton", reason="the Triton language is not installed: pip install 'hebbline[gpu-build]'")
 
-from hebbline.export.tensorrt.check import layers, run
-from hebbline.export.tensorrt.check.layers import TensorRtLayer
-from hebbline.export.tensorrt.check.page import EngineCheck, GpuCheck, render_page
+from hebbline.benchmarks.gpu_check import layers, run
+from hebbline.benchmarks.gpu_check.layers import TensorRtLayer
+from hebbline.benchmarks.gpu_check.page import EngineCheck, GpuCheck, render_page
 from hebbline.kernels.gpu.check import cases, speed
 from hebbline.kernels.gpu.check.cases import KernelParity, check_kernels, random_weight, timed_mask
 from hebbline.kernels.gpu.check.speed import LayerTime, NotTimed
@@ -52,15 +52,15 @@ def a_check(**changes):
         "gpu": "NVIDIA A100-SXM4-80GB",
         "compute_capability": "8.0",
         "versions": {"TensorRT": "11.4.0", "torch": "2.13.0"},
-        "parity": [KernelParity("csr", "float16", 1, 2, 3, 0.25), KernelParity("csr", "bfloat16", 1, 2, 3, 0.5)],
-        "engines": [EngineCheck("tensorrt", "11.4.0", "float16", 0.004, 0.006)],
-        "kernels": [
+        "parity": (KernelParity("csr", "float16", 1, 2, 3, 0.25), KernelParity("csr", "bfloat16", 1, 2, 3, 0.5)),
+        "engines": (EngineCheck("tensorrt", "11.4.0", "float16", 0.004, 0.006),),
+        "times": (
             LayerTime("csr", "cuBLAS", 4096, 4096, 0.05, 1, Timing(3e-6, 18e-6, 5.9)),
             LayerTime("csr plugin", "TensorRT dense", 4096, 4096, 0.05, 1, Timing(4e-6, 20e-6, 5.0)),
-        ],
-        "left_out": [NotTimed("layers of 512x512", "the time was over")],
-        "tensorrt": [TensorRtLayer(64, 1e-4, Timing(1e-5, 1.5e-5, 1.5), two_four)],
-        "mismatches": [],
+        ),
+        "left_out": (NotTimed("layers of 512x512", "the time was over"),),
+        "tensorrt": (TensorRtLayer(64, 1e-4, Timing(1e-5, 1.5e-5, 1.5), two_four),),
+        "failures": (),
     }
     return GpuCheck(**(values | changes))
 
@@ -75,14 +75,14 @@ def test_the_page_says_what_was_run_and_what_was_predicted():
     )
     assert "| 64 | 10.0 | 15.0 | 1.50 | yes | yes | 2:4 by structure; the builder timed a sparse tactic" in page
     assert "- layers of 512x512: the time was over" in page
-    other = render_page(a_check(gpu="NVIDIA T4", mismatches=["kernel csr: error 2 of the allowed one"]))
+    other = render_page(a_check(gpu="NVIDIA T4", failures=("kernel csr: error 2 of the allowed one",)))
     assert "no model of this GPU" in other and "**Not everything agreed:**\n- kernel csr" in other
     assert page_name("NVIDIA A100-SXM4-80GB") == "a100-sxm4-80gb.md" and page_name("NVIDIA L4") == "l4.md"
 
 
 def test_a_mismatch_ends_with_exit_code_1(monkeypatch, tmp_path):
-    monkeypatch.setattr("hebbline.serve.engine.gpu.find_gpu", lambda: Gpu("NVIDIA A100", "8.0"))
-    found = [a_check(), a_check(mismatches=["kernel csr is wrong"])]
+    monkeypatch.setattr("hebbline.runtime.gpu.find_gpu", lambda: Gpu("NVIDIA A100", "8.0"))
+    found = [a_check(), a_check(failures=("kernel csr is wrong",))]
     monkeypatch.setattr(run, "run_gpu_check", lambda model, docs, progress: (found.pop(0), docs / "a.md"))
     assert gpu_check.main(["--docs", str(tmp_path)]) == 0
     with pytest.raises(CheckError, match="1 mismatches on NVIDIA A100-SXM4-80GB, the first: kernel csr is wrong") as e:
@@ -169,7 +169,7 @@ def test_the_small_model_is_two_four_and_becomes_an_engine(tmp_path):
     _, report = export_engines(model, tmp_path / "out", EngineOptions(limits=StepLimits(4, 64)))
     projections = [layer for layer in report.layers if layer.name.endswith("proj")]
     assert len(projections) == 14 and all(layer.two_four for layer in projections)
-    assert {layer.name for layer in projections} <= set(report.carried)
+    assert {layer.name for layer in projections} <= set(report.unchanged)
     assert all("does not report sparse tactics" in layer.reason for layer in projections)
 
 
@@ -181,7 +181,7 @@ def inline(request):
 
 
 def test_the_engine_of_plugins_is_compared_with_torch(monkeypatch, tiny_model_directory):
-    """The road of the check, with the nodes' functions in place of the plugins; a wrong engine is a mismatch."""
+    """The steps of the check, with the nodes' functions in place of the plugins; a wrong engine is a mismatch."""
     monkeypatch.setattr(run, "build_engine", inline)
     runtime = replace(RUNTIMES["tensorrt"], module="engines.stand_in")
     gpu, quiet = Gpu("NVIDIA A100", "8.0"), lambda stage: None
@@ -226,12 +226,12 @@ def test_the_whole_check_collects_what_fails_and_writes_the_page(monkeypatch, tm
     monkeypatch.setattr(cases, "check_kernels", lambda device: check_kernels("cpu", shapes=[(2, 9, 33)]))
     monkeypatch.setattr(run, "_check_engine", lambda *arguments: a_check().engines[0])
     monkeypatch.setattr(run, "check_plugins", differs)
-    monkeypatch.setattr(speed, "time_kernels", lambda sweep, clock: [*a_check().kernels[:1], *a_check().left_out])
+    monkeypatch.setattr(speed, "time_kernels", lambda sweep, clock: [*a_check().times[:1], *a_check().left_out])
     monkeypatch.setattr(layers, "time_tensorrt", lambda *arguments: a_check().tensorrt)
-    monkeypatch.setattr(layers, "time_plugins", lambda *arguments: a_check().kernels[1:])
+    monkeypatch.setattr(layers, "time_plugins", lambda *arguments: a_check().times[1:])
     monkeypatch.setattr(run, "_versions", lambda runtimes: {"TensorRT": "11.4.0"})
     check, page = run.run_gpu_check(None, tmp_path / "docs")
-    assert check.mismatches == ["TensorRT: logits differ by 3"] and len(check.parity) == 12
-    assert [row.what for row in check.kernels] == ["csr", "csr plugin"] and len(check.engines) == 1
+    assert check.mismatches == ("TensorRT: logits differ by 3",) and len(check.parity) == 12
+    assert [row.what for row in check.times] == ["csr", "csr plugin"] and len(check.engines) == 1
     text = page.read_text()
     assert page.name == "l4.md" and "- TensorRT: logits differ by 3" in text and text == render_page(check)

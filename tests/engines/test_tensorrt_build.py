@@ -11,11 +11,11 @@ from onnx import TensorProto, helper
 from hebbline.artifacts import CheckError, InputError, UnsupportedModelError
 from hebbline.export.tensorrt import EngineOptions, export_engines
 from hebbline.export.tensorrt.build import RUNTIMES, EngineRequest, build_engine
-from hebbline.export.tensorrt.carried import carried_layers
 from hebbline.export.tensorrt.decoder import build_static_decoder, step_profiles
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
-from hebbline.serve.engine.engines import Gpu, is_installed
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.export.tensorrt.unchanged import unchanged_layers
+from hebbline.runtime.engines import Gpu, is_installed
+from hebbline.runtime.static_cache import StepLimits
 
 RTX = RUNTIMES["tensorrt-rtx"]
 needs_rtx = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def test_the_float16_engine_carries_every_weight_byte_for_byte(engine_export, so
     artifact, report = engine_export
     engine = (artifact / report.engine.file).read_bytes()
     weights = weights_of(source, "float16")
-    assert sorted(carried_layers(engine, weights)) == sorted(weights) == sorted(report.carried)
+    assert sorted(unchanged_layers(engine, weights)) == sorted(weights) == sorted(report.unchanged)
     assert report.engine.compute_capabilities == ("7.5", "8.0", "8.6", "8.9", "12.0")
 
 
@@ -61,7 +61,7 @@ def test_the_bfloat16_engine_carries_them_too_and_has_two_profiles(source, tmp_p
     build = build_engine(request)
     engine = (tmp_path / "tiny.engine").read_bytes()
     weights = weights_of(source, "bfloat16")
-    assert sorted(carried_layers(engine, weights)) == sorted(weights)
+    assert sorted(unchanged_layers(engine, weights)) == sorted(weights)
     assert build.version.startswith("1.7.") and build.network_layers > 100 and "[I]" in build.log
     assert (tmp_path / "timing.cache").stat().st_size > 0
 
@@ -72,7 +72,7 @@ def test_a_weight_that_differs_in_its_last_bit_is_not_found(engine_export, sourc
     weights = weights_of(source, "float16")
     for weight in weights.values():
         weight.view(np.uint16)[-1, -1] ^= 1
-    assert carried_layers((artifact / report.engine.file).read_bytes(), weights) == []
+    assert unchanged_layers((artifact / report.engine.file).read_bytes(), weights) == []
 
 
 def test_a_matrix_is_found_plain_transposed_and_beside_another():
@@ -82,11 +82,11 @@ def test_a_matrix_is_found_plain_transposed_and_beside_another():
     fused = np.concatenate([left_KN, right_KN], axis=1)
     weights = {"left": left_KN.T, "right": right_KN.T}
     for content in (fused.tobytes(), left_KN.T.tobytes() + b"x" + right_KN.tobytes()):
-        assert carried_layers(b"head" + content + b"tail", weights) == ["left", "right"]
-    assert carried_layers(left_KN.tobytes()[:-1], weights) == []
+        assert unchanged_layers(b"head" + content + b"tail", weights) == ["left", "right"]
+    assert unchanged_layers(left_KN.tobytes()[:-1], weights) == []
     nothing = {"zero": np.zeros((3, 4), np.float16), "row": np.ones((1, 4), np.float16)}
-    assert carried_layers(bytes(100_000), nothing) == []
-    assert carried_layers(b"x" + nothing["row"].tobytes(), nothing) == ["row"]
+    assert unchanged_layers(bytes(100_000), nothing) == []
+    assert unchanged_layers(b"x" + nothing["row"].tobytes(), nothing) == ["row"]
 
 
 @needs_rtx

@@ -6,7 +6,7 @@ import pytest
 from hebbline.export.tensorrt.choosing import LEAST_GAIN, choose_form, layer_reports, measured_layer, stay_dense
 from hebbline.kernels.gpu.packing import PACKERS
 from hebbline.kernels.gpu.roofline import GPUS, predict
-from hebbline.serve.engine.engines import Gpu
+from hebbline.runtime.engines import Gpu
 
 A100, L4 = Gpu("NVIDIA A100-SXM4-80GB", "8.0"), Gpu("NVIDIA L4", "8.9")
 SHAPE = (768, 2048)

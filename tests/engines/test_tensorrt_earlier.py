@@ -1,4 +1,4 @@
-"""An artifact with two engines: the second export carries the first one's over, and only of the same model."""
+"""An artifact with two engines: the second export copies the first one's, and only of the same model."""
 
 import json
 
@@ -9,8 +9,8 @@ from hebbline.cli import main
 from hebbline.export import export_model
 from hebbline.export.tensorrt import EngineOptions, export_engines
 from hebbline.export.tensorrt.earlier import read_earlier
-from hebbline.serve.engine.engines import ENGINES_FILE, Gpu, choose_engine, read_engines
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.runtime.engines import ENGINES_FILE, Gpu, choose_engine, read_engines
+from hebbline.runtime.static_cache import StepLimits
 
 LIMITS = StepLimits(batch=4, tokens=40)
 
@@ -26,21 +26,21 @@ def both(engine_artifact, tiny_model_directory, tmp_path_factory):
 
 def test_an_artifact_holds_both_engines_and_the_runner_picks_by_generation(both, engine_artifact):
     manifest = read_manifest(both)
-    new, carried = read_engines(both)
-    assert (new.precision, carried.precision) == ("bfloat16", "float16")
-    assert {new.file, carried.file} <= set(manifest.files)
-    assert manifest.files[carried.file] == read_manifest(engine_artifact).files[carried.file]
+    new, copied = read_engines(both)
+    assert (new.precision, copied.precision) == ("bfloat16", "float16")
+    assert {new.file, copied.file} <= set(manifest.files)
+    assert manifest.files[copied.file] == read_manifest(engine_artifact).files[copied.file]
     report = json.loads((both / ENGINES_FILE).read_text())["report"]
     assert [one["engine"]["precision"] for one in (report, *report["earlier"])] == ["bfloat16", "float16"]
     runtimes = {new.runtime: new.version}
-    assert choose_engine((new, carried), Gpu("T4", "7.5"), runtimes).engine == carried
-    assert choose_engine((new, carried), Gpu("A10", "8.6"), runtimes).engine == new
+    assert choose_engine((new, copied), Gpu("T4", "7.5"), runtimes).engine == copied
+    assert choose_engine((new, copied), Gpu("A10", "8.6"), runtimes).engine == new
 
 
 def test_an_engine_of_the_same_name_takes_the_earlier_ones_place(both, tmp_path):
     new, other = read_engines(both)
     earlier = read_earlier(both, both)
-    assert earlier.carry(tmp_path, new) == (other,)
+    assert earlier.copy(tmp_path, new) == (other,)
     assert not (tmp_path / new.file).exists() and (tmp_path / other.file).is_file()
     assert len(earlier.reports) == 2
 
@@ -60,7 +60,7 @@ def _no_build(stage):
 
 def test_an_artifact_without_engines_is_refused(both, tiny_model_directory, tmp_path):
     export_model(tiny_model_directory, tmp_path / "plain")
-    with pytest.raises(InputError, match=r"plain holds no engine to carry over"):
+    with pytest.raises(InputError, match=r"plain holds no engine to copy"):
         read_earlier(tmp_path / "plain", both)
 
 

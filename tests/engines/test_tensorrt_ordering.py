@@ -12,8 +12,8 @@ from hebbline.export.passes import PassOptions
 from hebbline.export.tensorrt import EngineOptions, export_engines
 from hebbline.export.tensorrt.decoder import build_static_decoder
 from hebbline.export.tensorrt.ordering import in_order, input_orders
-from hebbline.serve.engine.engines import is_installed
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.runtime.engines import is_installed
+from hebbline.runtime.static_cache import StepLimits
 
 
 def random_mask(density, shape=(256, 256)):
@@ -65,6 +65,6 @@ def test_an_engine_of_a_permuted_model_is_two_four_and_agrees_with_torch(directo
     onnx_report, report = export_engines(directory, tmp_path / "out", options, passes=passes)
     assert all(layer.two_four for layer in report.layers) and len(report.layers) == 14
     assert report.parity.float32.greedy_tokens == 64
-    assert set(report.carried) == {"model.embed_tokens", *(layer.name for layer in report.layers)}
+    assert set(report.unchanged) == {"model.embed_tokens", *(layer.name for layer in report.layers)}
     own = [layer for layer in onnx_report.engine_layers if "order of its own" in layer.reason]
     assert own, "no layer of the permuted model was left for an order of its own"

@@ -19,8 +19,8 @@ from hebbline.export.tensorrt.decoding import check_packed
 from hebbline.export.tensorrt.packed import DOMAIN
 from hebbline.export.tensorrt.parity import check_graph
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, save_typed_model
-from hebbline.serve.engine.engines import Gpu, is_installed
-from hebbline.serve.engine.static_cache import StepLimits
+from hebbline.runtime.engines import Gpu, is_installed
+from hebbline.runtime.static_cache import StepLimits
 
 needs_rtx = pytest.mark.skipif(
     not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed: pip install 'hebbline[gpu-build]'"

@@ -16,12 +16,12 @@ from hebbline.export.tensorrt.decoder import build_static_decoder
 from hebbline.export.tensorrt.typed_graph import PRECISIONS
 from hebbline.export.verify import check_parity, torch_greedy
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
-from hebbline.serve.engine.engines import ENGINES_FILE, EngineFacts, Gpu, choose_engine, read_engines
-from hebbline.serve.engine.onnxruntime import OnnxRunner
-from hebbline.serve.engine.static_cache import StaticCacheRunner, StepLimits
-from hebbline.serve.engine.tensorrt import EngineExecutor, installed_runtimes, open_runner
+from hebbline.runtime.engines import ENGINES_FILE, EngineFacts, Gpu, choose_engine, read_engines
+from hebbline.runtime.onnxruntime import OnnxRunner
+from hebbline.runtime.static_cache import StaticCacheRunner, StepLimits
+from hebbline.runtime.tensorrt import EngineExecutor, installed_runtimes, open_runner
 from hebbline.serve.generation import GenerationRequest
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 from hebbline.serve.scheduler import Scheduler
 
 ENGINE = EngineFacts("a.engine", "tensorrt-rtx", "1.7.1", ("8.0", "8.6"), "float16", StepLimits(4, 16))

@@ -17,8 +17,8 @@ from hebbline.kernels import OVERRIDE
 from hebbline.kernels.cost import Work, predicted_speedup
 from hebbline.kernels.isa import kernels_isa
 
-AVX512, LARGE = Aim("avx512"), Aim("avx512", CACHE_BYTES + 1)
-ISAS = ("scalar", "avx2", "avx512", "amx")
+AVX512, LARGE = Aim("avx512-amd"), Aim("avx512-amd", CACHE_BYTES + 1)
+ISAS = ("scalar", "avx2", "avx2-vnni", "avx512-amd", "amx")
 
 
 def test_choice_is_the_smallest_and_says_why():
@@ -29,7 +29,7 @@ def test_choice_is_the_smallest_and_says_why():
     assert dense.speedup == 1
     choice = choose_layout(512, 512, 26_214, aim=AVX512)
     assert choice.packed_bytes == 512 * 64 + 4 * 26_214 and "bitmask 0.131" in choice.reason
-    assert f"{choice.speedup:.1f} times as fast at 1 token, predicted for avx512" in choice.reason
+    assert f"{choice.speedup:.1f} times as fast at 1 token, predicted for avx512-amd" in choice.reason
 
 
 def test_choice_follows_values_objective_and_blocks():
@@ -56,7 +56,7 @@ def test_a_model_that_fits_a_cache_is_judged_from_there():
     """Dense weights are read faster from a cache than from memory: what gains from memory may lose there."""
     links = round(0.7 * 768**2)
     assert choose_layout(768, 768, links, aim=LARGE).layout.name == "bitmask"
-    choice = choose_layout(768, 768, links, aim=Aim("avx512", CACHE_BYTES))
+    choice = choose_layout(768, 768, links, aim=Aim("avx512-amd", CACHE_BYTES))
     assert choice.layout is None and "with weights in the cache" in choice.reason
     assert choose_layout(768, 768, links, aim=AVX512).reason == choice.reason
 
@@ -87,15 +87,15 @@ def test_without_the_library_the_smallest_is_taken_and_nothing_promised(monkeypa
 def test_a_forecast_sums_layers_and_names_where_sparse_does_not_pay():
     gain = choose_layout(2048, 2048, 40_000, aim=LARGE)
     left = choose_layout(2048, 2048, 2048**2, aim=LARGE)
-    both = forecast([gain, left], "avx512")
+    both = forecast([gain, left], "avx512-amd")
     assert 1 < both.one_token < 2 < gain.speedup and both.layers == 2 and both.dense_layers == 1
-    assert "predicted for avx512, on one core" in both.words
+    assert "predicted for avx512-amd, on one core" in both.words
     assert "1 of 2 are left dense, where sparse does not pay" in both.words
-    none = forecast([left], "avx512")
-    assert none.words == "for avx512: sparse does not pay, and all 1 projections are left dense"
+    none = forecast([left], "avx512-amd")
+    assert none.words == "for avx512-amd: sparse does not pay, and all 1 projections are left dense"
     slow = dataclasses.replace(both, many_tokens=0.8)
     assert slow.words.endswith("with 64 tokens sparse does not pay there")
-    unknown = forecast([gain], "amx")
+    unknown = forecast([gain], "neon")
     assert not unknown.is_measured and "not measured on hardware" in unknown.words
 
 
@@ -104,11 +104,13 @@ def test_export_predicts_for_another_machine(tiny_model_directory, tmp_path, cap
     assert main(["export", str(tiny_model_directory), "--out", out, "--for-isa", "avx2"]) == 0
     assert re.search("speed (predicted )?for avx2", " ".join(capsys.readouterr().err.split()))
     page = (tmp_path / "artifact" / "report.html").read_text()
-    assert re.search("Speed (predicted )?for avx2", page)
+    assert re.search("[.] (Predicted for|For) avx2", page)
     report = json.loads((tmp_path / "artifact" / "report.json").read_text())
     assert report["forecast"]["isa"] == "avx2" and report["forecast"]["layers"] == len(report["layers"])
     assert main(["export", str(tiny_model_directory), "--out", out, "--for-isa", "avx9"]) == 2
-    assert "instruction set 'avx9' is not one of scalar, avx2, avx512, amx" in " ".join(capsys.readouterr().err.split())
+    assert "instruction set 'avx9' is not one of scalar, avx2, avx2-vnni, avx512, amx" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_pack_predicts_for_another_machine(tmp_path):

@@ -11,9 +11,9 @@ import torch
 from tiny import make_text
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hebbline.data import train_tokenizer
 from hebbline.export import export_model
-from hebbline.serve.engine import session
-from hebbline.train.data import train_tokenizer
+from hebbline.runtime import session
 
 WIDE = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 2, "num_attention_heads": 16}
 CELLS = 2 * (4 * 1024 * 1024 + 3 * 1024 * 2816)

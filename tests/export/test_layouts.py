@@ -8,9 +8,13 @@ from layout_models import checked_model, rounded
 from onnx.reference import ReferenceEvaluator
 
 from hebbline.artifacts.scales import group_count, group_width
+from hebbline.export.foreign.choosing import candidates
 from hebbline.export.layouts import (
+    CODED,
     LAYOUTS,
-    BlockLayout,
+    VALUE_TYPES,
+    CsrLayout,
+    choose_layout,
     whole_blocks,
 )
 from hebbline.export.layouts.layout import check_countable
@@ -25,8 +29,7 @@ STEPS = {"float32": 0, "bfloat16": 2**-8, "int8": 0.5 / 127, "int4": 0.5 / 7}
 def make_layer(layout, out_features, in_features, density, seed=0):
     """A masked weight: whole blocks, or links with an active zero, an active minus zero, and an empty row."""
     rng = np.random.default_rng(seed)
-    if isinstance(layout, BlockLayout):
-        size = layout.block_size
+    if size := layout.needs_blocks:
         coarse = rng.random((-(-out_features // size), -(-in_features // size))) < density
         mask = np.kron(coarse, np.ones((size, size), bool))[:out_features, :in_features].astype(bool)
     else:
@@ -65,7 +68,10 @@ def test_bytes_are_predicted(layout, density):
     weight[mask & (weight == 0)] = 1  # the number of 4-bit groups follows from the weights that are not zero
     links = int(mask.sum())
     actual = sum(tensor.nbytes for tensor in layout.encode(weight, mask).values())
-    assert actual == layout.packed_bytes(64, 160, links)
+    if layout.name in CODED:
+        assert actual == layout.packed_bytes(64, 160, links, weight[mask]) <= layout.packed_bytes(64, 160, links)
+    else:
+        assert actual == layout.packed_bytes(64, 160, links)
 
 
 @pytest.mark.parametrize("layout", EXACT, ids=lambda layout: layout.name)
@@ -143,11 +149,34 @@ def damage_block(tensors):
     yield tensors | {"values": tensors["values"][:, :, :-1]}
 
 
+def damage_coded(tensors):
+    codes, powers, fractions = tensors["codes"], tensors["powers"], tensors["fractions"]
+    yield from damage_bitmask(tensors)
+    yield tensors | {"values": tensors["values"].astype(np.float64)}
+    yield tensors | {"codes": codes[:, :-1]}
+    yield tensors | {"codes": codes[:-1]}
+    yield tensors | {"codes": codes[:0]}
+    yield tensors | {"codes": np.repeat(codes, 5, axis=0)}
+    yield tensors | {"codes": np.zeros_like(codes)}
+    yield tensors | {"codes": np.full_like(codes, 255)}  # padding bits; and more codes than powers
+    yield tensors | {"powers": powers[:-1]}
+    yield tensors | {"powers": powers[::-1].copy()}
+    yield tensors | {"powers": np.repeat(powers, 5)}
+    yield tensors | {"powers": powers.astype(np.float64)}
+    yield tensors | {"powers": powers * powers.dtype.type(1.5)}
+    yield tensors | {"powers": -powers}
+    yield tensors | {"powers": powers * powers.dtype.type(0)}
+    yield tensors | {"powers": powers * powers.dtype.type(np.inf)}
+    yield tensors | {"fractions": fractions[:-1]}
+    yield tensors | {"fractions": np.repeat(fractions, 2, axis=1)}
+    yield tensors | {"fractions": fractions.astype(np.int8)}
+
+
 def damage_scales(tensors):
     yield tensors | {"scales": tensors["scales"][:-1]}
 
 
-DAMAGE = {"bitmask": damage_bitmask, "csr": damage_offsets, "block": damage_block}
+DAMAGE = {"bitmask": damage_bitmask, "coded": damage_coded, "csr": damage_offsets, "block": damage_block}
 
 
 @layouts
@@ -190,6 +219,27 @@ def test_function_runs_anywhere_and_equals_float64(layout, shape, density, with_
 
 
 @layouts
+@pytest.mark.parametrize("filled", [slice(16, 32), slice(0, 16), slice(32, 48), slice(0, 0)])
+def test_function_has_rows_without_links_and_x_without_tokens(layout, filled):
+    """Empty rows before, behind and around the others, and no link at all; 40 columns are two and a half blocks."""
+    weight, mask = make_layer(layout, 48, 40, 1)
+    empty = np.ones(48, bool)
+    empty[filled] = False
+    weight[empty], mask[empty] = 0, False
+    tensors = layout.encode(weight, mask)
+    model = checked_model(layout, tensors, 40, None)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    decoded = layout.decode(tensors, 40)[0].astype(np.float64)
+    for tokens in (0, 2):
+        x = np.random.default_rng(1).standard_normal((tokens, 3, 40)).astype(np.float32)
+        expected = rounded(x, layout.values.name) @ decoded.T
+        for run in (session.run, ReferenceEvaluator(model).run):
+            (y,) = run(None, {"X": x})
+            assert y.shape == expected.shape
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@layouts
 def test_onnx_runtime_folds_the_decoding_at_load(layout, tmp_path):
     """Elsewhere than under the op library the price of the packed form is paid once; what is left rounds X."""
     weight, mask = make_layer(layout, 24, 32, 0.3)
@@ -203,7 +253,8 @@ def test_onnx_runtime_folds_the_decoding_at_load(layout, tmp_path):
     if layout.values.scaled:
         rounding = {"Abs", "ReduceMax", "Max", "Div", "Mul", "Round", "Clip", "Where"}
     assert left & {"Gemm", "MatMul"}
-    assert left <= {"Gemm", "MatMul", "Reshape", "Shape", "Slice", "Concat"} | rounding
+    padding = {"Pad"} if layout.needs_blocks else set()  # of X, to whole blocks
+    assert left <= {"Gemm", "MatMul", "Reshape", "Shape", "Slice", "Concat"} | rounding | padding
     assert onnx.load(tmp_path / "optimized.onnx").graph.initializer  # the dense weight
 
 
@@ -212,3 +263,22 @@ def test_whole_blocks_are_found():
     assert whole_blocks(mask, 16).tolist() == [[True, False], [False, True]]
     mask[0, 0] = False
     assert whole_blocks(mask, 16) is None
+
+
+class InventedLayout(CsrLayout):
+    """A layout of a name of its own, that takes next to nothing."""
+
+    def __init__(self, values=VALUE_TYPES["float32"]):
+        super().__init__(values)
+        self.name, self.op_type = "invented", "InventedLinear"
+
+    def packed_bytes(self, out_features, in_features, links):
+        return links
+
+
+def test_a_layout_that_is_listed_is_chosen(monkeypatch):
+    invented = InventedLayout()
+    monkeypatch.setitem(LAYOUTS, invented.name, invented)
+    choice = choose_layout(64, 64, 1000)
+    assert choice.layout is invented and "invented has the fewest bytes" in choice.reason
+    assert invented in candidates(make_layer(invented, 64, 64, 0.2)[1], "float32")

@@ -177,7 +177,7 @@ def chain_cases():
 def test_weights_behind_chains(tmp_path):
     cases = [([*nodes, node("MatMul", ["X", "w"], ["Y"])], (3, K), constants) for _, nodes, constants in chain_cases()]
     report, packed = gallery(cases, tmp_path, objective="size")  # those of integers are packed where that is faster
-    assert op_types(packed) == ["BitmaskLinear"] * len(cases) and len(report.packed_layers) == len(cases)
+    assert set(op_types(packed)) <= {"BitmaskLinear", "CodedLinear"} and len(report.packed_layers) == len(cases)
     assert not any(name[0] in "Wsz" and name[1:].isdigit() for name in initializer_names(packed))
     for layer, (steps, _, _) in zip(report.layers, chain_cases(), strict=True):
         assert f"the result of {steps}" in layer.reason or not steps
@@ -274,7 +274,6 @@ LEFT = {
     "no zeros": ([node("MatMul", ["X", "W"], ["Y"])], dense(K, N), "none of its weights is zero"),
     "vector": ([node("MatMul", ["X", "W"], ["Y"])], sparse(K), "a vector, not a matrix"),
     "hardly a zero": ([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N, density=0.99), "left"),
-    "batch": ([node("MatMul", ["X", "W"], ["Y"])], sparse(3, K, N), "batch of matrices"),
 }
 
 

@@ -9,7 +9,7 @@ from onnx import helper
 from pack_models import FLOAT, check_packed, dense, make_model, node, op_types, save, sparse, value
 
 from hebbline.export import pack
-from hebbline.export.foreign import packing
+from hebbline.export.foreign import deciding
 
 CHANNELS, FILTERS = 24, 16
 
@@ -17,7 +17,7 @@ CHANNELS, FILTERS = 24, 16
 @pytest.fixture
 def convolutions_gain(monkeypatch):
     """What is tested is the form, which time on small layers does not choose."""
-    monkeypatch.setattr(packing, "gains", lambda times: times.packed > 0)
+    monkeypatch.setattr(deciding, "gains", lambda times: times.packed > 0)
 
 
 def model_of(nodes, x_shape, **constants):
@@ -57,9 +57,9 @@ def test_a_convolution_of_one_point_is_a_layer_in_place(form, convolutions_gain,
 
 
 LEFT = {
-    "3x3": (sparse(FILTERS, CHANNELS, 3, 3), {}, "more than one point"),
-    "grouped": (sparse(FILTERS, CHANNELS // 2, 1, 1), {"group": 2}, "of 2 groups"),
-    "padded": (weight_of(2), {"pads": [1, 0, 0, 0]}, "pads its input"),
+    "3x3": (sparse(FILTERS, CHANNELS, 3, 3), {}, "as it stands"),
+    "grouped": (sparse(FILTERS, CHANNELS // 2, 1, 1), {"group": 2}, "a convolution so small"),
+    "padded": (weight_of(2), {"pads": [1, 0, 0, 0]}, "a convolution so small"),
 }
 
 

@@ -23,7 +23,7 @@ from pack_models import (
 
 from hebbline.artifacts import CheckError, InputError, read_manifest
 from hebbline.export import pack
-from hebbline.export.foreign import packing
+from hebbline.export.foreign import deciding
 
 
 def branch(name, nodes, *initializers):
@@ -182,7 +182,7 @@ def test_external_data_goes_in_and_comes_out(tmp_path):
 
 def test_a_model_that_disagrees_is_not_published(tmp_path, monkeypatch):
     """One value of the packed form off by a little: the gate must see it."""
-    encode = packing.Packing._packed_weight
+    encode = deciding.Decider._packed_weight
 
     def encode_wrong(self, *arguments):
         packed = encode(self, *arguments)
@@ -192,13 +192,13 @@ def test_a_model_that_disagrees_is_not_published(tmp_path, monkeypatch):
             right["values"][3] += 0.1
             return right
 
-        return packing.replace(packed, encode=tensors)
+        return deciding.replace(packed, encode=tensors)
 
-    monkeypatch.setattr(packing.Packing, "_packed_weight", encode_wrong)
+    monkeypatch.setattr(deciding.Decider, "_packed_weight", encode_wrong)
     path = save(layer_model([node("MatMul", ["X", "W"], ["Y"])], sparse(K, N)), tmp_path)
     with pytest.raises(CheckError, match="decoding does not give back its weights"):
         pack(path, tmp_path / "packed")
-    monkeypatch.setattr(packing.Packing, "_check_layer", lambda *arguments: None)
+    monkeypatch.setattr(deciding.Decider, "_check_layer", lambda *arguments: None)
     with pytest.raises(CheckError, match="outputs of the packed model differ"):
         pack(path, tmp_path / "packed")
     assert [item.name for item in tmp_path.iterdir()] == ["foreign.onnx"]

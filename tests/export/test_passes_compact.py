@@ -89,12 +89,12 @@ def test_neurons_that_carry_a_bias_are_not_touched():
     model, masks = make_sparse_llama(mask_of=dead_neurons(), mlp_bias=True)
     passed = compact(model, masks, for_graph=True)
     gate, up = MLP.format(0, "gate"), MLP.format(0, "up")
-    carried = (bias_of(model, gate) != 0) | (bias_of(model, up) != 0)
-    touched = ~carried & (np.arange(104) < 50)
+    biased = (bias_of(model, gate) != 0) | (bias_of(model, up) != 0)
+    touched = ~biased & (np.arange(104) < 50)
     assert 5 < touched.sum() < 20
-    assert f"{50 - touched.sum()} of them stay, they carry a bias" in changes_of(passed)[up].reason
+    assert f"{50 - touched.sum()} of them stay, as they have a bias" in changes_of(passed)[up].reason
     assert passed.masks[up].shape[0] == -(-(104 - touched.sum()) // 8) * 8
-    assert set(bias_of(model, gate)[carried].tolist()) <= set(bias_of(passed.model, gate).tolist())
+    assert set(bias_of(model, gate)[biased].tolist()) <= set(bias_of(passed.model, gate).tolist())
     assert passed.masks[up].sum() == masks[up][~touched].sum()
     assert_lossless(model, passed)
 
@@ -132,8 +132,8 @@ def test_a_value_head_that_carries_a_bias_stays_though_nothing_reads_it():
     for layer in (0, 1):
         name = ATTENTION.format(layer, "v")
         assert np.array_equal(bias_of(passed.model, name), bias_of(model, name))
-        carried = bias_of(model, name)[:16] != 0
-        assert np.array_equal(passed.masks[name][:16], masks[name][:16] & carried[:, None])
+        biased = bias_of(model, name)[:16] != 0
+        assert np.array_equal(passed.masks[name][:16], masks[name][:16] & biased[:, None])
 
 
 def test_dead_places_lose_the_links_of_all_that_they_feed():

@@ -9,7 +9,7 @@ from hebbline.artifacts.masks import MASKS_FILE, save_masks
 from hebbline.export import export_model
 from hebbline.export.passes import PassOptions
 from hebbline.export.verify import torch_greedy
-from hebbline.serve.engine.onnxruntime import OnnxRunner
+from hebbline.runtime.opening import open_onnx
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 __all__ = ["one_thread"]
@@ -30,7 +30,7 @@ def model_and_directory(tokenizer, tmp_path_factory):
     model, masks = make_sparse_llama(
         mask_of=dead_parts, vocab_size=len(tokenizer), num_key_value_heads=6, mlp_bias=True, attention_bias=True
     )
-    for layer in (0, 1):  # dead with their heads only where they carry no bias
+    for layer in (0, 1):  # dead with their heads only where they have no bias
         for part in "qkv":
             model.get_parameter(f"model.layers.{layer}.self_attn.{part}_proj.bias").data[16:32] = 0
         for part in ("gate", "up"):
@@ -59,6 +59,6 @@ def test_an_export_with_passes_is_gated_by_the_model_as_it_was(model_and_directo
     assert compacted.summary in page and permuted.summary in page and "40 of 104 neurons are dead" in page
     stored = json.loads((tmp_path / "artifact/report.json").read_text())
     assert [one["name"] for one in stored["passes"]] == ["compact", "permute 2:4"]
-    runner, prompt = OnnxRunner.open(tmp_path / "artifact", slots=1), list(range(3, 15))
+    runner, prompt = open_onnx(tmp_path / "artifact", slots=1), list(range(3, 15))
     expected, _ = torch_greedy(model, prompt, 1)
     assert int(np.argmax(runner.prefill(0, prompt, 0, [len(prompt) - 1])[0])) == expected[0]

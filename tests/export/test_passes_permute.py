@@ -10,7 +10,7 @@ from hebbline.export.layouts.nm24 import fitting_links
 from hebbline.export.passes import permute
 from hebbline.export.passes.edit import ModelEdit
 from hebbline.export.passes.freedom import free_dimensions
-from hebbline.export.passes.permute import block_fit
+from hebbline.export.passes.permutation import block_fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 __all__ = ["one_thread"]
@@ -55,12 +55,12 @@ def test_rotary_places_are_not_free(first, second):
 
 
 @variants
-@pytest.mark.parametrize("objective", ["2:4", "block"])
-def test_permuted_models_compute_the_same(overrides, objective):
-    model, masks = make_sparse_llama(density=0.08 if objective == "block" else 0.3, **overrides)
+@pytest.mark.parametrize("structure", ["2:4", "block"])
+def test_permuted_models_compute_the_same(overrides, structure):
+    model, masks = make_sparse_llama(density=0.08 if structure == "block" else 0.3, **overrides)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     expected = logits(model)
-    passed = permute(model, masks, objective)
+    passed = permute(model, masks, structure)
     assert_same_function(model, passed.model)
     assert_masks_fit(passed)
     assert torch.equal(logits(model), expected), "the model that was given was changed"
@@ -161,6 +161,6 @@ def test_masks_that_do_not_fit_are_refused_by_name(change, message):
         permute(model, masks)
 
 
-def test_an_unknown_objective_is_refused():
+def test_an_unknown_structure_is_refused():
     with pytest.raises(InputError, match="'4:8' is none of 2:4, block"):
         permute(*make_sparse_llama(), "4:8")

@@ -7,13 +7,13 @@ import pytest
 from hebbline.artifacts import CheckError, read_manifest
 from hebbline.export import export_model, quality
 from hebbline.export.quality import QualityFigures, Rounding, _check
-from hebbline.serve.engine.onnxruntime import (
+from hebbline.runtime.onnxruntime import (
     KERNELS_MODEL_FILE,
     MODEL_FILE,
-    OnnxRunner,
     cache_bytes_per_slot,
     language_model_facts,
 )
+from hebbline.runtime.opening import open_onnx
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_the_report_states_the_cost(tiny_model_directory, tmp_path, values):
     layouts = {layer.layout for layer in read_manifest(tmp_path / "artifact").layers}
     assert layouts == {f"bitmask-{values}"}
     assert not (tmp_path / "artifact/exact").exists()
-    assert "Cost of rounding" in (tmp_path / "artifact/report.html").read_text()
+    assert "What rounding costs" in (tmp_path / "artifact/report.html").read_text()
 
 
 def test_exact_exports_have_no_cost(tiny_artifact):
@@ -57,7 +57,7 @@ def test_a_narrow_cache_has_its_cost_measured_and_is_what_a_runner_takes(tiny_mo
     assert report.parity.full_forward < 1e-4, "parity is that of exact keys and values"
     facts = language_model_facts(tmp_path / "artifact")
     assert facts.kv_cache == kv_cache
-    runner = OnnxRunner.open(tmp_path / "artifact", slots=2, threads=1)
+    runner = open_onnx(tmp_path / "artifact", slots=2, threads=1)
     assert sum(cache.nbytes for cache in runner._caches) == 2 * cache_bytes_per_slot(facts, kv_cache)
 
 

@@ -1,4 +1,4 @@
-"""The check with torch, Triton and NumPy alone: what it imports, its road on the CPU, its page and its exit codes."""
+"""The check with torch, Triton and NumPy alone: what it imports, its steps on the CPU, its page and its exit codes."""
 
 import os
 import subprocess
@@ -11,15 +11,16 @@ import torch
 
 import hebbline
 from hebbline.commands import gpu_check
-from hebbline.serve.engine.engines import Gpu
+from hebbline.runtime.engines import Gpu
 
 pytest.importorskip("triton", reason="the Triton language is not installed: pip install 'hebbline[gpu-build]'")
 
 from hebbline.kernels.gpu.check import run, speed
 from hebbline.kernels.gpu.check.__main__ import main
 from hebbline.kernels.gpu.check.cases import KernelParity, check_kernels
-from hebbline.kernels.gpu.check.run import GpuUnavailableError, KernelCheck, render_kernel_page
+from hebbline.kernels.gpu.check.run import NO_TENSORRT, GpuUnavailableError
 from hebbline.kernels.gpu.check.speed import SHAPES, Clock, LayerTime, NotTimed, Sweep, time_kernels
+from hebbline.kernels.gpu.check.tables import KernelCheck, render
 from hebbline.kernels.gpu.check.timing import Timing
 
 ROOT = Path(hebbline.__file__).parent
@@ -138,15 +139,15 @@ def a_check(**changes):
 
 
 def test_the_page_says_what_ran_what_was_predicted_and_what_was_left_out():
-    page = render_kernel_page(a_check())
+    page = render(a_check(), NO_TENSORRT)
     assert page.startswith("# NVIDIA H200\n") and "TensorRT was not there: no engine and no plugin was run" in page
     assert "| gap | 4096x4096 | 0.3 | 1 | 4.0 | cuBLAS | 10.0 | 2.50 | 2.6" in page
     assert "| 2:4 by torch | 4096x4096 | 0.5 | 8 | 8.0 | cuBLAS | 10.0 | 1.25 | no model |" in page
     assert "- 2:4 by torch at 0.5 on 2048x5461: RuntimeError: no multiple of 16" in page
     assert "Everything agreed." in page
     wrong = a_check(parity=(KernelParity("gap", "float16", 1, 2, 3, float("inf"), "CompilationError: no gcc"),))
-    assert "- kernel gap in float16 on 1x2x3: CompilationError: no gcc" in render_kernel_page(wrong)
-    assert render_kernel_page(a_check(left_out=())).rstrip().endswith("Nothing.")
+    assert "- kernel gap in float16 on 1x2x3: CompilationError: no gcc" in render(wrong)
+    assert render(a_check(left_out=())).rstrip().endswith("Nothing.")
 
 
 def test_a_kernel_that_does_not_compile_is_a_mismatch_and_the_others_go_on(monkeypatch):
@@ -166,7 +167,7 @@ def test_a_kernel_that_does_not_compile_is_a_mismatch_and_the_others_go_on(monke
 
 
 def test_the_whole_check_on_the_host_writes_the_page(on_the_host, monkeypatch, tmp_path, capsys):
-    """Its own road, with small shapes, in the interpreter; a GPU's name and generation are given."""
+    """Its own steps, with small shapes, in the interpreter; a GPU's name and generation are given."""
     monkeypatch.setattr(run, "check_conditions", lambda: None)
     monkeypatch.setattr(run, "PARITY_SHAPES", [(1, 5, 9)])
     monkeypatch.setattr(run, "check_kernels", lambda device, shapes: check_kernels("cpu", shapes))
@@ -185,7 +186,7 @@ def test_the_command_without_tensorrt_checks_the_kernels(monkeypatch, tmp_path, 
     from hebbline.artifacts import CheckError, InputError
     from hebbline.export.tensorrt import build
 
-    monkeypatch.setattr("hebbline.serve.engine.gpu.find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    monkeypatch.setattr("hebbline.runtime.gpu.find_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
     monkeypatch.setattr(build, "is_installed", lambda module: False)
     found = [a_check(), a_check(parity=(KernelParity("gap", "float16", 1, 2, 3, 2.0),))]
     monkeypatch.setattr(run, "run_kernel_check", lambda docs, progress: (found.pop(0), docs / "h200.md"))

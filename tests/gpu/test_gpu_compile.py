@@ -12,7 +12,7 @@ import pytest
 import hebbline
 from hebbline.artifacts import InputError
 from hebbline.kernels.gpu.driver import CudaUnavailableError, Driver
-from hebbline.serve.engine.gpu import find_gpu
+from hebbline.runtime.gpu import find_gpu
 
 PHASES = dict.fromkeys(("bitmask", "csr", "block", "nm24"), ("decode", "prefill"))
 PHASES |= dict.fromkeys(("gap", "gap8"), ("decode", "decode2", "decode4", "decode8", "prefill", "prefill128"))

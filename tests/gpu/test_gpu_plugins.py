@@ -15,7 +15,7 @@ from hebbline.export.tensorrt.packed import add_packed_linear
 from hebbline.export.tensorrt.typed_graph import PRECISIONS, TypedGraph, save_typed_model
 from hebbline.kernels.gpu.packing import FORMS, PACKERS, ROUNDING_PACKERS, GpuWeight, pack_csr
 from hebbline.kernels.gpu.unpacking import unpack_words
-from hebbline.serve.engine.engines import is_installed
+from hebbline.runtime.engines import is_installed
 
 plugins = pytest.importorskip("hebbline.kernels.gpu.plugins", reason="pip install 'hebbline[gpu-build]'")
 

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <string>
 #include <tuple>
@@ -16,6 +17,7 @@
 #include "attention/attention.h"
 #include "head/head.h"
 #include "norm/norm.h"
+#include "sample/sample.h"
 
 namespace {
 
@@ -58,28 +60,31 @@ std::vector<double> rotated(const float* in_D, const AttentionStep& step, int64_
   return out;
 }
 
-// A cache of three slots, full of NaN where nothing was written.
+// Three sequences in a cache that is full of NaN where nothing was written.
 class Sequences {
  public:
-  // `window`, `softcap`, `rotary_dim`: as in AttentionStep.
+  // `window`, `softcap`, `rotary_dim`: as in AttentionStep. `entries`: slots of a sequence, anywhere in the cache.
   Sequences(CacheFormat format, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t context, int64_t window,
-            float softcap, int64_t rotary_dim)
+            float softcap, int64_t rotary_dim, int64_t entries)
       : heads_(heads),
         window_(window),
         rotary_dim_(rotary_dim),
         softcap_(softcap),
-        shape_{format, 3, kv_heads, (context + 15) / 16, head_dim} {
+        shape_{format, 3 * entries, kv_heads, ((context + 15) / 16 + entries - 1) / entries, head_dim},
+        tables_(static_cast<size_t>(3 * entries)) {
+    std::iota(tables_.begin(), tables_.end(), 0);
+    std::shuffle(tables_.begin(), tables_.end(), generator);
     cache_.assign(shape_.head_offset(shape_.slots, 0), '\xFF');
     cos_ = reals(context * rotary_dim / 2);
     sin_ = reals(context * rotary_dim / 2);
   }
 
-  // Appends `lengths[s]` random tokens to each slot, and checks what was attended to.
+  // Appends `lengths[s]` random tokens to each slot, and checks what every fifth of them and the last have attended to:
+  // five has no divisor in common with the sizes of blocks and vectors, so that every place in them comes up.
   void append(const std::vector<int32_t>& lengths) {
-    std::vector<int32_t> cu{0}, slots, past;
+    std::vector<int32_t> cu{0}, past;
     for (size_t s = 0; s < lengths.size(); ++s) {
       cu.push_back(cu.back() + lengths[s]);
-      slots.push_back(static_cast<int32_t>(s));
       past.push_back(held_[s]);
       held_[s] += lengths[s];
     }
@@ -90,17 +95,21 @@ class Sequences {
     const float scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim));
     AttentionStep step{
         shape_,   heads_, queries.data(), keys.data(), values.data(), heads_ * shape_.head_dim, width,       cu,
-        slots,    past,   cos_.data(),    sin_.data(), cache_.data(), attended.data(),          rotary_dim_, window_,
+        tables_,  past,   cos_.data(),    sin_.data(), cache_.data(), attended.data(),          rotary_dim_, window_,
         softcap_, scale};
     hebbline::attend(step, hebbline::attention_kernels(), serial);
     for (size_t s = 0; s < lengths.size(); ++s) {
-      for (int64_t t = cu[s]; t < cu[s + 1]; ++t) check_token(step, s, t, past[s] + t - cu[s]);
+      for (int64_t t = cu[s]; t < cu[s + 1]; ++t) {
+        const int64_t place = t - cu[s], position = past[s] + place;
+        add_token(step, s, t, position);
+        if (place % 5 == 0 || t + 1 == cu[s + 1]) check_token(step, s, t, position);
+      }
     }
   }
 
  private:
-  // A token joins its slot's history and is compared with the definition.
-  void check_token(const AttentionStep& step, size_t slot, int64_t token, int64_t position) {
+  // A token joins its slot's history.
+  void add_token(const AttentionStep& step, size_t slot, int64_t token, int64_t position) {
     const int64_t head_dim = shape_.head_dim, width = shape_.kv_heads * head_dim;
     History& history = histories_[slot];
     for (int64_t head = 0; head < shape_.kv_heads; ++head) {
@@ -109,6 +118,12 @@ class Sequences {
       history.keys.insert(history.keys.end(), key.begin(), key.end());
     }
     history.values.insert(history.values.end(), step.values + token * width, step.values + (token + 1) * width);
+  }
+
+  // The last token of its slot's history is compared with the definition.
+  void check_token(const AttentionStep& step, size_t slot, int64_t token, int64_t position) const {
+    const int64_t head_dim = shape_.head_dim;
+    const History& history = histories_[slot];
     for (int64_t head = 0; head < heads_; ++head) {
       const int64_t place = (token * heads_ + head) * head_dim;
       const auto query = rotated(step.queries + place, step, position);
@@ -150,6 +165,7 @@ class Sequences {
   int64_t heads_, window_, rotary_dim_;
   float softcap_;
   CacheShape shape_;
+  std::vector<int32_t> tables_;
   std::vector<char> cache_;
   std::vector<float> cos_, sin_;
   std::vector<int32_t> held_ = {0, 0, 0};
@@ -161,11 +177,14 @@ void check_attention(CacheFormat format) {
        {std::array<int64_t, 3>{3, 1, 16}, {8, 2, 48}, {9, 3, 64}, {7, 1, 80}}) {
     for (const auto& [window, softcap, rotary_dim] :
          {std::tuple<int64_t, float, int64_t>{0, 0.0F, head_dim}, {1, 2.0F, 0}, {40, 0.0F, 6}, {290, 30.0F, 16}}) {
-      Sequences sequences(format, heads, kv_heads, head_dim, 300, window, softcap, rotary_dim);
-      sequences.append({270, 0, 33});
-      sequences.append({1, 1, 1});
-      sequences.append({29, 140, 2});  // the first is full
-      sequences.append({0, 1, 130});
+      for (const int64_t entries : {1, 4, 19}) {  // a slot for all tokens, for five blocks, for one
+        if (entries > 1 && heads != 9) continue;
+        Sequences sequences(format, heads, kv_heads, head_dim, 300, window, softcap, rotary_dim, entries);
+        sequences.append({270, 0, 33});
+        sequences.append({1, 1, 1});
+        sequences.append({29, 140, 2});  // the first is full
+        sequences.append({0, 1, 130});
+      }
     }
   }
 }
@@ -211,6 +230,31 @@ void check_norm() {
   }
 }
 
+void check_sample() {
+  const auto& kernels = hebbline::sample_kernels(hebbline::select_isa());
+  for (const int64_t count : {1, 15, 16, 1024, 3001}) {
+    const auto logits = reals(count);
+    const float peak = *std::max_element(logits.begin(), logits.end());
+    std::vector<float> weights(logits.size());
+    std::vector<double> exact(logits.size());
+    std::vector<int64_t> ids(logits.size() / 2 + 1);
+    const double total = kernels.weigh(logits.data(), count, peak, 2.0F, weights.data());
+    kernels.weigh_exactly(logits.data(), count, peak, 0.5, exact.data());
+    double expected = 0, rest = 0, left = 0;
+    for (size_t v = 0; v < logits.size(); ++v) {
+      const double weight = std::exp((double{logits[v]} - peak) / 0.5);
+      if (std::fabs(exact[v] / weight - 1) > 1e-14 || std::fabs(weights[v] / weight - 1) > 1e-5) fail("weight");
+      expected += weight;
+      if (logits[v] < 1) left += weight;
+    }
+    if (std::fabs(total / expected - 1) > 1e-5) fail("sum of weights");
+    const auto reaching = std::count_if(logits.begin(), logits.end(), [](float logit) { return logit >= 1; });
+    const auto capacity = static_cast<int64_t>(ids.size());
+    const int64_t found = kernels.select(logits.data(), weights.data(), count, 1, capacity, ids.data(), &rest);
+    if (reaching <= capacity && (found != reaching || std::fabs(rest - left) > 1e-5 * expected)) fail("selection");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -224,6 +268,7 @@ int main() {
     }
     check_head();
     check_norm();
+    check_sample();
     std::printf("%s head, norm\n", known.c_str());
   }
   return 0;

@@ -184,6 +184,76 @@ int damage_bitmask(int round) {
   }
 }
 
+int64_t size_of(const auto& tensor) { return static_cast<int64_t>(tensor.items.size()); }
+
+// Tensors of a CodedLinear of bfloat16.
+struct CodedTensors {
+  Tensor<uint8_t> mask, codes, fractions;
+  Tensor<uint16_t> values, powers;
+  int64_t rows = 0, row_bytes = 0, planes = 0, plane_bytes = 0;
+};
+
+// Sound ones, of codes of any width.
+CodedTensors coded_tensors(int64_t columns) {
+  CodedTensors t;
+  t.rows = below(6);
+  t.row_bytes = (columns + 7) / 8;
+  t.planes = 1 + below(4);
+  t.mask.items.resize(static_cast<size_t>(t.rows * t.row_bytes));
+  int64_t links = 0;
+  for (uint8_t& byte : t.mask.items) byte = static_cast<uint8_t>(below(2));
+  for (const uint8_t byte : t.mask.items) links += byte;
+  const int powers = below(1 << t.planes);
+  for (int i = 0; i < powers; ++i) t.powers.items.push_back(static_cast<uint16_t>((100 + i) << 7));
+  t.plane_bytes = (links + 7) / 8;
+  t.codes.items.resize(static_cast<size_t>(t.planes * t.plane_bytes));
+  for (int64_t z = 0; z < links; ++z) {
+    const int code = below(powers + 1);
+    for (int64_t plane = 0; plane < t.planes; ++plane) {
+      t.codes.items[plane * t.plane_bytes + z / 8] |= (code >> plane & 1) << (z % 8);
+    }
+    if (code == 0) t.values.items.push_back(0x3F80);
+    if (code != 0) t.fractions.items.push_back(static_cast<uint8_t>(below(256)));
+  }
+  return t;
+}
+
+int damage_coded(int round) {
+  const int64_t columns = 1 + below(40);
+  CodedTensors t = coded_tensors(columns);
+  const bool sound =
+      round % 2 != 1 && round % 3 != 1 && round % 5 != 1 && round % 7 != 1 && round % 11 != 1 && round % 13 != 1;
+  if (round % 2 == 1 && !t.codes.items.empty())
+    t.codes.items[below(static_cast<int>(size_of(t.codes)))] ^= 1 + below(255);
+  if (round % 3 == 1 && !t.powers.items.empty())
+    t.powers.items[below(static_cast<int>(size_of(t.powers)))] = below(65536);
+  if (round % 5 == 1 && !t.values.items.empty()) t.values.items.pop_back();
+  if (round % 7 == 1 && !t.fractions.items.empty()) t.fractions.items.pop_back();
+  if (round % 11 == 1 && !t.mask.items.empty()) t.mask.items[below(static_cast<int>(size_of(t.mask)))] = below(256);
+  hebbline::LinearTensors tensors;
+  tensors.node = "damaged";
+  tensors.in_features = columns;
+  tensors.values = t.values.view(ElementType::kBfloat16, {size_of(t.values)});
+  const TensorView mask = t.mask.view(ElementType::kUint8, {t.rows, t.row_bytes});
+  const TensorView codes = t.codes.view(ElementType::kUint8, {t.planes, t.plane_bytes});
+  const TensorView powers = t.powers.view(ElementType::kBfloat16, {size_of(t.powers)});
+  const int64_t width = round % 13 == 1 ? 3 : 1;
+  const TensorView fractions = t.fractions.view(ElementType::kUint8, {size_of(t.fractions) / width, width});
+  tensors.mask = &mask;
+  tensors.codes = &codes;
+  tensors.powers = &powers;
+  tensors.fractions = &fractions;
+  try {
+    const SparseMatrix matrix = decode_coded(tensors);
+    setenv("HEBBLINE_FAMILY", "", 1);
+    const auto packing = hebbline::pack(matrix, Isa::kScalar, false);
+    return sound ? check_product(matrix, Isa::kScalar, 2, *packing) : 0;
+  } catch (const hebbline::ort::Error& error) {
+    if (sound) std::printf("WRONG: refused: %s\n", error.what());
+    return sound ? 1 : 0;
+  }
+}
+
 // Gate and up as one stack and as two packings: only their own memory is read, and products are finite.
 int check_gated(Isa isa, ValueType values) {
   int wrong = 0;
@@ -228,7 +298,9 @@ int main() {
     wrong += check_gates(isa);
   }
   wrong += check_family(Family::kTile, Isa::kAmxEmulated);
-  for (int round = 0; round < 3000; ++round) wrong += damage_csr(round) + damage_bitmask(round);
-  std::printf("6000 damaged tensors decoded or refused\n");
+  for (int round = 0; round < 3000; ++round) {
+    wrong += damage_csr(round) + damage_bitmask(round) + damage_coded(round);
+  }
+  std::printf("9000 damaged tensors decoded or refused\n");
   return wrong == 0 ? 0 : 1;
 }

@@ -4,22 +4,22 @@ import platform
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from builds import ROOT, X86_64, locked
 
-ROOT = Path(__file__).parents[2]
-BUILD = ROOT / ".build/release"
-
-INSTRUCTION = re.compile(r"\s*([0-9a-f]+):\s+(\S+)\s*(.*)")
+INSTRUCTION = re.compile(r"\s*([0-9a-f]+):\s+(?:\{vex\} )?\s*(\S+)\s*(.*)")
 JUMP = re.compile(r"j|b\.|b$|cbn?z|tbn?z")  # of x86-64 and of AArch64
 TARGET = re.compile(r"\b([0-9a-f]+) <")
 
-needs_native_tools = pytest.mark.skipif(
-    platform.machine() != "x86_64"
-    or None in (shutil.which("cmake"), shutil.which("ninja"), shutil.which("objdump"), shutil.which("nm")),
-    reason="needs cmake, ninja and binutils, on x86-64",
-)
+needs_native_tools = [
+    pytest.mark.skipif(
+        platform.machine() != "x86_64"
+        or None in (shutil.which("cmake"), shutil.which("ninja"), shutil.which("objdump"), shutil.which("nm")),
+        reason="needs cmake, ninja and binutils, on x86-64",
+    ),
+    pytest.mark.timeout(1800),  # the first to ask waits for the compiler
+]
 
 
 def instruction_sets(architecture):
@@ -41,10 +41,11 @@ def sources(suffix):
 
 def compile_objects(files):
     """Compiles source files as the libraries do; the object file of each."""
-    subprocess.run(["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja"], check=True, stdout=subprocess.DEVNULL)
     paths = {file: f"CMakeFiles/{library_of(file)}.dir/{file}.o" for file in files}
-    subprocess.run(["ninja", "-C", BUILD, *paths.values()], check=True, stdout=subprocess.DEVNULL)
-    return {file: BUILD / path for file, path in paths.items()}
+    with locked(X86_64):
+        subprocess.run(["cmake", "-S", ROOT, "-B", X86_64, "-G", "Ninja"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["ninja", "-C", X86_64, *paths.values()], check=True, stdout=subprocess.DEVNULL)
+    return {file: X86_64 / path for file, path in paths.items()}
 
 
 def library_of(file):

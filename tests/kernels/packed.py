@@ -17,8 +17,7 @@ BLOCK = BlockLayout().block_size
 def make_layer(layout, shape, density, seed=0):
     """A masked weight [N, K]: whole blocks for block layouts; an empty row, an active zero and minus zero else."""
     rng = np.random.default_rng(seed)
-    if layout.name.startswith("block"):
-        size = layout.block_size
+    if size := layout.needs_blocks:
         coarse = rng.random([-(-extent // size) for extent in shape]) < density
         mask = np.kron(coarse, np.ones((size, size), bool))[: shape[0], : shape[1]].astype(bool)
     else:

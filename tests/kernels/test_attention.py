@@ -226,7 +226,16 @@ BAD_STEPS = {
     "end": ({"cu_seqlens": [0, 3, 6]}, "does not go from 0 to the number of tokens, 5"),
     "descent": ({"cu_seqlens": [0, 6, 5]}, "cu_seqlens descends at sequence 1"),
     "lengths": ({"cu_seqlens": [0, 5]}, r"cu_seqlens has shape \[2\], not \[3\]"),
-    "pasts": ({"past": [0]}, r"past has shape \[1\], not \[2\]"),
+    "pasts": ({"past": [0]}, r"cu_seqlens has shape \[3\], not \[2\]"),
+    "tables of unequal length": ({"slots": [0, 1, 2]}, r"slots has shape \[3\], not \[2\]"),
+    "a slot of a table twice": (
+        {"slots": [0, 0, 1, 2], "past": [63, 3], "cos": np.zeros((128, 8)), "sin": np.zeros((128, 8))},
+        "sequence 0 of the step: slot 0 is in use by another, and one of the two writes to it",
+    ),
+    "a slot of a table outside": (
+        {"slots": [0, 3, 1, 2], "past": [63, 3], "cos": np.zeros((128, 8)), "sin": np.zeros((128, 8))},
+        "sequence 0 of the step: slot 3 is not among 3",
+    ),
     "keys": ({"keys": np.zeros((4, 32), np.float32)}, r"keys has shape \[4, 32\], not \[5, 32\]"),
     "values": ({"values": np.zeros((5, 16), np.float32)}, r"values has shape \[5, 16\], not \[5, 32\]"),
     "queries": ({"queries": np.zeros((5, 4 * 24), np.float32)}, "not a multiple of 16"),

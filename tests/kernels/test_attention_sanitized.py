@@ -3,9 +3,11 @@
 import os
 import subprocess
 
+import pytest
 from test_sanitized import build
 
 
+@pytest.mark.timeout(1800)
 def test_attention_and_head_touch_nothing_but_their_tensors():
     program = build("attention_check")
     environment = os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"}

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hebbline.export.layouts import DOMAIN, DOMAIN_VERSION, IR_VERSION, OPSET
 
-ISAS = ("scalar", "avx2", "avx512")
+ISAS = ("scalar", "avx2", "avx2-vnni", "avx512")
 
 
 def quantise(weight_VE):

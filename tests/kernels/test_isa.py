@@ -9,7 +9,7 @@ from packed import LAYOUTS, make_layer, make_model, open_session
 from hebbline.artifacts import InputError
 from hebbline.kernels.isa import kernels_isa
 
-NAMES = ("scalar", "avx2", "avx512", "amx", "amx-emulated")
+NAMES = ("scalar", "avx2", "avx2-vnni", "avx512", "amx", "amx-emulated")
 
 
 def test_the_best_is_used_unless_the_variable_names_another(monkeypatch):
@@ -17,7 +17,8 @@ def test_the_best_is_used_unless_the_variable_names_another(monkeypatch):
     best = kernels_isa()
     flags = Path("/proc/cpuinfo").read_text().split()
     expected = "amx" if "amx_int8" in flags else "avx512" if "avx512_vbmi2" in flags else None
-    assert best == (expected or ("avx2" if "avx2" in flags else "scalar"))
+    narrow = "avx2-vnni" if "avx_vnni" in flags else "avx2" if "avx2" in flags else "scalar"
+    assert best == (expected or narrow)
     monkeypatch.setenv("HEBBLINE_ISA", "scalar")
     assert kernels_isa() == "scalar"
 
@@ -31,7 +32,7 @@ def test_kernels_refuse_exactly_what_is_refused_here(isa, monkeypatch):
     try:
         assert kernels_isa() == isa
     except InputError as error:
-        assert isa in ("amx", "avx512", "avx2", "sse")
+        assert isa in ("amx", "avx512", "avx2-vnni", "avx2", "sse")
         assert "HEBBLINE_ISA" in str(error)
         with pytest.raises(Exception, match="HEBBLINE_ISA"):
             open_session(model)

@@ -22,7 +22,8 @@ QUALITY = {"float32": 1e-6, "bfloat16": 6e-3, "int8": 1.5e-2, "int4": 0.2}
 PATHS = {
     "scalar": ("csr", "dense"),
     "avx2": ("csr", "pick", "quad", "dense", ""),
-    "avx512": ("csr", "sell", "tile", "panel", "pick", "dense", ""),
+    "avx2-vnni": ("pick", "quad", ""),
+    "avx512": ("csr", "sell", "tile", "panel", "pick", "broad", "coded", "dense", ""),
     "amx-emulated": ("tile",),
     "amx": ("tile",),
 }
@@ -151,9 +152,52 @@ def test_blocks_of_any_size(size):
     assert error(session.run(None, {"X": x})[0], expected(x, weight)) < ROUNDING
 
 
+@pytest.mark.parametrize("values", ["float32", "bfloat16"])
+def test_coded_values_keep_every_bit(values, monkeypatch):
+    """Values of any bits, one a row: of all exponents, so that tables follow one another; each comes out as it was."""
+    monkeypatch.setenv("HEBBLINE_ISA", "avx512")
+    monkeypatch.setenv("HEBBLINE_FAMILY", "coded")
+    rng = np.random.default_rng(9)
+    bits = rng.integers(0, 1 << 32, 3000, np.uint32)
+    special = [
+        0,
+        1 << 31,
+        1,
+        0x80000001,
+        0x7F800000,
+        0xFF800000,
+        0x7FC00000,
+        0x00800000,
+        0x7F7FFFFF,
+    ]  # 0, denormals ...
+    bits[: len(special)] = special
+    if values == "bfloat16":
+        bits &= np.uint32(0xFFFF0000)
+    weight_n, columns_n = bits.view(np.float32), rng.integers(0, 96, len(bits))
+    rows = np.arange(len(bits))
+    mask = np.zeros((len(bits), 96), bool)
+    mask[rows, columns_n] = True
+    weight = np.zeros(mask.shape, np.float32)
+    weight[rows, columns_n] = weight_n
+    layout = LAYOUTS["bitmask" if values == "float32" else "bitmask-bfloat16"]
+    with np.errstate(invalid="ignore"):  # NaN to bfloat16
+        tensors = layout.encode(weight, mask)
+    session = open_or_skip(make_model(layout, tensors, 96, None, function=False))
+    (y,) = session.run(None, {"X": np.eye(96, dtype=np.float32)[None]})
+    found = y[0, columns_n, rows]
+    # Products of bfloat16 by AVX512_BF16 take denormals for 0.
+    exact = np.where(np.abs(weight_n) < np.finfo(np.float32).tiny, 0, weight_n) if values == "bfloat16" else weight_n
+    kept = (found == exact) | (found == weight_n) | (np.isnan(found) & np.isnan(weight_n))
+    assert kept.all(), weight_n[~kept][:5]
+
+
 @pytest.mark.parametrize("name", ["bitmask", "bitmask-bfloat16", "bitmask-int8", "bitmask-int4"])
 @pytest.mark.parametrize(
-    "isa, family", [("avx512", "pick"), ("avx512", "sell"), ("avx512", "tile"), ("avx2", "pick"), ("avx2", "quad")]
+    "isa, family",
+    [
+        *(("avx512", family) for family in ("pick", "broad", "coded", "sell", "tile")),
+        *((isa, family) for isa in ("avx2", "avx2-vnni") for family in ("pick", "quad")),
+    ],
 )
 def test_rows_of_uneven_length(name, isa, family, monkeypatch):
     """Families that sort rows by length put them back, with their own bias and scale."""

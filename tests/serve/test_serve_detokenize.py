@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,34 @@ def pieces(tokenizer, ids, context=()):
 @given(st.lists(st.integers(0, 255), max_size=40))
 def test_any_bytes_add_up_to_the_whole_decode(byte_tokenizer, ids):
     assert "".join(pieces(byte_tokenizer, ids)) == byte_tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_long_runs_of_bytes_that_are_no_text_add_up_too_in_bounded_steps(byte_tokenizer, seed):
+    """Among them some whole characters, wherever the window is cut."""
+    generator = np.random.default_rng(seed)
+    character = byte_tokenizer.encode("\U0001f600é").ids
+    broken = [token for token in range(256) if byte_tokenizer.decode([token]) == "\ufffd"]
+    ids = []
+    while len(ids) < 600:
+        ids += character if generator.random() < 0.1 else [broken[generator.integers(len(broken))]]
+    detokenizer = Detokenizer(byte_tokenizer)
+    text = ""
+    for token in ids:
+        text += detokenizer.push(token)
+        assert len(detokenizer._window) <= 64
+    assert text + detokenizer.flush() == byte_tokenizer.decode(ids)
+
+
+def test_special_tokens_are_not_kept(byte_tokenizer):
+    tokenizer = Tokenizer.from_str(byte_tokenizer.to_str())
+    tokenizer.add_special_tokens(["<s>"])
+    special, letter = tokenizer.token_to_id("<s>"), tokenizer.encode("a").ids[0]
+    detokenizer = Detokenizer(tokenizer, [special] * 20)
+    assert [detokenizer.push(token) for token in [special, letter] * 200] == ["", "a"] * 200
+    for _ in range(500):
+        detokenizer.push(special)
+    assert len(detokenizer._window) < 20
 
 
 @relaxed

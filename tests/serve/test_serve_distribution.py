@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from drawn import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,11 +14,11 @@ from hebbline.serve.distribution import (
     FEW,
     SMALL,
     Distribution,
-    _keep_nucleus_by_band,
+    _broad_nucleus,
+    _nucleus_by_band,
     _sparse_nucleus,
-    distribution,
 )
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 
 
 def sorted_reference(logits_V, parameters):
@@ -45,7 +46,7 @@ def assert_as_sorted(logits_V, **fields):
     expected, nearest = sorted_reference(logits_V, parameters)
     if 0 < nearest < 1e-11:
         return
-    result = distribution(logits_V, logits_V.max(), parameters).probabilities(len(logits_V))
+    result = probabilities(logits_V, parameters)
     np.testing.assert_array_equal(np.flatnonzero(result), np.flatnonzero(expected), err_msg=str(parameters))
     np.testing.assert_allclose(result, expected, rtol=1e-12)
 
@@ -122,16 +123,34 @@ def test_both_ways_to_a_nucleus_are_taken():
     parameters = SamplingParameters(temperature=1.0, top_p=0.9)
     kinds = rows(49_152)
     narrow = {kind for kind, row in kinds.items() if _sparse_nucleus(row, row.max(), parameters) is not None}
+    broad = {kind for kind, row in kinds.items() if _broad_nucleus(row, row.max(), parameters) is not None}
     assert {"peaked", "spread"} <= narrow
-    assert {"flat", "steps", "equal"}.isdisjoint(narrow)
-    weights = np.exp(kinds["flat"].astype(np.float64))
-    assert _keep_nucleus_by_band(weights, 0.9, 0.9 * weights.sum())
+    assert {"flat", "steps", "equal"} <= broad
+    assert {"peaked", "spread"}.isdisjoint(broad)
     # A sample of every 24th token misses such peaks: the band is given up, not the nucleus.
     skewed = np.ones(49_152)
     skewed[1 : 1 + 100 * 24 : 24] = 1e4
-    before = skewed.copy()
-    assert not _keep_nucleus_by_band(skewed, 0.5, 0.5 * skewed.sum())
-    np.testing.assert_array_equal(skewed, before)
+    assert _nucleus_by_band(None, skewed, 0.5) is None
+    assert_as_sorted(np.log(skewed).astype(np.float32), top_p=0.5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.1, 1.5), st.floats(0.02, 0.99), st.sampled_from([4097, 8192, 9001]))
+def test_a_broad_nucleus_is_as_sorted(seed, spread, top_p, size):
+    """On either side of the guessed edge, and with the sums by which tokens are drawn."""
+    logits = (spread * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
+    parameters = SamplingParameters(temperature=1.0, top_p=top_p)
+    assert_as_sorted(logits, top_p=top_p)
+    found = _broad_nucleus(logits, logits.max(), parameters)
+    if found is not None:
+        kept = found.weights_N * found.kept_N
+        sums = np.add.reduceat(kept, np.arange(0, size, BLOCK))
+        np.testing.assert_allclose(found.blocks, sums, rtol=1e-12, atol=1e-300)
+        for uniform in (0.0, 0.3, 0.77, 1 - 2**-53):
+            assert kept[found.draw(uniform)] > 0
+
+
+def test_few_candidates_are_sorted():
     assert FEW < SMALL
 
 
@@ -139,16 +158,14 @@ def test_equal_logits_at_an_edge_are_kept_by_the_lowest_ids():
     logits = np.zeros(10_000, np.float32)
     for filters, kept in (({"top_k": 12}, 12), ({"top_p": 0.25}, 2500), ({"top_k": 100, "top_p": 0.5}, 50)):
         parameters = SamplingParameters(temperature=1.0, **filters)
-        probabilities = distribution(logits, logits.max(), parameters).probabilities(10_000)
-        assert np.flatnonzero(probabilities).tolist() == list(range(kept))
+        found = probabilities(logits, parameters)
+        assert np.flatnonzero(found).tolist() == list(range(kept))
 
 
 def test_min_p_comes_before_top_p():
     logits = np.log(np.array([0.5, 0.3, 0.1, 0.1], np.float32))
     parameters = SamplingParameters(temperature=1.0, min_p=0.5, top_p=0.65)
-    np.testing.assert_allclose(
-        distribution(logits, logits.max(), parameters).probabilities(4), [0.625, 0.375, 0, 0], rtol=1e-6
-    )
+    np.testing.assert_allclose(probabilities(logits, parameters), [0.625, 0.375, 0, 0], rtol=1e-6)
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from hebbline.serve.engine import fastest
-from hebbline.serve.engine.fastest import GraphTimes, choose, open_fastest, time_runner
-from hebbline.serve.engine.onnxruntime import OnnxRunner
-from hebbline.serve.engine.portable import PortableRunner
-from hebbline.serve.engine.varlen import VarlenRunner
-from hebbline.serve.triton.graph_choice import CHOICE_VARIABLE, open_chosen, read_choice
+from hebbline.runtime import fastest
+from hebbline.runtime.fastest import GraphTimes, choose, open_fastest, time_runner
+from hebbline.runtime.opening import open_onnx
+from hebbline.runtime.portable import PortableRunner
+from hebbline.runtime.varlen import VarlenRunner
+from hebbline.serve.triton.graph_choice import CHOICE_VARIABLE, choice_file, open_chosen, read_choice
 
 
 def slowed(monkeypatch, runner_class):
@@ -43,7 +43,7 @@ def test_the_faster_graph_runs_and_says_so(tiny_artifact, monkeypatch, slow, gra
     assert "10.00 times as fast" in str(choice) and "measured here, kernels with" in str(choice)
     ids = [5, 6, 7]
     logits = runner.prefill(0, ids, 0, [2]).copy()
-    other = OnnxRunner.open(tiny_artifact, 1, threads=1)
+    other = open_onnx(tiny_artifact, 1, threads=1)
     np.testing.assert_allclose(logits, other.prefill(0, ids, 0, [2]), atol=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_near_equals_run_on_the_kernels():
 
 
 def test_times_are_of_a_prompt_and_a_token(tiny_artifact):
-    times = time_runner(OnnxRunner.open(tiny_artifact, 1, threads=1))
+    times = time_runner(open_onnx(tiny_artifact, 1, threads=1))
     assert 0 < times.token < times.total
     assert times.total == pytest.approx(times.prompt + fastest.PROMPT_TOKENS * times.token)
 
@@ -63,14 +63,14 @@ def test_what_only_the_kernels_can_is_not_measured(tiny_artifact, monkeypatch):
     monkeypatch.setattr(fastest, "time_runner", lambda runner: pytest.fail("measured"))
     runner, choice = open_fastest(tiny_artifact, 1, threads=1, kv="int8")
     assert isinstance(runner, VarlenRunner) and "int8" in choice.reason
-    monkeypatch.setattr(fastest, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(fastest, "available_bytes", lambda: 1000)
     runner, choice = open_fastest(tiny_artifact, 1, threads=1)
     assert isinstance(runner, VarlenRunner) and "possible links" in choice.reason
 
 
 def test_a_restart_takes_what_was_measured(tiny_artifact, tmp_path, monkeypatch, capfd):
-    path = tmp_path / "graph.json"
-    monkeypatch.setenv(CHOICE_VARIABLE, str(path))
+    path = choice_file(tmp_path, "llm")
+    monkeypatch.setenv(CHOICE_VARIABLE, str(tmp_path))
     assert read_choice(path) is None
     slowed(monkeypatch, VarlenRunner)
     assert isinstance(open_chosen(tiny_artifact, 1, threads=1), PortableRunner)

@@ -1,12 +1,21 @@
 """What clients of other servers send is understood, accepted where it asks for nothing, or refused by name."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from hebbline.artifacts import InputError
-from hebbline.serve.fields import MAX_JSON_BYTES, NEUTRAL, flag, parse_json_fields, sampling_parameters
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.fields import (
+    ANY_OBJECT,
+    MAX_JSON_BYTES,
+    NEUTRAL,
+    flag,
+    log_probs_asked,
+    parse_json_fields,
+    sampling_parameters,
+)
+from hebbline.serve.parameters import SamplingParameters
 
 
 def read(text):
@@ -24,9 +33,57 @@ def test_every_field_of_ours_is_read():
         "min_p": 0.1,
         "stop_token_ids": [5, 6],
     }
-    expected = SamplingParameters(3, 1.0, 4, 0.5, 2**64 - 1, ("a", "b"), 0.1, (5, 6))
+    values |= {
+        "frequency_penalty": 0.5,
+        "presence_penalty": -1,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"7": 2, "9": -1.5},
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "n": 3,
+        "top_logprobs": 4,
+        "regex": "a+",
+    }
+    expected = SamplingParameters(
+        3, 1.0, 4, 0.5, 2**64 - 1, ("a", "b"), 0.1, (5, 6), 0.5, -1.0, 1.5, {7: 2.0, 9: -1.5}, 2, True, 3, 4, regex="a+"
+    )
     assert read(json.dumps(values)) == expected
     assert read("{}") == SamplingParameters()
+    assert set(values) | {"json_schema", "grammar"} == set(SamplingParameters.__dataclass_fields__)
+    assert read(json.dumps(asdict(expected))) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"logprobs": 3}, {"top_logprobs": 3}),
+        ({"logprobs": "2", "prompt_logprobs": 5}, {"top_logprobs": 5}),
+        ({"logprobs": True}, {}),
+        ({"num_return_sequences": 2}, {"n": 2}),
+        ({"min_length": "4"}, {"min_tokens": 4}),
+        ({"response_format": {"type": "text"}}, {}),
+        ({"response_format": {"type": "json_object"}}, {"json_schema": ANY_OBJECT}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer"}}}},
+            {"json_schema": '{"type": "integer"}'},
+        ),
+        ({"structured_outputs": {"regex": "a", "json": None}}, {"regex": "a"}),
+        ({"guided_decoding": '{"choice": ["a.", "b"]}'}, {"regex": r"(a\.)|(b)"}),
+        ({"guided_json": {"type": "null"}}, {"json_schema": '{"type": "null"}'}),
+        ({"guided_choice": ["x"], "regex": None}, {"regex": "(x)"}),
+        ({"json_schema": "", "regex": ""}, {}),
+    ],
+)
+def test_other_names_of_ours(values, expected):
+    assert sampling_parameters(values) == SamplingParameters(**expected)
+
+
+def test_log_probs_asked():
+    asked = {"logprobs": 0, "prompt_logprobs": True}
+    assert log_probs_asked(asked) == (True, True)
+    assert log_probs_asked({name: str(value) for name, value in asked.items()}) == (True, True)
+    for nothing in (None, "", False, "false", []):
+        assert log_probs_asked({"logprobs": nothing}) == (False, False)
 
 
 def test_numbers_may_be_text():
@@ -123,6 +180,26 @@ def test_an_unknown_parameter_is_refused_by_name(name):
         ({"stop_token_ids": 3}, "stop_token_ids must be a list"),
         ({"top_k": -2}, "top_k must be between 0 and"),
         ({"random_seed": -1}, "seed must be between 0 and"),
+        ({"n": 0}, "n must be between 1 and 64"),
+        ({"n": 65}, "n must be between 1 and 64"),
+        ({"logprobs": 21}, "top_logprobs must be between 0 and 20"),
+        ({"logprobs": -1}, "top_logprobs must be between 0 and 20"),
+        ({"logprobs": "x"}, "logprobs must be a number of tokens"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty must be between -2 and 2"),
+        ({"presence_penalty": "x"}, "presence_penalty must be a number"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be between 0.01 and 100"),
+        ({"logit_bias": [1]}, "logit_bias must map token ids to numbers"),
+        ({"logit_bias": {"x": 1}}, "logit_bias: a token id must be an integer"),
+        ({"logit_bias": {"1": 101}}, "logit_bias must be between -100 and 100"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0)}, "logit_bias may hold 1024 tokens"),
+        ({"min_tokens": 3, "max_tokens": 2}, "min_tokens 3 is more than max_tokens 2"),
+        ({"ignore_eos": 3}, "ignore_eos must be true or false"),
+        ({"regex": "a", "grammar": "start: /a/"}, "regex and grammar are given"),
+        ({"regex": "a" * (1 << 17)}, "regex has 131072 characters; the most is 65536"),
+        ({"response_format": {"type": "xml"}}, "response_format must be of type text, json_object or json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema must be an object with a schema"),
+        ({"structured_outputs": {"backend": "x"}}, "structured_outputs.backend is not supported"),
+        ({"guided_choice": []}, "guided_choice must be a list of strings"),
     ],
 )
 def test_wrong_values_are_refused_by_name(values, message):

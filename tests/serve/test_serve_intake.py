@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from hebbline.serve.scheduler import QueueFullError, UnavailableError
+from hebbline.serve.tickets import QueueFullError, UnavailableError
 from hebbline.serve.triton.intake import THREADS, Intake
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from hebbline.artifacts import DamagedArtifactError, InputError
+from hebbline.runtime.opening import open_onnx
+from hebbline.runtime.scoring import log_probs
 from hebbline.serve.client import Client
-from hebbline.serve.engine.onnxruntime import OnnxRunner
-from hebbline.serve.engine.scoring import log_probs
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 from hebbline.serve.triton.launch import TritonServer
 from hebbline.serve.triton.process import Ports, free_ports
 from hebbline.serve.triton.repository import TEMPLATE, check_model, fill_repository
@@ -163,9 +163,7 @@ def test_keys_and_values_are_kept_as_the_server_is_told(long_artifact, tmp_path)
         server.wait_ready()
         with Client(server.grpc_url, timeout=60) as client:
             served = client.log_probs(ids)
-    exact, narrow = (
-        log_probs(OnnxRunner.open(long_artifact, slots=2, threads=1, kv=kv), ids) for kv in ("float32", "int8")
-    )
+    exact, narrow = (log_probs(open_onnx(long_artifact, slots=2, threads=1, kv=kv), ids) for kv in ("float32", "int8"))
     np.testing.assert_allclose(served, narrow, atol=1e-5)
     assert np.abs(np.asarray(served) - exact).max() > 1e-4
 

@@ -5,25 +5,26 @@ import numpy as np
 import pytest
 
 from hebbline.artifacts import InputError, read_manifest
-from hebbline.serve.engine import MixedRunner, Segment
-from hebbline.serve.engine.onnxruntime import OnnxRunner, cache_bytes_per_slot, language_model_facts
-from hebbline.serve.engine.portable import PortableRunner
-from hebbline.serve.engine.scoring import log_probs, scored_chunk, token_log_probs
+from hebbline.runtime import MixedRunner, Segment
+from hebbline.runtime.onnxruntime import cache_bytes_per_slot, language_model_facts
+from hebbline.runtime.opening import open_onnx
+from hebbline.runtime.portable import PortableRunner
+from hebbline.runtime.scoring import log_probs, scored_chunk, token_log_probs
+from hebbline.runtime.tokenizer import load_tokenizer
 from hebbline.serve.scheduler import Scheduler
-from hebbline.serve.tokenizer import load_tokenizer
 
 SLOTS = 4
 
 
 @pytest.fixture(scope="module", params=["kernels", "portable"])
 def runner(request, tiny_artifact):
-    return OnnxRunner.open(tiny_artifact, SLOTS, threads=1, graph=request.param)
+    return open_onnx(tiny_artifact, SLOTS, threads=1, graph=request.param)
 
 
 @pytest.fixture(scope="module")
 def mixed(tiny_artifact):
     """A runner that takes mixed steps."""
-    runner = OnnxRunner.open(tiny_artifact, SLOTS, threads=1)
+    runner = open_onnx(tiny_artifact, SLOTS, threads=1)
     assert isinstance(runner, MixedRunner)
     return runner
 
@@ -107,7 +108,7 @@ def test_decode_beyond_the_slots_is_refused(runner):
 
 
 def test_bindings_are_bounded(tiny_artifact):
-    runner = OnnxRunner.open(tiny_artifact, 1, threads=1, graph="portable")
+    runner = open_onnx(tiny_artifact, 1, threads=1, graph="portable")
     for length in range(1, 100):
         runner.prefill(0, [1] * length, 0, [length - 1])
     assert len(runner._bindings) <= 64
@@ -149,7 +150,7 @@ def test_mixed_steps_that_do_not_fit_are_refused(mixed):
 @pytest.mark.parametrize(("kv", "tolerance"), [("bfloat16", 0.05), ("int8", 0.1)])
 def test_narrow_keys_and_values_are_near_the_exact_ones(tiny_artifact, mixed, ids, kv, tolerance):
     """Near, but not the same: the cache is really kept in that format."""
-    narrow = OnnxRunner.open(tiny_artifact, SLOTS, threads=1, kv=kv)
+    narrow = open_onnx(tiny_artifact, SLOTS, threads=1, kv=kv)
     exact = whole(mixed, 0, ids)
     difference = np.abs(whole(narrow, 0, ids) - exact).max() / np.abs(exact).max()
     assert 0 < difference < tolerance
@@ -170,28 +171,28 @@ def without_kernels_graph(artifact, directory):
 
 def test_an_artifact_with_the_portable_graph_only_is_served(tiny_artifact, tmp_path, ids, runner):
     without_kernels_graph(tiny_artifact, tmp_path / "old")
-    old = OnnxRunner.open(tmp_path / "old", 1, threads=1)
+    old = open_onnx(tmp_path / "old", 1, threads=1)
     assert isinstance(old, PortableRunner)
     np.testing.assert_allclose(whole(old, 0, ids), whole(runner, 0, ids), atol=1e-4)
     with pytest.raises(InputError, match=r"no model\.hebbline\.onnx: export the model again"):
-        OnnxRunner.open(tmp_path / "old", 1, graph="kernels")
+        open_onnx(tmp_path / "old", 1, graph="kernels")
     with pytest.raises(InputError, match="need the op library"):
-        OnnxRunner.open(tmp_path / "old", 1, kv="int8")
+        open_onnx(tmp_path / "old", 1, kv="int8")
 
 
 def test_without_the_op_library_the_portable_graph_is_served(tiny_artifact, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HEBBLINE_KERNELS", str(tmp_path / "nothing.so"))
-    assert isinstance(OnnxRunner.open(tiny_artifact, 1, threads=1), PortableRunner)
+    assert isinstance(open_onnx(tiny_artifact, 1, threads=1), PortableRunner)
     assert [record.message for record in caplog.records if "without the op library" in record.message]
     with pytest.raises(InputError, match=r"nothing\.so: no such file"):
-        OnnxRunner.open(tiny_artifact, 1, graph="kernels")
+        open_onnx(tiny_artifact, 1, graph="kernels")
     with pytest.raises(InputError, match=r"nothing\.so: no such file"):
-        OnnxRunner.open(tiny_artifact, 1, kv="int8")
+        open_onnx(tiny_artifact, 1, kv="int8")
 
 
 def test_an_unknown_format_of_keys_and_values_is_refused(tiny_artifact):
     with pytest.raises(InputError, match="'int3'"):
-        OnnxRunner.open(tiny_artifact, 1, kv="int3")
+        open_onnx(tiny_artifact, 1, kv="int3")
 
 
 def test_log_probs_do_not_depend_on_the_chunk(runner, ids):
@@ -220,7 +221,7 @@ def test_cache_size(runner):
 
 
 def test_scheduler_on_the_real_runner(runner, tiny_artifact, ids, submit):
-    scheduler = Scheduler(runner, load_tokenizer(tiny_artifact), (), prefill_chunk=8)
+    scheduler = Scheduler(runner, load_tokenizer(tiny_artifact), (), prompt_tokens=8)
     jobs = [(ids[: 1 + 4 * n], {"max_tokens": 12, "temperature": 0.5, "seed": n}) for n in range(10)]
     expected = [submit(scheduler, prompt, **options).tokens() for prompt, options in jobs]
     together = [submit(scheduler, prompt, **options) for prompt, options in jobs]
@@ -230,8 +231,8 @@ def test_scheduler_on_the_real_runner(runner, tiny_artifact, ids, submit):
 
 def test_no_artifact_and_no_slots_are_refused(tiny_artifact, tiny_model_directory, tmp_path):
     with pytest.raises(InputError, match="not a published directory"):
-        OnnxRunner.open(tmp_path, 1)
+        open_onnx(tmp_path, 1)
     with pytest.raises(InputError, match="of kind 'model'"):
-        OnnxRunner.open(tiny_model_directory, 1)
+        open_onnx(tiny_model_directory, 1)
     with pytest.raises(InputError, match="slots"):
-        OnnxRunner.open(tiny_artifact, 0)
+        open_onnx(tiny_artifact, 0)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from hebbline.artifacts import InputError
 from hebbline.serve.fields import MAX_JSON_BYTES
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 from hebbline.serve.triton.protocol import MAX_TEXT_BYTES, RequestReader
 
 CONTEXT = 128
@@ -114,7 +114,7 @@ def test_flags_of_outputs(reader):
         ({"text_input": text("a"), "stop": np.array([b"\xff"], object)}, "{}", "stop is not UTF-8"),
         ({"text_input": text("a")}, '{"max_token": 3}', "no parameter 'max_token'"),
         ({"text_input": text("a")}, '{"text_input": "b"}', "no parameter 'text_input'"),
-        ({"text_input": text("a")}, '{"n": 2}', "n is not supported"),
+        ({"text_input": text("a")}, '{"best_of": 2}', "best_of is not supported"),
         ({"text_input": text("a")}, '{"stream": "maybe"}', "stream must be true or false"),
         ({"text_input": text("a"), "bad_words": text("x")}, "{}", "bad_words is not supported"),
         ({"text_input": text("a"), "beam_width": np.array([4])}, "{}", "beam_width is not supported"),

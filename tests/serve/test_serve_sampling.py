@@ -2,9 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from drawn import probabilities
 
 from hebbline.artifacts import CheckError, InputError
-from hebbline.serve.sampling import Sampler, SamplingParameters, filtered_probabilities, log_probability
+from hebbline.serve.parameters import SamplingParameters
+from hebbline.serve.sampling import Sampler, log_probability
 
 
 def draws(logits, parameters, count):
@@ -20,7 +22,7 @@ def test_default_is_greedy_with_the_lowest_id_among_equals():
 def test_draws_follow_the_distribution():
     logits = np.random.default_rng(0).standard_normal(12).astype(np.float32)
     parameters = SamplingParameters(temperature=0.7, seed=1)
-    expected = filtered_probabilities(logits, parameters)
+    expected = probabilities(logits, parameters)
     counts = np.bincount(draws(logits, parameters, 20_000), minlength=12)
     chi_squared = ((counts - 20_000 * expected) ** 2 / (20_000 * expected)).sum()
     assert chi_squared < 31.3  # 11 degrees of freedom, 0.1%
@@ -29,7 +31,7 @@ def test_draws_follow_the_distribution():
 def test_probabilities_are_the_softmax_at_the_temperature():
     logits = np.array([1.0, 2.0, 4.0], np.float32)
     expected = np.exp(logits / 2.0) / np.exp(logits / 2.0).sum()
-    np.testing.assert_allclose(filtered_probabilities(logits, SamplingParameters(temperature=2)), expected, rtol=1e-6)
+    np.testing.assert_allclose(probabilities(logits, SamplingParameters(temperature=2)), expected, rtol=1e-6)
 
 
 def test_draws_follow_the_distribution_of_a_nucleus_of_a_large_vocabulary():
@@ -37,7 +39,7 @@ def test_draws_follow_the_distribution_of_a_nucleus_of_a_large_vocabulary():
     logits = generator.standard_normal(50_000).astype(np.float32)
     logits[generator.choice(50_000, 8, replace=False)] = np.linspace(13, 14, 8)
     parameters = SamplingParameters(temperature=1.0, top_p=0.6, seed=1)
-    expected = filtered_probabilities(logits, parameters)
+    expected = probabilities(logits, parameters)
     kept = np.flatnonzero(expected)
     assert 2 <= len(kept) <= 9
     counts = np.bincount(draws(logits, parameters, 4000), minlength=50_000)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from hebbline.artifacts import InputError
-from hebbline.serve.tokenizer import NORMALIZED_SHRINKAGE, bytes_per_token, encode
+from hebbline.runtime.tokenizer import NORMALIZED_SHRINKAGE, bytes_per_token, encode
 
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -18,7 +18,7 @@ import pytest
 from hebbline.artifacts import CheckError
 from hebbline.cli import main
 from hebbline.serve.client import Client
-from hebbline.serve.sampling import SamplingParameters
+from hebbline.serve.parameters import SamplingParameters
 from hebbline.serve.triton import launch, probe
 from hebbline.serve.triton.launch import TritonServer
 from hebbline.serve.triton.process import Ports, free_ports, is_model_ready

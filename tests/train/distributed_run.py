@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from hebbline.artifacts import CheckError
+from hebbline.data.images import Images
 from hebbline.train import Sparsifier, SparsityConfig
-from hebbline.train.data.images import Images
 from hebbline.train.dynamics import UpdateConfig
 from hebbline.train.dynamics.sharding import check_masks, whole
 from hebbline.train.state import load_model_tensors, load_optimizer_state, model_tensors, optimizer_state

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
-from hebbline.train import engine
+from hebbline.train import training as runs
 from hebbline.train.dynamics.sharding import masks_digest
 from hebbline.train.publish import train_and_publish
 from hebbline.train.settings import RunSettings
@@ -40,8 +40,8 @@ class StopAt(TrainerCallback):
 
 def cut(recipe: Any, out: Path, step: int) -> Any:
     """Train up to a step, and leave the checkpoints of a run that was killed."""
-    made = engine._callbacks
-    engine._callbacks = lambda *arguments: [*made(*arguments), StopAt(step)]
+    made = runs._callbacks
+    runs._callbacks = lambda *arguments: [*made(*arguments), StopAt(step)]
     settings = RunSettings(out, recipe_digest(recipe), recipe.checkpoint, recipe.logging)
     return train_language_model(recipe, settings)
 

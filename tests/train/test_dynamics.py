@@ -1,3 +1,4 @@
+import authors
 import numpy as np
 import pytest
 import torch
@@ -29,9 +30,9 @@ def sample(weights, count, generator, temperature=1.0):
 
 
 @pytest.mark.parametrize(("kind", "key"), [("sigmoid", "s_shape"), ("cubic", "granet"), ("linear", "linear")])
-def test_schedules_agree_with_the_authors_code(vectors, kind, key):
+def test_schedules_agree_with_the_authors_code(kind, key):
     found = 1 - np.array(density_schedule(kind, 0.5, 0.1, 80))
-    np.testing.assert_allclose(found, vectors[f"schedule/{key}"], rtol=1e-6, atol=1e-9)
+    authors.assert_agrees(found, f"schedule/{key}", rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "cubic", "linear"])
@@ -55,23 +56,25 @@ def test_fractions():
     np.testing.assert_allclose([removal_fraction("cosine", 0.3, x) for x in (0, 0.5, 1)], [0.3, 0.15, 0], atol=1e-12)
 
 
-def test_relative_importance_agrees_with_the_authors_code(vectors):
-    for case in [name.removesuffix("/RI") for name in vectors if name.endswith("/RI")]:
-        weight, mask = (torch.from_numpy(vectors[f"{case}/{part}"]) for part in ("weight", "mask"))
-        np.testing.assert_allclose(
-            removal_scores(weight, mask, "RI").numpy(), vectors[f"{case}/RI"], rtol=1e-5, atol=1e-6
+def test_relative_importance_agrees_with_the_authors_code():
+    assert len(authors.cases("RI")) == 2
+    for case in authors.cases("RI"):
+        weight, mask = (
+            torch.from_numpy(authors.links_of(f"{case}/weight")),
+            torch.from_numpy(authors.mask_of(f"{case}/mask")),
         )
+        authors.assert_agrees(removal_scores(weight, mask, "RI").numpy(), f"{case}/RI", rtol=1e-5, atol=1e-6)
 
 
-def test_chains_agree_with_the_authors_code(vectors):
-    masks = {name: torch.from_numpy(vectors[f"chain/{name}"]) for name in ("mask1", "mask2")}
+def test_chains_agree_with_the_authors_code():
+    masks = {name: torch.from_numpy(authors.mask_of(f"chain/{name}")) for name in ("mask1", "mask2")}
     remove_chains(masks, [consecutive("mask1", "mask2", 30)])
-    assert np.array_equal(masks["mask1"].numpy(), vectors["chain/out1"])
-    assert np.array_equal(masks["mask2"].numpy(), vectors["chain/out2"])
-    masks = {name: torch.from_numpy(vectors[f"qk_chain/{name}"]) for name in ("q", "k")}
+    assert np.array_equal(masks["mask1"].numpy(), authors.mask_of("chain/out1"))
+    assert np.array_equal(masks["mask2"].numpy(), authors.mask_of("chain/out2"))
+    masks = {name: torch.from_numpy(authors.mask_of(f"qk_chain/{name}")) for name in ("q", "k")}
     remove_chains(masks, [paired("q", "k", 30)])
-    assert np.array_equal(masks["q"].numpy(), vectors["qk_chain/out_q"])
-    assert np.array_equal(masks["k"].numpy(), vectors["qk_chain/out_k"])
+    assert np.array_equal(masks["q"].numpy(), authors.mask_of("qk_chain/out_q"))
+    assert np.array_equal(masks["k"].numpy(), authors.mask_of("qk_chain/out_k"))
 
 
 def test_sampling_follows_the_weights():

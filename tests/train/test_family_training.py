@@ -121,7 +121,8 @@ def test_chain_removal_changes_no_logit(variant):
         if (bias := model.get_submodule(name).bias) is not None:
             bias.data.zero_()
     masks = {name: model.get_submodule(name).weight.data != 0 for name in layers}
-    masks[f"{decoder.layer(0)}.{decoder.mlp.output}"][:, :20] = False
+    block = next(iter(decoder.mlp.blocks(decoder.layer(0))))
+    masks[f"{block}.{decoder.mlp.output}"][:, :20] = False
     masks[f"{decoder.layer(1)}.{decoder.attention.output}"][:, : decoder.attention.head_size] = False
     assert len(model_chains(model, layers)) == len(decoder_chains(decoder)) > 0
 

@@ -8,9 +8,9 @@ from datasets import ClassLabel, Dataset, Features, Image
 from tiny import make_text
 
 from hebbline.artifacts import InputError
-from hebbline.train.data import images, load_documents
-from hebbline.train.data.images import EMNIST_FILES, load_images
-from hebbline.train.data.pairs import load_pairs
+from hebbline.data import images, load_documents
+from hebbline.data.images import EMNIST_FILES, load_images
+from hebbline.data.pairs import load_pairs
 
 
 @pytest.fixture(autouse=True)

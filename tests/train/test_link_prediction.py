@@ -1,5 +1,6 @@
 """The ways to form the node-based scores, and the path-based ones, against their definitions and the authors'."""
 
+import authors
 import numpy as np
 import pytest
 import torch
@@ -95,12 +96,11 @@ def test_without_a_fast_way_the_products_are_dense(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", PATH_SCORES)
-def test_path_scores_agree_with_the_authors_code(vectors, kind):
-    cases = [name.removesuffix(f"/{kind}") for name in vectors if name.endswith(f"/{kind}")]
-    assert len(cases) >= 4
-    for case in cases:
-        scores = link_scores(torch.from_numpy(vectors[f"{case}/mask"]), kind)
-        np.testing.assert_allclose(scores.numpy(), vectors[f"{case}/{kind}"], rtol=1e-5, atol=1e-6, err_msg=case)
+def test_path_scores_agree_with_the_authors_code(kind):
+    assert len(authors.cases(kind)) == 3
+    for case in authors.cases(kind):
+        scores = link_scores(torch.from_numpy(authors.mask_of(f"{case}/mask")), kind)
+        authors.assert_agrees(scores.numpy(), f"{case}/{kind}", rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", PATH_SCORES)

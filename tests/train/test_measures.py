@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from hebbline.train.engine import Trained
 from hebbline.train.report import measure_graphs, training_report
 from hebbline.train.topology import initial_mask
 from hebbline.train.topology.measures import (
@@ -15,6 +14,7 @@ from hebbline.train.topology.measures import (
     measure,
     overlap,
 )
+from hebbline.train.training import Trained
 
 
 def test_clustering_by_hand():
@@ -68,6 +68,18 @@ def test_report_holds_curves_and_measures_and_stands_alone():
     log = [{"loss": "2.5", "density": 0.2, "step": 1}, {"loss": 2.0, "density": 0.2, "step": 2}]
     log += [{"sparsity/step": 2, "sparsity/itop": 0.3, "sparsity/fraction": 0.1}]
     trained = Trained(masks, {"layer <1>": initial_mask("er", 24, 32, 0.2, seed=0)}, [], log, 1.0)
-    page = training_report(trained, {"test_accuracy": 0.98}, measure_graphs(trained))
-    assert page.count("data:image/png;base64,") == 2 and "http" not in page
-    assert "layer &lt;1&gt;" in page and "small-worldness" in page and "0.98" in page
+    page = training_report(
+        "model", trained, {"test_accuracy": 0.98}, measure_graphs(trained), "sparsity: {method: chts}"
+    )
+    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert "layer &lt;1&gt;" in page and "small-worldness" in page and "98.00%" in page and "chts" in page
+
+
+def test_a_report_leaves_out_what_there_is_no_data_for():
+    bare = training_report("model", Trained({}, {}, [], [], 1.0), {"tokens": 64}, {"initial": {}, "final": {}}, "")
+    assert "A dense model." in bare and "64 tokens a second" in bare and "data:image" not in bare
+    assert all(title not in bare for title in ("Course of the training", "Degrees", "Graphs", "Where the links are"))
+    point = training_report(
+        "model", Trained({}, {}, [], [{"loss": 2.0, "step": 1}], 1.0), {}, {"initial": {}, "final": {}}, "model: {}"
+    )
+    assert point.count("data:image") == 1 and "Training loss 2.000 at the end." in point

@@ -12,14 +12,14 @@ from tiny import make_llama, make_text
 from transformers import TrainerCallback
 
 from hebbline.artifacts import DamagedArtifactError, InputError
-from hebbline.train import engine
+from hebbline.train import training as runs
 from hebbline.train.checkpoint import CheckpointFacts, checkpoints, open_checkpoint, open_latest, write_checkpoint
 from hebbline.train.dynamics import PRESETS
-from hebbline.train.engine import check_run
 from hebbline.train.settings import CheckpointConfig, RunSettings
 from hebbline.train.state import load_optimizer_state, load_random_state, optimizer_state, random_state
 from hebbline.train.tasks import read_recipe, train_language_model
 from hebbline.train.tasks.reading import recipe_digest
+from hebbline.train.training import check_run
 
 STEPS = 12
 
@@ -60,8 +60,8 @@ def run(recipe, out, *, resume=False, stop=None, monkeypatch=None):
     settings = RunSettings(out, recipe_digest(recipe), recipe.checkpoint, recipe.logging, resume)
     with pytest.MonkeyPatch.context() as patch:
         if stop is not None:
-            made = engine._callbacks
-            patch.setattr(engine, "_callbacks", lambda *arguments: [*made(*arguments), StopAt(stop)])
+            made = runs._callbacks
+            patch.setattr(runs, "_callbacks", lambda *arguments: [*made(*arguments), StopAt(stop)])
         return train_language_model(recipe, settings), settings
 
 

@@ -35,6 +35,39 @@ def test_outputs_and_gradients_are_those_of_the_masked_layer(density, shape):
     assert torch.equal(sparse.to_linear().weight, dense.weight)
 
 
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("tokens", [1, 32, 200])
+def test_native_products_agree_with_float64(tokens, features_first):
+    torch.manual_seed(0)
+    mask = initial_mask("er", 90, 310, 0.1, seed=0)
+    mask[7], mask[:, 5] = False, False
+    layer = SparseLinear(torch.randn(90, 310), mask, torch.randn(90))
+    exact = SparseLinear(layer.dense().double(), mask, layer.bias.double())
+    data = torch.randn(310, tokens).T if features_first else torch.randn(tokens, 310)
+    x, exact_x = data.clone().requires_grad_(), data.double().requires_grad_()
+    y, exact_y = layer(x), exact(exact_x)
+    grad = torch.randn(tokens, 90)
+    y.backward(grad)
+    exact_y.backward(grad.double())
+    found = [y, x.grad, layer.values.grad, layer.bias.grad]
+    expected = [exact_y, exact_x.grad, exact.values.grad, exact.bias.grad]
+    for value, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=1e-5, atol=1e-5)
+
+
+def test_native_products_are_the_same_bits_on_any_number_of_threads():
+    torch.manual_seed(0)
+    layer = SparseLinear(torch.randn(300, 400), initial_mask("er", 300, 400, 0.3, seed=0), torch.randn(300))
+    x = torch.randn(2000, 400, requires_grad=True)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        y = layer(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, layer.values, layer.bias])])
+    torch.set_num_threads(1)
+    assert all(torch.equal(one, three) for one, three in zip(*found, strict=True))
+
+
 def test_gradients_by_finite_differences():
     torch.manual_seed(0)
     mask = initial_mask("er", 6, 9, 0.4, seed=0)

@@ -14,13 +14,13 @@ from tiny import make_llama, make_text
 
 from hebbline.artifacts import InputError, load_masks, read_manifest
 from hebbline.cli import main
-from hebbline.train.data import packages
-from hebbline.train.data.images import load_images
-from hebbline.train.data.packages import PACKAGES, Package, fetch
-from hebbline.train.data.pairs import load_pairs
+from hebbline.data import packages
+from hebbline.data.images import load_images
+from hebbline.data.packages import PACKAGES, Package, fetch
+from hebbline.data.pairs import load_pairs
 from hebbline.train.tasks import read_recipe
 from hebbline.train.tasks.image import train_image_classifier
-from hebbline.train.tasks.mlp import Mlp
+from hebbline.train.tasks.mlp import Mlp, MlpConfig
 from hebbline.train.tasks.translation import make_batches, train_translation
 
 
@@ -100,6 +100,15 @@ def test_an_image_classifier_learns_by_chains_and_publishes(mnist, tmp_path, cap
     assert main(["eval", str(out), "--json"]) == 0
     score = json.loads(capsys.readouterr().out)
     assert (score["name"], score["value"], score["examples"]) == ("accuracy", records[-1]["test_accuracy"], 80)
+
+
+def test_a_classifier_of_other_images_is_refused_by_the_field(mnist, tmp_path, capsys):
+    del mnist
+    for field, config in (("features", MlpConfig(49, (8,), 4)), ("classes", MlpConfig(36, (8,), 9))):
+        Mlp(config).save_pretrained(tmp_path / field)
+        (tmp_path / field / "recipe.yaml").write_text("task: image\n")
+        assert main(["eval", str(tmp_path / field)]) == 2
+        assert f"config.json: {field} is {getattr(config, field)}, and mnist has" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["chts", "rigl", "static"])
@@ -191,7 +200,7 @@ def test_a_published_translator_scores_the_same_bleu(pairs_file, tmp_path, capsy
 
 @pytest.fixture
 def tokenizer_of_pairs(pairs_file):
-    from hebbline.train.data.tokens import END_OF_TEXT, PADDING, train_tokenizer
+    from hebbline.data.tokens import END_OF_TEXT, PADDING, train_tokenizer
 
     return train_tokenizer(pairs_file.read_text().splitlines(), 330, [END_OF_TEXT, PADDING])
 
@@ -226,13 +235,13 @@ def test_a_dense_language_model_is_made_sparse(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("recipe", "options", "message"),
     [
-        ("mnist-mlp", ["--data.source=packages", "--data.name=emnist"], "does not carry emnist"),
+        ("mnist-mlp", ["--data.source=packages", "--data.name=emnist"], "does not have emnist"),
         ("mnist-mlp", ["--sparsity.method=magic"], "sparsity.method"),
         ("mnist-mlp", ["--sparsity.groups=[{layers: ['none*']}]", *OFTEN], "'none*' matches no sparse layer"),
         ("mnist-mlp", ["--sparsity.structure=2:4", "--sparsity.density=0.7", *OFTEN], "0.7 is infeasible"),
         ("mnist-mlp", ["--sparsity.topology.kind=lattice"], "topology.kind"),
         ("translation-small", ["--model.heads=7"], "model.heads"),
-        ("demo", ["--model.pretrained=/nowhere"], "model.pretrained '/nowhere' cannot be loaded"),
+        ("demo", ["--model.pretrained=/nowhere"], "model.pretrained: /nowhere is not a directory"),
         ("demo", ["--sparsity.include=[lm_head]", "--sparsity.exclude=[]"], "shares its weight with an embedding"),
         ("demo", ["--resume"], "holds no checkpoint to resume from"),
         ("demo", ["--logging.wandb=project"], "needs the package 'wandb'"),

@@ -1,3 +1,4 @@
+import authors
 import numpy as np
 import pytest
 import torch
@@ -90,12 +91,11 @@ def test_density_outside_its_range_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["CH2_L3n", "CH3_L3n"])
-def test_scores_agree_with_the_authors_code(vectors, kind):
-    cases = [name.removesuffix("/mask") for name in vectors if name.startswith("case") and name.endswith("/mask")]
-    assert len(cases) >= 8
-    for case in cases:
-        scores = link_scores(torch.from_numpy(vectors[f"{case}/mask"]), kind)
-        np.testing.assert_allclose(scores.numpy(), vectors[f"{case}/{kind}"], rtol=1e-5, atol=1e-6, err_msg=case)
+def test_scores_agree_with_the_authors_code(kind):
+    assert len(authors.cases(kind)) == 4
+    for case in authors.cases(kind):
+        scores = link_scores(torch.from_numpy(authors.mask_of(f"{case}/mask")), kind)
+        authors.assert_agrees(scores.numpy(), f"{case}/{kind}", rtol=1e-5, atol=1e-6)
 
 
 def test_score_of_a_path_by_hand():

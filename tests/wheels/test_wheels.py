@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from builds import locked
 from pack_models import dense, layer_model, node, sparse
 from tiny import make_text
 
@@ -47,7 +48,8 @@ def build_wheel(architecture):
         old.unlink()
     virtual = Path(sys.prefix)
     command = ["make", f"VENV={virtual}", "--old-file", f"{virtual}/.installed", f"wheel-{architecture}"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    with locked(ROOT / f".build/wheel-{architecture}"):
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     (wheel,) = ROOT.glob(f"dist/hebbline-*manylinux_2_28_{architecture}.whl")
     return wheel
 

@@ -4,6 +4,7 @@ from .chains import Chain, Side, consecutive, decoder_chains, model_chains, pair
 from .config import (
     FractionConfig,
     GroupConfig,
+    NewLinksConfig,
     RegrowthConfig,
     RemovalConfig,
     SparsityConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "Chain",
     "FractionConfig",
     "GroupConfig",
+    "NewLinksConfig",
     "RegrowthConfig",
     "RemovalConfig",
     "Side",

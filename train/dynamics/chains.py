@@ -131,7 +131,8 @@ def decoder_chains(decoder: Decoder) -> list[Chain]:
     """The chains of a decoder's attention and MLP blocks."""
     chains: list[Chain] = []
     for layer in decoder.layer_paths():
-        chains += _attention_chains(decoder, layer) + _mlp_chains(decoder, layer)
+        chains += _attention_chains(decoder, layer)
+        chains += [chain for block in decoder.mlp.blocks(layer) for chain in _mlp_chains(decoder, block)]
     return chains
 
 
@@ -159,10 +160,11 @@ def _attention_chains(decoder: Decoder, layer: str) -> list[Chain]:
     return chains
 
 
-def _mlp_chains(decoder: Decoder, layer: str) -> list[Chain]:
+def _mlp_chains(decoder: Decoder, block: str) -> list[Chain]:
+    """Those of a block of a layer (see `Mlp.blocks`)."""
     nodes = torch.arange(decoder.mlp.width)
-    inputs = [_rows(part, nodes) for part in decoder.mlp.parts(layer, decoder.mlp.width)]
-    output = Side(f"{layer}.{decoder.mlp.output}", "columns", nodes)
+    inputs = [_rows(part, nodes) for part in decoder.mlp.parts(block, decoder.mlp.width)]
+    output = Side(f"{block}.{decoder.mlp.output}", "columns", nodes)
     multiplied = [Chain(*inputs)] if len(inputs) == 2 else []
     return [*multiplied, *(Chain(side, output) for side in inputs)]
 

@@ -14,6 +14,7 @@ from .sections import (
     GRAPH_SECTIONS,
     FractionConfig,
     GroupConfig,
+    NewLinksConfig,
     RegrowthConfig,
     RemovalConfig,
     TopologyConfig,
@@ -30,6 +31,7 @@ from .sections import (
 __all__ = [
     "FractionConfig",
     "GroupConfig",
+    "NewLinksConfig",
     "RegrowthConfig",
     "RemovalConfig",
     "SparsityConfig",
@@ -37,7 +39,7 @@ __all__ = [
     "UpdateConfig",
 ]
 
-LAST_UPDATE_SHARE = (4, 5)
+LAST_UPDATE_SHARE = (3, 4)
 """Of a run's steps, those in which there are updates where `update.stop` is left out."""
 OPEN_END = 8000
 """`update.stop` where neither it nor the steps of a run are known, for a density that is the same throughout."""
@@ -59,6 +61,7 @@ class SparsityConfig:
         regrowth: which links come.
         fraction: how many are replaced in an update.
         update: when.
+        new_links: what optimizers keep of links that grow.
         structure: "unstructured"; "2:4", at most 2 links in each aligned group of 4 inputs; or "block", whole blocks.
         block_size: side of the blocks of structure "block".
         per_head: update each head of query, key and value projections as a graph of its own.
@@ -80,6 +83,7 @@ class SparsityConfig:
     regrowth: RegrowthConfig = field(default_factory=RegrowthConfig)
     fraction: FractionConfig = field(default_factory=FractionConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
+    new_links: NewLinksConfig = field(default_factory=NewLinksConfig)
     structure: StructureKind = "unstructured"
     block_size: int = 16
     per_head: bool = False
@@ -108,7 +112,7 @@ class SparsityConfig:
 
     def _build(self) -> None:
         """Sections and groups, where they were given as mappings."""
-        build_sections(self, "sparsity", GRAPH_SECTIONS | {"update": UpdateConfig})
+        build_sections(self, "sparsity", GRAPH_SECTIONS | {"update": UpdateConfig, "new_links": NewLinksConfig})
         if not isinstance(self.groups, list | tuple):
             raise InputError(f"sparsity.groups must be a list of groups, not {self.groups!r}")
         groups = [build_section(f"sparsity.groups[{i}]", GroupConfig, group) for i, group in enumerate(self.groups)]
@@ -173,8 +177,8 @@ class SparsityConfig:
     def for_run(self, steps: int | None = None) -> "SparsityConfig":
         """The same for a run of so many optimizer steps, with `update.stop` filled in.
 
-        Left out, it is the last update in the first four fifths of the run. Where the steps are not known (None), it is
-        step 8000, and must be given for a density that falls.
+        Left out, it is the last update in the first three quarters of the run. Where the steps are not known (None), it
+        is step 8000, and must be given for a density that falls.
 
         Raises:
             InputError: the run would end otherwise than it was asked to: with links still to be removed, with a cosine
@@ -220,7 +224,7 @@ class SparsityConfig:
             missed = f"the density would end at {reached[steps // self.update.every]:.3g}, not {self.density:g}"
         raise InputError(
             f"sparsity.update.stop {self.update.stop} is past the last step, {steps}: {missed}; leave update.stop out "
-            f"(null) for the first four fifths, or give at most {steps}"
+            f"(null) for the first three quarters, or give at most {steps}"
         )
 
     @property

@@ -139,8 +139,8 @@ class UpdateConfig:
 
     Args:
         every: optimizer steps between updates.
-        stop: the last step at which there may be an update. Where left out, updates take place in the first four fifths
-            of a recipe's or a Trainer's steps; see `SparsityConfig.for_run`.
+        stop: the last step at which there may be an update. Where left out, updates take place in the first three
+            quarters of a recipe's or a Trainer's steps; see `SparsityConfig.for_run`.
         warmup: steps over which learning rates rise to their schedule again after each update; 0 for none.
         early_stop: a layer's graph is left alone once this share of its regrown links had just been removed; 0 for
             never.
@@ -173,6 +173,32 @@ class UpdateConfig:
     def last(self) -> int:
         """The step of the last update; `stop` is filled in."""
         return self.count * self.every
+
+
+@dataclass(frozen=True)
+class NewLinksConfig:
+    """What optimizers keep of links that an update grows.
+
+    Args:
+        own_steps: Adam's bias correction counts the steps of each link from when it grew (arXiv 2606.00888); recipes
+            then train by `hebbline.train.LinkAdamW` in place of AdamW, as loops of one's own must.
+        young_steps: in its t-th step a link moves by min(t / young_steps, 1) of Adam's step; 0 for all of it. Needs
+            `own_steps`.
+        keep: a link that is removed and grown again in one update keeps its weight and moments; without it, it starts
+            at 0.
+    """
+
+    own_steps: bool = False
+    young_steps: int = 0
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.young_steps, Integral) or self.young_steps < 0:
+            raise InputError(
+                f"sparsity.new_links.young_steps must be a whole number of steps from 0, not {self.young_steps!r}"
+            )
+        if self.young_steps and not self.own_steps:
+            raise InputError("sparsity.new_links.young_steps counts the steps of each link: set own_steps to true")
 
 
 @dataclass(frozen=True)

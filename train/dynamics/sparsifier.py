@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ...artifacts import CheckError, InputError
+from ..link_adamw import LinkAdamW
 from .chains import model_chains, remove_chains
 from .config import SparsityConfig
 from .density import removal_fraction
@@ -98,7 +99,8 @@ class Sparsifier:
         """Count one optimizer step; update the graphs where one is due, and then say what was done.
 
         Raises:
-            InputError: in the first step, where no attached optimizer trains one of the layers.
+            InputError: in the first step, where no attached optimizer trains one of the layers, or, with
+                `new_links.own_steps`, one that does not count the steps of each link.
             CheckError: a layer whose gradient an update looks at has none.
         """
         if not self._is_attached:
@@ -172,6 +174,11 @@ class Sparsifier:
                 f"no attached optimizer holds the weight of layer '{missing[0]}': call Sparsifier.attach(optimizer) "
                 "with the optimizer that trains it, before the first step()"
             )
+        if self.config.new_links.own_steps and (other := self.weights.trained_by_others(LinkAdamW)):
+            raise InputError(
+                f"sparsity.new_links.own_steps: layer '{other[0]}' is trained by another optimizer than "
+                "hebbline.train.LinkAdamW, which counts the steps of each link"
+            )
         self._is_attached = True
 
     def _promise(self) -> Promise:
@@ -222,7 +229,8 @@ class Sparsifier:
         kept, after = self._choose(weights, gradients, when) if decides() else (_empty(before), _empty(before))
         share_masks(kept)
         share_masks(after)
-        self.weights.rewire(after, {name: before[name] & kept[name] for name in self.plans})
+        lasting = after if self.config.new_links.keep else kept
+        self.weights.rewire(after, {name: before[name] & lasting[name] for name in self.plans})
         return self._report(before, kept, when, started)
 
     def _gather_gradients(self) -> dict[str, Tensor]:

@@ -52,9 +52,13 @@ class Weights(ABC):
 
     def untrained(self) -> list[str]:
         """The layers whose parameter no attached optimizer holds."""
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        held = {id(parameter) for group in groups for parameter in group["params"]}
+        held = _held(self._optimizers)
         return [name for name in self.masks if id(self.parameter(name)) not in held]
+
+    def trained_by_others(self, kind: type[Optimizer]) -> list[str]:
+        """The layers that an attached optimizer holds that is not of this class."""
+        held = _held([optimizer for optimizer in self._optimizers if not isinstance(optimizer, kind)])
+        return [name for name in self.masks if id(self.parameter(name)) in held]
 
     @abstractmethod
     def dense(self, name: str) -> Tensor:
@@ -285,6 +289,12 @@ class LinkWeights(Weights):
     def _set(self, name: str, module: nn.Module) -> None:
         parent, _, child = name.rpartition(".")
         setattr(self._model.get_submodule(parent), child, module)
+
+
+def _held(optimizers: Sequence[Optimizer]) -> set[int]:
+    """The identities of the parameters that optimizers train."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(parameter) for group in groups for parameter in group["params"]}
 
 
 def _zero_off(value_NK: Tensor, mask_NK: Tensor) -> None:

@@ -5,31 +5,33 @@ Legend: B sequences, S tokens.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from ...architectures import check_layers, decoder_of, describe_known, tie_missing_head
 from ...artifacts import InputError
-from ...artifacts.checkpoints import check_weights_fit
+from ...artifacts.checkpoints import check_configuration, check_weights_fit, from_pretrained, load_model, read_config
 from ...artifacts.model_directory import open_model_directory
-from ...artifacts.publish import check_target
-from ...evaluate import Perplexity, perplexity
-from ...serve.engine.scoring import token_log_probs
-from ..data import load_documents, pack_tokens
+from ...artifacts.publishing import check_target
+from ...artifacts.text_cost import TextCost
+from ...artifacts.tokenizer_files import check_tokenizer_fits, fast_tokenizer
+from ...data import load_documents, pack_tokens
+from ...runtime.perplexity import Perplexity, perplexity
+from ...runtime.torch_scores import torch_scorer
 from ..save import save_model_directory
 from .blocks import find_blocks
 from .config import PruneConfig
 from .layers import LINEAR_TYPES
-from .report import PruneReport, TextCost
+from .report import PruneReport
 from .run import Progress, prune_blocks
 from .store import open_store
 
@@ -83,12 +85,25 @@ def prune_directory(
     ids_BS = calibration_ids(tokenizer, texts)
     if len(ids_BS) < texts.sequences:
         say(f"the text has only {len(ids_BS)} sequences of {texts.sequence_length} tokens, of {texts.sequences}")
-    windows = {name: _windows(tokenizer, name, texts) for name in texts.measured or [texts.calibration]}
+    windows = {name: measured_windows(tokenizer, name, texts) for name in texts.measured or [texts.calibration]}
+    if (share := _share_of_links(model)) < config.density:
+        say(
+            f"the linear layers of the model have {share:.1%} of their possible links already, and --density "
+            f"{config.density:g} keeps more: links that are 0 stay; give a lower one to remove links"
+        )
     store = open_store(out.with_name(f"{out.name}.run") / "prune", run_digest(model, ids_BS, config))
     if store.finished:
         say(f"going on with a run that was cut: {store.finished} blocks are done")
     before = {name: store.recall(ids, partial(_perplexity, model)) for name, ids in windows.items()}
-    pruned = prune_blocks(model, ids_BS, config, store, progress)
+    if not all(math.isfinite(found.value) for found in before.values()):
+        store.remove()
+        raise InputError(f"the model '{source}' gives no finite logits on these texts: it cannot be pruned")
+    try:
+        pruned = prune_blocks(model, ids_BS, config, store, progress)
+    except InputError:
+        if not store.finished:
+            store.remove()
+        raise
     after = {name: _perplexity(model, ids) for name, ids in windows.items()}
     costs = [TextCost(name, found.value, after[name].value, found.tokens) for name, found in before.items()]
     dense = _linear_weights(model) - sum(layer.out_features * layer.in_features for layer in pruned.layers)
@@ -106,19 +121,29 @@ def open_pretrained(source: str, sequence_length: int) -> tuple[PreTrainedModel,
         InputError: it cannot be loaded, its weights are compressed or quantised or do not fit, or its context is
             shorter than a sequence.
     """
-    if (Path(source) / "config.json").is_file():
+    if Path(source).is_dir():
         open_model_directory(Path(source))
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", output_loading_info=True)
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
-        raise InputError(f"the model '{source}' cannot be loaded: {' '.join(str(error).split())}") from error
-    model, found = loaded
-    check_weights_fit(source, found)
-    context = getattr(model.config, "max_position_embeddings", None)
+    config, tokenizer = read_config(source), fast_tokenizer(source)
+    decoder = describe_known(str(Path(source) / "config.json" if Path(source).is_dir() else source), config)
+    context = getattr(config, "max_position_embeddings", None)
     if context is not None and sequence_length > context:
         raise InputError(f"prune: sequence_length {sequence_length} is above the context of '{source}', {context}")
+    if Path(source).is_dir():
+        if (tokens := getattr(config, "vocab_size", None)) is not None:
+            check_tokenizer_fits(Path(source), tokens)
+        if decoder is not None:
+            check_layers(decoder, Path(source))
+        model = load_model(AutoModelForCausalLM, Path(source), "auto", _with_a_head).model
+    else:
+        check_configuration(config.to_dict(), source)
+        model, found = from_pretrained(AutoModelForCausalLM, source, source, dtype="auto")
+        check_weights_fit(source, _with_a_head(model, found))
     return model.eval(), tokenizer
+
+
+def _with_a_head(model: PreTrainedModel, found: Mapping[str, Iterable[Any]]) -> Mapping[str, Iterable[Any]]:
+    decoder = decoder_of(model)
+    return found if decoder is None else tie_missing_head(model, found, decoder)
 
 
 def calibration_ids(tokenizer: PreTrainedTokenizerBase, texts: Texts) -> Tensor:
@@ -139,22 +164,26 @@ def run_digest(model: PreTrainedModel, ids_BS: Tensor, config: PruneConfig) -> s
     return digest.hexdigest()
 
 
-def _windows(tokenizer: PreTrainedTokenizerBase, source: str, texts: Texts) -> Tensor:
-    """Evenly spaced windows of the held-out documents of a source, int64 [B, S]."""
+def measured_windows(tokenizer: PreTrainedTokenizerBase, source: str, texts: Texts) -> Tensor:
+    """Evenly spaced windows of the held-out documents of a source, int64 [B, S]; InputError if it fills none."""
     ids_BS = pack_tokens(tokenizer, load_documents(source, _HELD_OUT).validation, texts.sequence_length)
     count = min(texts.windows, len(ids_BS))
     return ids_BS[torch.arange(count) * len(ids_BS) // count]
 
 
 def _perplexity(model: PreTrainedModel, ids_BS: Tensor) -> Perplexity:
-    @torch.inference_mode()
-    def score(ids_S: Sequence[int]) -> NDArray[np.float64]:
-        logits_SV = model(torch.tensor([list(ids_S)]), use_cache=False).logits[0].float().numpy()
-        return token_log_probs(logits_SV[:-1], ids_S[1:])
+    return perplexity(ids_BS.tolist(), torch_scorer(model))
 
-    return perplexity(ids_BS.tolist(), score)
+
+def _weights(model: PreTrainedModel) -> list[Tensor]:
+    """Those of all linear layers of the decoder blocks."""
+    return [part.weight for part in find_blocks(model)[1].modules() if isinstance(part, LINEAR_TYPES)]
 
 
 def _linear_weights(model: PreTrainedModel) -> int:
-    """Weights of all linear layers of the decoder blocks."""
-    return sum(part.weight.numel() for part in find_blocks(model)[1].modules() if isinstance(part, LINEAR_TYPES))
+    return sum(weight.numel() for weight in _weights(model))
+
+
+def _share_of_links(model: PreTrainedModel) -> float:
+    """Weights that are not 0 over all, of the linear layers of the decoder blocks; 1 where there is none."""
+    return sum(int(weight.count_nonzero()) for weight in _weights(model)) / max(1, _linear_weights(model))

@@ -3,44 +3,58 @@
 Legend: N out_features, K in_features.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
+from pathlib import Path
 from typing import Any
 
-from ..report import STYLE, image
+from ...artifacts.page import (
+    Column,
+    LayerTable,
+    Verdict,
+    document,
+    facts,
+    figure_image,
+    gallery,
+    layers_by_kind,
+    local_density,
+    report_files,
+    section,
+    sentence,
+    span,
+    table,
+)
+from ...artifacts.text_cost import TextCost
 from .config import PruneConfig
 from .result import LayerResult, Pruned
 
-REPORT_FILES = ("report.json", "report.html")
-_COLUMNS: dict[str, Callable[[LayerResult], str]] = {
-    "shape": lambda layer: f"{layer.out_features}x{layer.in_features}",
-    "links": lambda layer: f"{layer.links:,}",
-    "density": lambda layer: f"{layer.density:.4f}",
-    "error": lambda layer: f"{layer.error:.4f}",
-    "outliers": lambda layer: f"{layer.outliers:.4f}",
-    "dead inputs": lambda layer: str(layer.dead_inputs or ""),
-    "damping": lambda layer: f"{layer.damping:g}",
-}
-
-
-@dataclass(frozen=True)
-class TextCost:
-    """Perplexity of a text before and after, on `tokens` predicted tokens of documents that were not calibrated on."""
-
-    source: str
-    before: float
-    after: float
-    tokens: int
-
-    @property
-    def ratio(self) -> float:
-        """After over before."""
-        return self.after / self.before
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.before:.2f} dense, {self.after:.2f} pruned ({self.ratio:.3f} times)"
+_SAME_DENSITY = 0.005
+"""Densities that differ by no more are the same but for whole numbers of links."""
+_LAYERS = LayerTable[LayerResult](
+    head=[
+        Column("shape", True),
+        Column("links", True),
+        Column("density", True),
+        Column("error", True),
+        Column("outliers", True),
+        Column("inputs that are always 0", True),
+        Column("damping", True),
+    ],
+    row=lambda layer: [
+        f"{layer.out_features}\u00d7{layer.in_features}",
+        f"{layer.links:,}",
+        f"{layer.density:.4f}",
+        f"{layer.error:.4f}",
+        f"{layer.outliers:.4f}",
+        f"{layer.dead_inputs:,}" if layer.dead_inputs else None,
+        f"{layer.damping:g}",
+    ],
+    line=lambda group: (
+        f"density {span((layer.density for layer in group), '.3f')}, "
+        f"error {span((layer.error for layer in group), '.2g')}"
+    ),
+    reason=lambda layer: "",
+)
 
 
 @dataclass(frozen=True)
@@ -99,64 +113,73 @@ class PruneReport:
         }
 
     def files(self) -> dict[str, str]:
-        """The content of `REPORT_FILES`."""
-        return {"report.json": json.dumps(self.to_dict(), indent=2) + "\n", "report.html": self._html()}
+        """`report.json` and `report.html`, by name."""
+        return report_files(self.to_dict(), self._html())
 
     def _html(self) -> str:
+        config, pruned = self.config, self.pruned
+        return document(
+            f"{Path(self.source).name}, pruned",
+            Verdict(
+                what=f"a model whose {len(pruned.layers)} pruned layers have {pruned.density:.1%} of their weights, "
+                f"chosen by {config.method} in one pass over a text",
+                good="perplexity on held-out text: " + "; ".join(map(str, self.costs)) if self.costs else "",
+                fast="not measured: hebbline export packs the model, and says how fast it is",
+                big=f"{sum(layer.links for layer in pruned.layers):,} links"
+                + (f"; {self.dense:,} weights of other layers in the blocks stay dense" if self.dense else ""),
+            ),
+            section("Settings", facts(self._settings()), *map(sentence, self.notes)),
+            section(
+                "Decoder blocks",
+                "The error of a block is 2 |pruned - dense|\u00b2 / (|pruned|\u00b2 + |dense|\u00b2) of its outputs, "
+                "mean over tokens; all blocks before it are pruned too. That of a layer is the share of its output's "
+                "power that pruning took, before the links were trained. Outliers are weights whose magnitude times "
+                "the norm of their input is above five times the layer's mean: the more there are, the more a layer "
+                "needs its links.",
+                figure_image(_plot(pruned), "error, density and outliers by decoder block"),
+                table(
+                    ["block", Column("error", True), Column("seconds", True)],
+                    [[block.name, f"{block.error:.4f}", f"{block.seconds:.1f}"] for block in pruned.blocks],
+                ),
+            ),
+            gallery({name: local_density(mask_NK.cpu().numpy()) for name, mask_NK in pruned.masks.items()}),
+            section("Layers", layers_by_kind(pruned.layers, lambda layer: layer.name, _LAYERS)),
+        )
+
+    def _settings(self) -> dict[str, object]:
         config = self.config
-        facts = {
-            "model": self.source,
-            "method": f"{config.method}, {config.structure}, values {config.values}, allocation {config.allocation}",
-            "density": f"{self.pruned.density:.4f} of {len(self.pruned.layers)} layers",
-            "weights of the blocks' linear layers left dense": f"{self.dense:,}",
+        return {
+            "method": config.method,
+            "structure": config.structure,
+            "values": config.values,
+            "allocation of links to blocks": config.allocation,
             "calibration": f"{self.sequences} sequences of {self.sequence_length} tokens of {self.calibration}",
-            **{f"perplexity of {cost.source} ({cost.tokens:,} tokens)": str(cost) for cost in self.costs},
+            "measured on": ", ".join(f"{cost.tokens:,} tokens of {cost.source}" for cost in self.costs),
+            "time": f"{sum(block.seconds for block in self.pruned.blocks):.0f} s",
         }
-        rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts.items())
-        return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>hebbline prune report</title><style>{STYLE}</style></head><body>
-<h1>Prune report</h1>
-<table>{rows}</table>
-{"".join(f"<p>{escape(note)}</p>" for note in self.notes)}
-<h2>Blocks</h2>
-<p>The error of a block is 2 |pruned - dense|² / (|pruned|² + |dense|²) of its outputs, mean over tokens; all blocks
-before it are pruned too. That of a layer is the share of its output's power that pruning took, before
-reconstruction.</p>
-{image(_plot(self.pruned), "error, density and outliers by decoder block")}
-{_table(["block", "error", "seconds"], [[b.name, f"{b.error:.4f}", f"{b.seconds:.0f}"] for b in self.pruned.blocks])}
-<h2>Layers</h2>
-{_table(["layer", *_COLUMNS], _layer_rows(self.pruned))}
-</body></html>
-"""
-
-
-def _layer_rows(pruned: Pruned) -> list[list[str]]:
-    return [[layer.name, *(show(layer) for show in _COLUMNS.values())] for layer in pruned.layers]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{cells}</table>"
 
 
 def _plot(pruned: Pruned) -> Any:
-    """Three diagrams over the decoder blocks, with a line for each kind of layer."""
+    """Diagrams over the decoder blocks, with a line for each kind of layer; of densities where they differ."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(3, 1, sharex=True)
-    axes[0].plot([block.error for block in pruned.blocks], color="black", label="block")
+    shown: dict[str, Callable[[LayerResult], float]] = {"error": lambda layer: layer.error}
+    densities = [layer.density for layer in pruned.layers]
+    if max(densities) - min(densities) > _SAME_DENSITY:
+        shown["density"] = lambda layer: layer.density
+    shown["outliers"] = lambda layer: layer.outliers
     lines: dict[str, list[tuple[int, LayerResult]]] = {}
     for index, block in enumerate(pruned.blocks):
         for layer in block.layers:
             lines.setdefault(layer.name.removeprefix(f"{block.name}."), []).append((index, layer))
-    for kind, points in lines.items():
-        places = [index for index, _ in points]
-        axes[0].plot(places, [layer.error for _, layer in points], label=kind)
-        axes[1].plot(places, [layer.density for _, layer in points], label=kind)
-        axes[2].plot(places, [layer.outliers for _, layer in points], label=kind)
-    for diagram, title in zip(axes, ("error", "density", "outliers"), strict=True):
+    figure = Figure(figsize=(11, 2.5 * len(shown)), layout="constrained")
+    diagrams = figure.subplots(len(shown), 1, sharex=True)
+    diagrams[0].plot([block.error for block in pruned.blocks], color="black", marker=".", label="block")
+    for diagram, (title, value) in zip(diagrams, shown.items(), strict=True):
         diagram.set_ylabel(title)
-    axes[0].legend(fontsize=7, ncols=4)
-    axes[2].set_xlabel("decoder block")
+        for kind, points in lines.items():
+            diagram.plot([index for index, _ in points], [value(one) for _, one in points], marker=".", label=kind)
+    diagrams[0].legend(fontsize=7, ncols=4)
+    diagrams[-1].set_xlabel("decoder block")
+    diagrams[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure

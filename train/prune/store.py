@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...artifacts import DamagedArtifactError, pack_mask, unpack_mask
-from ...artifacts.publish import sync, write_atomically
-from ...evaluate import Perplexity
+from ...artifacts.publishing import sync, write_atomically
+from ...runtime.perplexity import Perplexity
 from .layers import Layer
 from .result import BlockResult, LayerResult
 

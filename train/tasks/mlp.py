@@ -8,20 +8,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..sparse_linear import rows_first
 
 
 class MlpConfig(PretrainedConfig):
-    """Sizes of a perceptron: features in, hidden nodes of each layer, classes out."""
+    """Sizes of a perceptron: features in, hidden nodes of each layer, classes out; ValueError where one is below 1."""
 
     model_type = "hebbline-mlp"
 
     def __init__(self, features: int = 784, hidden: tuple[int, ...] = (1568,), classes: int = 10, **rest: Any) -> None:
+        sizes = [features, classes, *hidden] if isinstance(hidden, list | tuple) else [hidden]
+        if len(sizes) < 3 or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(
+                f"features {features!r}, hidden {hidden!r} and classes {classes!r} must be a whole number of at least "
+                "1, a list of such, and one"
+            )
         self.features, self.hidden, self.classes = features, list(hidden), classes
         super().__init__(**rest)
+
+
+AutoConfig.register(MlpConfig.model_type, MlpConfig)
 
 
 class Mlp(PreTrainedModel):

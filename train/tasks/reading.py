@@ -100,8 +100,8 @@ def recipe_path(recipe: str) -> tuple[Path, str]:
     if content is None:
         raise InputError(f"{path} is empty: a recipe is a mapping of fields, of which 'task: {DEFAULT_TASK}' is enough")
     task = content.get("task", DEFAULT_TASK) if isinstance(content, dict) else DEFAULT_TASK
-    if task not in RECIPES:
-        raise InputError(f"{path}: task '{task}' is none of {', '.join(RECIPES)}")
+    if not isinstance(task, str) or task not in RECIPES:
+        raise InputError(f"{path}: task {task!r} is none of {', '.join(RECIPES)}")
     # The argument parser passes over an unknown field that holds an empty mapping, and fails on a section that is none.
     _check_fields(path, RECIPES[task], content)
     return path, task

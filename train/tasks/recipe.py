@@ -5,8 +5,9 @@ from typing import Literal
 
 from ...architectures.decoder import HEAD_SIZE_STEP
 from ...artifacts import InputError
+from ..distill import DistillConfig
 from ..dynamics import SparsityConfig
-from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
+from ..settings import CheckpointConfig, LoggingConfig, LoopConfig, LoopPlan
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class DataConfig:
     """Where the text comes from.
 
     Args:
-        source: "python" (text that CPython carries), "brown" (the Brown corpus), a .txt or .jsonl file, or
+        source: "python" (text that comes with CPython), "brown" (the Brown corpus), a .txt or .jsonl file, or
             hub://NAME[:CONFIGURATION].
         validation_share: share of documents held out.
         sequence_length: tokens a training example.
@@ -118,9 +119,9 @@ class OptimizationConfig(LoopConfig):
                 raise InputError(f"optimization.{name} must be at least 1")
 
     @property
-    def engine(self) -> EngineConfig:
-        """What the engine is told."""
-        return self.engine_config(steps=self.steps, batch_size=self.batch_size)
+    def loop(self) -> LoopPlan:
+        """What the training loop is told."""
+        return self.loop_plan(steps=self.steps, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class LanguageModelRecipe:
         data: its text.
         optimization: its weights' training.
         sparsity: its graphs' training.
+        distill: what it learns from beside the text.
         checkpoint: what to resume from.
         logging: what is recorded.
         task: "language-model".
@@ -141,6 +143,7 @@ class LanguageModelRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     task: Literal["language-model"] = "language-model"

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..dynamics import UpdateReport
-from ..engine import Trained
+from ..training import Trained
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast, set_seed
 
 from ...artifacts import InputError
-from ..data.pairs import Pair, load_pairs
-from ..data.tokens import END_OF_TEXT, PADDING, train_tokenizer
-from ..engine import Training, run_training
+from ...data.pairs import Pair, load_pairs
+from ...data.tokens import END_OF_TEXT, PADDING, train_tokenizer
+from ..link_adamw import LinkAdamW
 from ..settings import RunSettings
 from ..trainer import world_size
+from ..training import Training, run_training
 from .result import TrainingResult
 from .translation_recipe import SearchConfig, TransformerShape, TranslationRecipe
 
@@ -49,10 +50,10 @@ def train_translation(recipe: TranslationRecipe, settings: RunSettings | None = 
     training = Training(
         model=model,
         dataset=_Batches(batches),
-        optimizer=torch.optim.Adam(model.parameters(), lr=1.0, betas=(0.9, 0.998), fused=True),
+        optimizer=_optimizer(recipe, model),
         schedule=lambda optimizer: _noam(optimizer, recipe),
         sparsity=recipe.sparsity,
-        engine=optimization.engine,
+        loop=optimization.loop,
         unit="tokens",
         units_a_step=tokens * optimization.accumulate * world_size(),
         collate=lambda items: items[0],
@@ -191,6 +192,15 @@ def translate(
         for index, text in zip(indices, tokenizer.batch_decode(output_BT, skip_special_tokens=True), strict=True):
             found[index] = text.strip()
     return found
+
+
+def _optimizer(recipe: TranslationRecipe, model: nn.Module) -> Optimizer:
+    """Adam, without weight decay."""
+    betas, new = (0.9, 0.998), recipe.sparsity.new_links
+    if new.own_steps:
+        parameters = model.parameters()
+        return LinkAdamW(parameters, lr=1.0, betas=betas, weight_decay=0.0, young_steps=new.young_steps)
+    return torch.optim.Adam(model.parameters(), lr=1.0, betas=betas, fused=True)
 
 
 def _noam(optimizer: Optimizer, recipe: TranslationRecipe) -> LambdaLR:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...artifacts import InputError
 from ..dynamics import SparsityConfig
-from ..settings import CheckpointConfig, EngineConfig, LoggingConfig, LoopConfig
+from ..settings import CheckpointConfig, LoggingConfig, LoopConfig, LoopPlan
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class NoamConfig(LoopConfig):
                 raise InputError(f"optimization.{name} must be at least 1")
 
     @property
-    def engine(self) -> EngineConfig:
-        """What the engine is told: an item of the data is a batch."""
-        return self.engine_config(steps=self.steps, batch_size=1)
+    def loop(self) -> LoopPlan:
+        """What the training loop is told: an item of the data is a batch."""
+        return self.loop_plan(steps=self.steps, batch_size=1)
 
 
 @dataclass(frozen=True)

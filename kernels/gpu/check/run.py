@@ -6,7 +6,6 @@ This imports nothing that these three do not bring, so that it runs from a sourc
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +14,7 @@ import torch
 
 from .cases import PARITY_SHAPES, KernelParity, check_kernels
 from .speed import Clock, LayerTime, NotTimed, Sweep, time_kernels
-from .tables import TIMES_REMARK, left_out_lines, page_name, parity_lines, time_lines, verdict_lines
+from .tables import KernelCheck, page_name, render
 
 Progress = Callable[[str], None]
 _Row = TypeVar("_Row", KernelParity, LayerTime | NotTimed)
@@ -23,25 +22,11 @@ SECONDS = 420.0
 """For the times. The comparison and the compiler come on top; all of it should take less than 8 minutes."""
 
 
+NO_TENSORRT = "TensorRT was not there: no engine and no plugin was run."
+
+
 class GpuUnavailableError(RuntimeError):
     """There is no GPU that torch and Triton can use; the message is one line that says what to do."""
-
-
-@dataclass(frozen=True)
-class KernelCheck:
-    """Everything that was found on one GPU."""
-
-    gpu: str
-    compute_capability: str
-    versions: dict[str, str]
-    parity: tuple[KernelParity, ...]
-    times: tuple[LayerTime, ...]
-    left_out: tuple[NotTimed, ...]
-
-    @property
-    def mismatches(self) -> tuple[str, ...]:
-        """In words; where there is one the check has failed."""
-        return tuple(entry.mismatch for entry in self.parity if not entry.passed)
 
 
 def check_conditions() -> None:
@@ -82,7 +67,7 @@ def run_kernel_check(docs: Path, progress: Progress, seconds: float = SECONDS) -
         left_out=tuple(row for row in rows if isinstance(row, NotTimed)),
     )
     page = docs / page_name(check.gpu)
-    write_page(page, render_kernel_page(check))
+    write_page(page, render(check, NO_TENSORRT))
     return check, page
 
 
@@ -116,36 +101,6 @@ def installed_versions() -> dict[str, str]:
         "Triton": triton.__version__,
         "NumPy": numpy.__version__,
     }
-
-
-def render_kernel_page(check: KernelCheck) -> str:
-    """The page in Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in check.versions.items())
-    return "\n".join(
-        [
-            f"# {check.gpu}",
-            "",
-            f"Run by `make gpu-check` on compute capability {check.compute_capability}; {versions}. TensorRT was not "
-            "there: no engine and no plugin was run.",
-            "",
-            *verdict_lines(check.mismatches),
-            "",
-            "## Parity (run)",
-            "",
-            *parity_lines(check.parity),
-            "",
-            "## Layers in float16, against dense (run)",
-            "",
-            TIMES_REMARK,
-            "",
-            *time_lines(check.gpu, check.times),
-            "",
-            "## Not timed",
-            "",
-            *left_out_lines(check.left_out),
-            "",
-        ]
-    )
 
 
 def write_page(page: Path, text: str) -> None:

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from hebbline.serve.triton.backend import Backend
-from hebbline.serve.triton.settings import Settings
+from hebbline.serve.triton.backend import open_backend
 
 ARTIFACT = "artifact"
 
@@ -13,9 +12,9 @@ class TritonPythonModel:
     """Triton calls `initialize` once, `execute` with new requests, and `finalize` when it unloads the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the artifact beside this file; an exception fails the model's load with its message."""
-        settings = Settings.from_config(json.loads(args["model_config"]))
-        self._backend = Backend(Path(__file__).parent / ARTIFACT, settings)
+        """Load the artifact beside this file; an exception fails the load of `llm` with its message."""
+        config = json.loads(args["model_config"])
+        self._backend = open_backend(Path(__file__).parent / ARTIFACT, config, args["model_name"])
 
     def execute(self, requests: list) -> None:
         """Take requests over and return at once; responses follow from the backend's own threads."""

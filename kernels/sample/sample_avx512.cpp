@@ -1,0 +1,7 @@
+#include <immintrin.h>
+
+#include "sample/sample.h"
+
+namespace hebbline::avx512 {
+#include "sample/sample_kernels.inc"
+}  // namespace hebbline::avx512

@@ -1,0 +1,68 @@
+"""Makes the runs of a study that its ledger does not have yet; stop and start it as you like."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+from ..benchmarks.machine import describe_machine
+from .ledger import Ledger
+from .study import DENSE, Arm, Outcome, Run, Study
+
+
+def chosen_rate(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> float | None:
+    """The learning rate that the search of a cell found; None while it has runs to make."""
+    scores = {run.rate: outcomes[run.key].score for run in study.tuning_runs(arm, density) if run.key in outcomes}
+    return study.best(scores) if len(scores) == len(study.rates) else None
+
+
+def missing_runs(study: Study, outcomes: Mapping[str, Outcome]) -> list[Run]:
+    """Runs that can be made now, in the order in which a study that is cut short says most: searches, then what is
+    reported where the search is done, seed by seed. Dense comes last, as a step of it may take ten times as long."""
+    missing = [run for run in _known_runs(study, outcomes) if run.key not in outcomes]
+    return sorted(missing, key=lambda run: (run.arm.name == DENSE.name, run.purpose == "report", run.seed))
+
+
+def count_runs(study: Study) -> int:
+    """All runs of a study."""
+    return sum(len(study.rates) + len(study.seeds) for _ in study.cells())
+
+
+def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
+    """Those of them that are made; what was reported at a learning rate that is not the chosen one does not count."""
+    return sum(run.key in outcomes for run in _known_runs(study, outcomes))
+
+
+def _known_runs(study: Study, outcomes: Mapping[str, Outcome]) -> Iterator[Run]:
+    """The searches, and what is reported at the learning rates that they have chosen so far."""
+    for arm, density in study.cells():
+        yield from study.tuning_runs(arm, density)
+        if (rate := chosen_rate(study, arm, density, outcomes)) is not None:
+            yield from study.reported_runs(arm, density, rate)
+
+
+def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | None = None) -> None:
+    """Make missing runs, one after the other on one thread, until there are none or the time is over.
+
+    Args:
+        ledger: of the study; other workers may share it.
+        tell: called with the number of runs that are made, and the run that begins.
+        minutes: no run begins after so many; None for no end.
+    """
+    torch.set_num_threads(1)
+    commit = describe_machine().commit
+    started = time.monotonic()
+    while minutes is None or time.monotonic() - started < 60 * minutes:
+        outcomes = ledger.outcomes()
+        made = count_made(ledger.study, outcomes)
+        if not any(_make(ledger, run, commit, tell, made) for run in missing_runs(ledger.study, outcomes)):
+            return
+
+
+def _make(ledger: Ledger, run: Run, commit: str, tell: Callable[[int, str], object], made: int) -> bool:
+    """Make a run, unless another worker has it."""
+    with ledger.claim(run) as claimed:
+        if claimed:
+            tell(made, run.key)
+            ledger.append(run, ledger.study.perform(run), commit)
+        return claimed
