@@ -1,6 +1,7 @@
 """What it takes to load a packed file without the op library: decoded bit for bit, once for each weight, in little
 memory."""
 
+import os
 import subprocess
 import sys
 
@@ -132,13 +133,17 @@ def bytes_to_load(model, tmp_path):
     """How much more memory a fresh process takes at most while it loads a model."""
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="model.data")
     command = [sys.executable, "-c", LOAD, str(tmp_path / "model.onnx")]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    environment = os.environ | FREED_AT_ONCE
+    return int(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
-BYTES_PER_CELL = 28
+FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
+"""glibc then gives each large tensor memory of its own, and returns it as soon as it is freed. By default it keeps some
+for later, and how much of that is of use varies from run to run: by up to a sixth of what is measured here."""
+BYTES_PER_CELL = 22
 """Of a layer of so many bytes a weight, linked or not, where a dense one takes 4 to 8: a round of folding has two
-tensors as large as a float32 weight and makes one, and the allocator of the C library finds room for some of them only
-at its end. All of the decoding in one round would take 31 for a bitmask, and 48 for one of 4-bit values."""
+tensors as large as a float32 weight and makes one. All of the decoding in one round would take 24 to
+64 for bitmasks and coded values."""
 LAYOUTS_OF_FILES = (
     "bitmask",
     "coded",
