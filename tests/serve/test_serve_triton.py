@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from crowds import crowd
 from transformers import AutoModelForCausalLM
 from tritonclient.grpc import service_pb2_grpc
 
@@ -100,27 +101,25 @@ def test_cancelled_requests_free_their_slots(client):
 
 
 def test_a_full_queue_is_refused_and_recovers(client):
-    """4 slots and 8 places in the queue, each taken for seconds: of 24 requests at a time, some are too many."""
-    calls = [Client(client.url, timeout=240) for _ in range(24)]
-    for call in calls:
-        call.wait_ready(30)
-    streams = [call.stream(PROMPT, SamplingParameters(max_tokens=2500)) for call in calls]
-    try:
-        with ThreadPoolExecutor(len(streams)) as pool:
-            outcomes = list(pool.map(_first_or_error, streams))
-        refused = [outcome for outcome in outcomes if isinstance(outcome, CheckError)]
-        assert 1 <= len(refused) <= 12, outcomes
-        words = ("try again later", "Exceeds maximum queue size")
-        assert all(any(text in str(outcome) for text in words) for outcome in refused), refused
-    finally:
-        for closing in (*streams, *calls):
-            closing.close()
-    assert client.complete(PROMPT, SamplingParameters(max_tokens=2)).num_output_tokens == 2
+    """A crowd takes the 4 slots and the 8 places to wait at: one more is soon too many; none is when it has left."""
+    with crowd(client.url):
+        refusal = until_answered(client, lambda answer: isinstance(answer, CheckError))
+    assert any(words in str(refusal) for words in ("try again later", "Exceeds maximum queue size"))
+    answer = until_answered(client, lambda answer: not isinstance(answer, CheckError))
+    assert answer.num_output_tokens == 2
 
 
-def _first_or_error(stream):
+def until_answered(client, is_awaited, seconds=60):
+    """What a short request comes to, from the first time on that it is awaited; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not is_awaited(answer := _answer_or_error(client)):
+        assert time.monotonic() < deadline, answer
+    return answer
+
+
+def _answer_or_error(client):
     try:
-        return next(stream)
+        return client.complete(PROMPT, SamplingParameters(max_tokens=2))
     except CheckError as error:
         return error
 
