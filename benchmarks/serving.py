@@ -1,11 +1,12 @@
 """A served model under load: what its clients see, and the processor time of every process for each token.
 
-The runner alone runs the same prompts and tokens beside it, and so does the dense graph of the same artifact.
+The runner alone runs the same prompts and tokens beside it, and so do the dense graph of the same artifact and, where
+they are asked for, servers of others.
 """
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..artifacts import InputError
+from ..artifacts import CheckError, InputError
 from ..runtime.onnxruntime import language_model_facts
+from ..runtime.tokenizer import load_tokenizer
 from ..serve.async_client import AsyncClient, Retries
 from ..serve.triton.launch import TritonServer
 from ..serve.triton.process import free_ports
@@ -23,7 +25,9 @@ from ..serve.triton.settings import Settings
 from ..serve.triton.watch import ModelProcess, model_processes
 from .budget import Budget
 from .serving_gateway import MODEL_NAME, GatewayProcess
-from .serving_load import Seen, grpc_tokens, make_prompts, openai_tokens, percentile, run_load
+from .serving_load import Seen, Tokens, counted_tokens, grpc_tokens, make_prompts, openai_tokens, percentile, run_load
+from .serving_peers import MODEL_NAME as PEER_MODEL
+from .serving_peers import Peer, PeerLoad, PeerProcess, find_peer
 from .serving_runner import RunnerAnswer, RunnerQuestion, measure_runner
 
 FRONTS = ("grpc", "openai")
@@ -44,6 +48,7 @@ class ServingCase:
         threads: of the runtime.
         fronts: "grpc" is Triton's own service, "openai" the gateway before it.
         workloads: "mixed", or "shared" with a common beginning.
+        peer_models: files for servers of others, which are loaded in the same way.
     """
 
     artifact: Path
@@ -55,6 +60,7 @@ class ServingCase:
     threads: int = 1
     fronts: tuple[str, ...] = ("grpc",)
     workloads: tuple[str, ...] = WORKLOADS
+    peer_models: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("streams", "lengths"):
@@ -69,15 +75,26 @@ class ServingCase:
     @property
     def rows(self) -> int:
         """How many there will be."""
-        return len(self.fronts) * len(self.workloads) * len(self.streams)
+        return (len(self.fronts) + len(self.peer_models)) * len(self.workloads) * len(self.streams)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a prompt and its completion, at most."""
+        return max(self.lengths) + self.shared + self.new_tokens
 
     def check_fits(self, context_length: int) -> None:
         """Raise InputError where a prompt and its completion are longer than the context."""
-        longest = max(self.lengths) + self.shared + self.new_tokens
-        if longest > context_length:
+        if self.longest > context_length:
             raise InputError(
-                f"lengths, shared and new_tokens make up to {longest} tokens, more than the context of {context_length}"
+                f"lengths, shared and new_tokens make up to {self.longest} tokens, more than the context of "
+                f"{context_length}"
             )
+
+    def prompts(self, workload: str, streams: int, vocab_size: int) -> list[list[int]]:
+        """The prompts of one row: the same for every server."""
+        shared = self.shared if workload == "shared" else 0
+        generator = np.random.default_rng((streams, shared))
+        return make_prompts(streams * self.requests, self.lengths, shared, vocab_size, generator)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class ServingRow:
     """One load. Times in milliseconds; `processor_ms` is that of a processor for each generated token, by process.
 
     `runner` and `dense` are the runner alone, sparse and dense, with the same number of sequences; their processor time
-    is for each token as well.
+    is for each token as well. `front` is the name of the peer where the server is another's.
     """
 
     front: str
@@ -104,8 +121,10 @@ class ServingRow:
     dense_ms: float
 
     @property
-    def stack_share(self) -> float:
-        """Processor time of all that serves and is not the runner, over that of the runner alone."""
+    def stack_share(self) -> float | None:
+        """Processor time of all that serves and is not the runner, over that of the runner alone; None of a peer."""
+        if "model" not in self.processor_ms:
+            return None
         served = sum(seconds for name, seconds in self.processor_ms.items() if name != "client")
         return served / self.runner_ms - 1
 
@@ -127,13 +146,10 @@ class _Runners:
 
 
 class _Clock:
-    """Processor time of the processes that serve, from one moment on."""
+    """Processor time of the processes that serve, by a name, from one moment on."""
 
-    def __init__(self, server: TritonServer, gateway: GatewayProcess | None) -> None:
-        assert server.pid is not None, "the server runs"
-        self._processes = {"triton": [ModelProcess(server.pid, "")], "model": model_processes(server.pid)}
-        if gateway is not None:
-            self._processes["gateway"] = [ModelProcess(gateway.pid, "")]
+    def __init__(self, processes: Mapping[str, Sequence[ModelProcess]]) -> None:
+        self._processes = processes
         self._began = self._now()
 
     def per_token(self, tokens: int) -> dict[str, float]:
@@ -157,6 +173,7 @@ def run_serving(case: ServingCase, directory: Path, budget: Budget) -> Generator
     """
     facts = language_model_facts(case.artifact)
     case.check_fits(facts.context_length)
+    peers = [find_peer(model, PeerLoad(case.threads, max(case.streams), case.longest)) for model in case.peer_models]
     settings = Settings(slots=max(case.streams), threads=case.threads, max_waiting=2 * max(case.streams))
     fill_repository(case.artifact, directory / "repository", settings)
     runners = _Runners(case)
@@ -171,6 +188,9 @@ def run_serving(case: ServingCase, directory: Path, budget: Budget) -> Generator
                 for streams in case.streams:
                     if budget.left():
                         yield _row(case, server, gateway, workload, streams, facts.vocab_size, runners)
+    for peer in peers:
+        if budget.left():
+            yield from _peer_rows(case, peer, directory / "peer.log", facts.vocab_size, runners, budget)
 
 
 def _row(
@@ -182,19 +202,72 @@ def _row(
     vocab_size: int,
     runners: _Runners,
 ) -> ServingRow:
-    shared = case.shared if workload == "shared" else 0
-    generator = np.random.default_rng((streams, shared))
-    prompts = make_prompts(streams * case.requests, case.lengths, shared, vocab_size, generator)
+    prompts = case.prompts(workload, streams, vocab_size)
     asyncio.run(_load(server, gateway, prompts[:1], 1, 2))  # connections, and code that has never run
-    clock = _Clock(server, gateway)
+    clock = _Clock(_our_processes(server, gateway))
     seen = asyncio.run(_load(server, gateway, prompts, streams, case.new_tokens))
-    processor = clock.per_token(seen.tokens)
-    sparse = runners.measured(workload, prompts[:streams], "auto")
-    dense = runners.measured(workload, prompts[:streams], "portable")
+    front = "grpc" if gateway is None else "openai"
+    return _row_of(front, workload, seen, clock.per_token(seen.tokens), prompts[:streams], runners)
+
+
+def _our_processes(server: TritonServer, gateway: GatewayProcess | None) -> dict[str, list[ModelProcess]]:
+    assert server.pid is not None, "the server runs"
+    found = {"triton": [ModelProcess(server.pid, "")], "model": model_processes(server.pid)}
+    return found if gateway is None else {**found, "gateway": [ModelProcess(gateway.pid, "")]}
+
+
+def _peer_rows(
+    case: ServingCase, peer: Peer, log: Path, vocab_size: int, runners: _Runners, budget: Budget
+) -> Generator[ServingRow, None, None]:
+    """Start a server of others, and load it as ours was, while there is time."""
+    tokenizer = load_tokenizer(case.artifact)
+
+    def prompt_of(ids: Sequence[int]) -> list[int] | str:
+        return list(ids) if peer.takes_tokens else tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    with PeerProcess(peer, log) as process:
+        for workload in case.workloads:
+            for streams in case.streams:
+                if not budget.left():
+                    return
+                prompts = case.prompts(workload, streams, vocab_size)
+                warm, whole = (
+                    counted_tokens(process.completions_url, PEER_MODEL, tokens, prompt_of)
+                    for tokens in (2, case.new_tokens)
+                )
+                _peer_load(process, warm, prompts[:1], 1)
+                clock = _Clock({"peer": process.processes()})
+                seen = _peer_load(process, whole, prompts, streams)
+                yield _row_of(peer.name, workload, seen, clock.per_token(seen.tokens), prompts[:streams], runners)
+
+
+def _peer_load(process: PeerProcess, tokens: Tokens, prompts: list[list[int]], streams: int) -> Seen:
+    """What the clients of a peer see; CheckError where it ends, or answers without a token."""
+    try:
+        seen = asyncio.run(run_load(tokens, prompts, streams))
+    except OSError as error:
+        raise CheckError(f"{process.name} is not to be reached: {process.last_words()}") from error
+    process.check_running()
+    if not seen.tokens:
+        raise CheckError(f"{process.name} has answered without a token: {process.last_words()}")
+    return seen
+
+
+def _row_of(
+    front: str,
+    workload: str,
+    seen: Seen,
+    processor: dict[str, float],
+    prompts: list[list[int]],
+    runners: _Runners,
+) -> ServingRow:
+    """A row of what clients saw, with the runner alone on these prompts, one for each stream."""
+    sparse = runners.measured(workload, prompts, "auto")
+    dense = runners.measured(workload, prompts, "portable")
     return ServingRow(
-        front="grpc" if gateway is None else "openai",
+        front=front,
         workload=workload,
-        streams=streams,
+        streams=len(prompts),
         tokens=seen.tokens,
         tokens_per_second=seen.tokens_per_second,
         first_p50=percentile(seen.first, 0.5) * 1e3,

@@ -4,9 +4,10 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -94,26 +95,75 @@ def grpc_tokens(client: AsyncClient, max_tokens: int) -> Tokens:
 
 
 def openai_tokens(url: str, model: str, max_tokens: int) -> Tokens:
-    """Through a gateway, by the smallest client there can be: the load's own processor time is not what is measured."""
-    address = urlsplit(url)
+    """Through a gateway, which says with each event how many tokens are in it."""
+    fields = _completion(model, max_tokens) | {"logprobs": 0}
 
     async def tokens(prompt: Sequence[int]) -> AsyncIterator[int]:
-        fields = {"model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "stream": True}
-        body = json.dumps({**fields, "ignore_eos": True, "logprobs": 0}).encode()
-        reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1 << 20)
-        try:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
-            writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            status = await reader.readline()
-            if b" 200 " not in status:
-                raise CheckError(f"the gateway refused a request: {(await reader.read(2000)).decode(errors='replace')}")
-            async for line in reader:
-                if line.startswith(b"data: {"):
-                    choices = json.loads(line[6:]).get("choices", [])
-                    count = sum(len(choice["logprobs"]["tokens"]) for choice in choices)
-                    if count:
-                        yield count
-        finally:
-            writer.close()
+        async with aclosing(_events(f"{url}/v1/completions", fields | {"prompt": list(prompt)})) as events:
+            async for event in events:
+                if count := sum(len(choice["logprobs"]["tokens"]) for choice in event.get("choices", [])):
+                    yield count
 
     return tokens
+
+
+def counted_tokens(
+    url: str, model: str, max_tokens: int, prompt_of: Callable[[Sequence[int]], list[int] | str] = list
+) -> Tokens:
+    """Through a server of others, which says only at the end how many tokens there were.
+
+    An event with text counts as one token, and the last one as those that are left: their text was empty or came with
+    another's. Log-probabilities, by which a gateway says it, would cost such a server more than they cost ours.
+
+    Args:
+        url: of the completions.
+        model: by the name that the server has for it.
+        max_tokens: of each completion. A server that does not know `ignore_eos` may end one earlier.
+        prompt_of: makes of a prompt's tokens what the server takes.
+    """
+    fields = _completion(model, max_tokens) | {"stream_options": {"include_usage": True}}
+
+    async def tokens(prompt: Sequence[int]) -> AsyncIterator[int]:
+        seen = 0
+        async with aclosing(_events(url, fields | {"prompt": prompt_of(prompt)})) as events:
+            async for event in events:
+                count = int(any(choice.get("text") for choice in event.get("choices", [])))
+                if usage := event.get("usage"):
+                    count = max(count, usage["completion_tokens"] - seen)
+                if count:
+                    seen += count
+                    yield count
+
+    return tokens
+
+
+def _completion(model: str, max_tokens: int) -> dict[str, Any]:
+    return {"model": model, "max_tokens": max_tokens, "temperature": 0, "stream": True, "ignore_eos": True}
+
+
+async def _events(url: str, fields: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of a streamed answer, by the smallest client there can be: its own processor time is not what is
+    measured.
+
+    Raises:
+        CheckError: the server refuses the request, in its own words, or ends an answer with an error.
+    """
+    address = urlsplit(url)
+    body = json.dumps(fields).encode()
+    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=1 << 20)
+    try:
+        head = f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        if b" 200 " not in (status := await reader.readline()):
+            while (await reader.readline()).strip():
+                pass  # the other lines of the head
+            said = status + await reader.read(2000)
+            raise CheckError(f"{url} refused a request: {' '.join(said.decode(errors='replace').split())}")
+        async for line in reader:
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                if "error" in event:
+                    raise CheckError(f"{url} ended an answer with an error: {event['error']}")
+                yield event
+    finally:
+        writer.close()

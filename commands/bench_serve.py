@@ -1,4 +1,4 @@
-"""`hebbline bench serve ARTIFACT`: a served model under load, and the runner alone beside it."""
+"""`hebbline bench serve ARTIFACT`: a served model under load, and the runner alone and other servers beside it."""
 
 from contextlib import closing
 from dataclasses import asdict
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..benchmarks.serving import ServingRow
 
 _COLUMNS = (
-    ("front", -6),
+    ("front", -9),
     ("prompts", -7),
     ("streams", 7),
     ("tokens/s", 9),
@@ -21,12 +21,13 @@ _COLUMNS = (
     ("ms a token: triton", 18),
     ("model", 7),
     ("gateway", 7),
+    ("peer", 7),
     ("client", 7),
     ("runner alone", 12),
     ("stack", 6),
     ("dense runner", 14),
 )
-_PROCESSES = ("triton", "model", "gateway", "client")
+_PROCESSES = ("triton", "model", "gateway", "peer", "client")
 
 
 def main(arguments: list[str]) -> int:
@@ -51,11 +52,13 @@ def main(arguments: list[str]) -> int:
         threads=options.threads,
         fronts=tuple(options.fronts.split(",")),
         workloads=tuple(options.workloads.split(",")),
+        peer_models=tuple(map(Path, options.peer_model)),
     )
     machine = describe_machine()
     console.print(f"kernels on {machine.isa}; {machine.processor}, {machine.cores} cores", markup=False)
     budget = Budget(options.budget)
-    head = {"machine": asdict(machine), "case": {**asdict(case), "artifact": str(case.artifact)}}
+    paths = {"artifact": str(case.artifact), "peer_models": [str(path) for path in case.peer_models]}
+    head = {"machine": asdict(machine), "case": {**asdict(case), **paths}}
     with (
         signals_raise(),
         reported(Report(Lines(*_COLUMNS), JsonDocument(options.json, head, "rows"), case.rows, budget)) as report,
@@ -81,6 +84,13 @@ def _parser() -> Parser:
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime")
     parser.add_argument("--fronts", type=str, default="grpc", help="grpc, openai, or both: grpc,openai")
     parser.add_argument("--workloads", type=str, default="mixed,shared", help="mixed, shared, or both")
+    parser.add_argument(
+        "--peer-model",
+        type=str,
+        action="append",
+        default=[],
+        help="also load llama.cpp's server with this GGUF file, or OpenVINO's with this directory; may be repeated",
+    )
     parser.add_argument("--fuzz", type=int, default=0, help="instead: send so many requests that make no sense")
     parser.add_argument("--seed", type=int, default=0, help="of --fuzz")
     add_common_options(parser)
@@ -98,6 +108,6 @@ def _cells(row: "ServingRow") -> list[str]:
         f"{row.gap_p50:.1f}/{row.gap_p99:.1f}",
         *processor,
         f"{row.runner_ms:.2f}",
-        f"{row.stack_share:.0%}",
+        "" if row.stack_share is None else f"{row.stack_share:.0%}",
         f"{row.dense_ms:.2f}",
     ]

@@ -13,10 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.sampling import select, weigh, weigh_exactly
+from ..kernels.sampling import BLOCK, add_up, select, split, weigh, weigh_exactly
 
-BLOCK = 256
-"""Weights that are added up at a time when a token is drawn."""
 COLUMN = 64
 """Logits of which one maximum is taken to find a bound for top-k."""
 SAMPLE = 2048
@@ -116,15 +114,7 @@ def _distribution(logits_V: NDArray[np.float32], peak: np.float32, filters: Filt
 
 def _block_sums(weights_N: NDArray[np.float64], kept_N: NDArray[np.bool_] | None) -> NDArray[np.float64]:
     """Sums of `BLOCK` neighbours, the last ones perhaps fewer; of those that are kept, None: of all."""
-    whole = len(weights_N) // BLOCK * BLOCK
-    last = weights_N[whole:] if kept_N is None else weights_N[whole:] * kept_N[whole:]
-    blocks_BI = weights_N[:whole].reshape(-1, BLOCK)
-    if kept_N is None:
-        blocks = np.einsum("bi->b", blocks_BI)
-    else:
-        # Product and sum at once: the products would be an array of a vocabulary, which takes time to fill.
-        blocks = np.einsum("bi,bi->b", blocks_BI, kept_N[:whole].view(np.uint8).reshape(-1, BLOCK))
-    return np.append(blocks, last.sum()) if len(last) else blocks
+    return add_up(weights_N if kept_N is None else weights_N * kept_N)
 
 
 def _crossing(weights: NDArray, cumulative: NDArray, target: float) -> int:
@@ -208,31 +198,26 @@ def _nucleus_by_band(
     """
     if len(weights_N) <= SMALL:
         return None
-    total = float(_block_sums(weights_N, None).sum())
+    total = float(add_up(weights_N).sum())
     target = top_p * total
     sample, tails = _sampled_tails(weights_N)
     guess = min(int(np.searchsorted(tails, total - target)), len(sample) - 1)
-    kept_N = weights_N >= sample[guess]
-    blocks = _block_sums(weights_N, kept_N)
-    above = float(blocks.sum())
+    edge = float(sample[guess])
+    above = float(add_up(weights_N, edge).sum())
     distance = REACH * abs(target - above) + SLACK * (tails[guess] - tails[max(guess - 1, 0)])
     if above < target:
-        low = int(np.searchsorted(tails, tails[guess] - distance))
-        band = np.flatnonzero((weights_N >= sample[low]) ^ kept_N)
+        low = float(sample[np.searchsorted(tails, tails[guess] - distance)])
+        high = math.nextafter(edge, -math.inf)
     else:
-        high = int(np.searchsorted(tails, tails[guess] + distance))
-        band = np.flatnonzero((weights_N > sample[min(high, len(sample) - 1)]) ^ kept_N)
-        above -= float(weights_N[band].sum())
-    in_band = weights_N[band]
+        low = edge
+        high = float(sample[min(int(np.searchsorted(tails, tails[guess] + distance)), len(sample) - 1)])
+    kept_N, blocks, band = split(weights_N, low, high)
+    in_band, above = weights_N[band], float(blocks.sum())
     if not above < target <= above + float(in_band.sum()):
         return None
-    is_first = _first_to_reach(in_band, above, target)
-    changed = band[is_first ^ kept_N[band]]
-    signs = 1.0 - 2.0 * kept_N[changed]
-    kept_N[band] = is_first
-    blocks += np.bincount(changed // BLOCK, signs * weights_N[changed], len(blocks))
-    # What rounding leaves of a block without any token must not be drawn.
-    blocks[~np.logical_or.reduceat(kept_N, np.arange(0, len(kept_N), BLOCK))] = 0.0
+    first = band[_first_to_reach(in_band, above, target)]
+    kept_N[first] = True
+    blocks += np.bincount(first // BLOCK, weights_N[first], len(blocks))
     return Distribution(ids_N, weights_N, kept_N, blocks)
 
 

@@ -76,6 +76,7 @@ class Scheduler:
         self._draft = draft
         self._waiting = WaitingQueue(max_waiting)
         self.counts = Counts()
+        self._outbox: list[tuple[Ticket, Event]] = []
         self._changed = threading.Condition()
         self._closing_at: float | None = None
         self._fatal: Exception | None = None
@@ -133,7 +134,7 @@ class Scheduler:
             self._changed.notify()
         if refused is not None:
             message = "other clients' requests take this one's place in the queue: try again later"
-            self._emit(refused, Failure(QueueFullError(message)))
+            self._deliver(refused, Failure(QueueFullError(message)))
         return ticket
 
     def close(self, grace: float = 0.0) -> None:
@@ -176,12 +177,14 @@ class Scheduler:
         guesses = self._guesses(generating, budget)
         with self._changed:
             works = self._batch.plan(budget, self._waiting, guesses)
+        self._deliver_all()
         started = time.perf_counter()
         if self._mixed is not None:
             self._step(works)
         else:
             for run in works_in_runs(works):
                 self._step(run)
+        self._deliver_all()
         read = sum(len(work.segment.ids_S) for work in works if not work.generates)
         drafts = sum(len(work.guess.tokens) for work in works if work.guess)
         self.counts.add("prompt_tokens", read)
@@ -343,8 +346,21 @@ class Scheduler:
             self._release(slot, Failure(error))
         for ticket in tickets:
             self._emit(ticket, Failure(error))
+        self._deliver_all()
 
     def _emit(self, ticket: Ticket, event: Event) -> None:
+        """Let an event be handed over with the others of its step.
+
+        Whoever takes them is then woken once, and not for each of them while the next token is drawn.
+        """
+        self._outbox.append((ticket, event))
+
+    def _deliver_all(self) -> None:
+        events, self._outbox = self._outbox, []
+        for ticket, event in events:
+            self._deliver(ticket, event)
+
+    def _deliver(self, ticket: Ticket, event: Event) -> None:
         """Hand over an event. A receiver that raises loses its request, not the others theirs."""
         if (name := _total_of(event)) is not None:
             self.counts.add(name)

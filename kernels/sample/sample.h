@@ -1,6 +1,6 @@
 // What drawing a token takes of a row of logits: weights, and the tokens that may matter.
 //
-// Legend: V vocabulary, N tokens that may matter.
+// Legend: V vocabulary, N tokens that may matter, B blocks of kSumBlock of them, M tokens near an edge.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,9 @@
 #include "platform/variants.h"
 
 namespace hebbline {
+
+// So many weights are added up at a time where a token is drawn.
+constexpr int64_t kSumBlock = 256;
 
 // One instruction set's kernels. Logits are finite or negative infinity, and none is above `peak`.
 struct SampleKernels {
@@ -19,6 +22,12 @@ struct SampleKernels {
   // are, or some number above `capacity`; `rest` is the sum of the weights of the others, where all were looked at.
   int64_t (*select)(const float* logits_V, const float* weights_V, int64_t count, float edge, int64_t capacity,
                     int64_t* ids_N, double* rest);
+  // sums_B = of each block, the sum of the weights that are at least `least`.
+  void (*add_up)(const double* weights_N, int64_t count, double least, double* sums_B);
+  // kept_N = whether a weight is above `high`, and sums_B the sums of these. ids_M = the tokens from `low` to `high`, in
+  // order, up to `capacity` of them; returns how many there are.
+  int64_t (*split)(const double* weights_N, int64_t count, double low, double high, int64_t capacity, uint8_t* kept_N,
+                   double* sums_B, int64_t* ids_M);
 };
 
 // Those of the instruction set.

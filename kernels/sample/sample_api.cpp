@@ -26,3 +26,12 @@ HEBBLINE_CALLED int64_t hebbline_select(const float* logits, const float* weight
                                         int64_t capacity, int64_t* ids, double* rest) {
   return kernels().select(logits, weights, count, edge, capacity, ids, rest);
 }
+
+HEBBLINE_CALLED void hebbline_add_up(const double* weights, int64_t count, double least, double* sums) {
+  kernels().add_up(weights, count, least, sums);
+}
+
+HEBBLINE_CALLED int64_t hebbline_split(const double* weights, int64_t count, double low, double high, int64_t capacity,
+                                       uint8_t* kept, double* sums, int64_t* ids) {
+  return kernels().split(weights, count, low, high, capacity, kept, sums, ids);
+}

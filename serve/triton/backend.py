@@ -35,7 +35,8 @@ from .settings import DRAFT, MODEL_NAME, Settings
 from .stall import StallWatch
 from .wanted import cannot
 
-CANCEL_POLL_SECONDS = 0.02
+CANCEL_POLL_SECONDS = 0.1
+"""Each look at a client costs a message to Triton and back, about as much as a token."""
 
 
 class FailedBackend:

@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import triton_python_backend_utils as pb_utils
 from .process import Ports, is_model_ready
 from .settings import LOADER_NAME
 from .wanted import cannot
-from .watch import ModelProcess, model_processes
+from .watch import ModelProcess, dead_processes, model_processes, process_ids
 
 Action = Literal["load", "unload"]
 POLL_SECONDS = 0.05
@@ -92,30 +92,38 @@ def refuse(requests: list[Any]) -> list[Any]:
 
 def run_errand(action: Action, model: str, ports: Ports) -> str | None:
     """In the model-control's process: have a model loaded or unloaded; what is wrong where that failed, in words."""
+    server = os.getppid()
     with tempfile.TemporaryDirectory(prefix="hebbline-errand-") as directory:
         errand = Errand(action, model, Path(directory) / "go")
         try:
             pb_utils.load_model(model_name=LOADER_NAME, config=errand.as_config())
         except Exception as error:
             return f"{cannot(action, model)}: {' '.join(str(error).split())}"
+        known = process_ids(server)
         errand.go.touch()
-        failure = _wait_for_end(os.getppid(), model, is_loaded=action == "load")
+        failure = _wait_for_end(server, model, known, is_loaded=action == "load")
     if is_model_ready(ports, model) == (action == "load"):
         return None
     return f"{cannot(action, model)}: {failure or 'Triton refused it'}; see the server's log"
 
 
-def _wait_for_end(server: int, model: str, is_loaded: bool) -> str | None:
-    """Wait until the loader's process has ended. One that waits in vain is ended here: why it does, in words."""
+def _wait_for_end(server: int, model: str, known: Collection[int], is_loaded: bool) -> str | None:
+    """Wait until the loader's process has ended. One that waits in vain is ended here: why it does, in words.
+
+    `known` are the processes that there were before, by their numbers: another one that dies is the model's, also where
+    it has died too soon to be seen alive.
+    """
     began, had_process = time.monotonic(), False
     while True:
+        # Who has died is asked first: the loader, which lives after that, is not among them.
+        dead = [process for process in dead_processes(server) if process.pid not in known]
         processes = {process.name: process for process in model_processes(server)}
         has_process = model in processes
         if LOADER_NAME not in processes:
             return None
-        if is_loaded and had_process and not has_process:
+        if is_loaded and (dead or (had_process and not has_process)):
             _kill(processes[LOADER_NAME])
-            return "its process died while it was loaded"
+            return f"its process died while it was loaded{f' ({dead[0].ending})' if dead else ''}"
         if not had_process and not has_process and time.monotonic() - began > STUCK_SECONDS:
             _kill(processes[LOADER_NAME])
             return (

@@ -14,9 +14,20 @@ from ...artifacts import CheckError
 from ...runtime.fastest import GraphChoice
 from ..addresses import client_host
 from ..tls import ServerTls
+from .early_death import EarlyDeath
 from .graph_choice import CHOICE_VARIABLE, choice_file, read_choice
 from .lifeline import LIFELINE_VARIABLE, Lifeline
-from .process import HOST, Ports, ServerCommand, end_reason, is_model_ready, kill_group, last_error, load_failure
+from .process import (
+    HOST,
+    Ports,
+    ServerCommand,
+    end_reason,
+    is_model_ready,
+    kill_group,
+    last_error,
+    load_failure,
+    processes_at_start,
+)
 from .restarts import Restarts
 from .wanted import read_wanted
 from .watch import SERVER_ENDED, Watch
@@ -165,10 +176,14 @@ class TritonServer:
     def _wait_for_model(self, on_wait: Callable[[float], None] | None = None) -> None:
         assert self._process is not None and self._lifeline is not None, "the server has been started"
         started = time.monotonic()
-        while not is_model_ready(self.ports):
+        names = processes_at_start(read_wanted(self._repository) is not None)
+        early_death = EarlyDeath(self._process.pid, names, self.log)
+        while not all(is_model_ready(self.ports, name) for name in names):
             elapsed = time.monotonic() - started
             if self._process.poll() is not None:
                 raise CheckError(f"the Triton server ended while loading: {end_reason(self._process, self.log)}")
+            if (death := early_death.check()) is not None:
+                raise CheckError(death)
             if elapsed > self._ready_timeout:
                 raise CheckError(f"not ready after {elapsed:.0f} s: {last_error(self.log)}")
             if on_wait is not None:

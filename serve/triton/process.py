@@ -28,6 +28,8 @@ in HTTP, and gRPC refuses it in names. So nobody gets in, not even who reads the
 SHARED_MEMORY = Path("/dev/shm")
 HARMLESS_ERRORS = ("CudaDriverHelper", "HandleCancellation")
 _READ_BY_SHELL = re.compile(r"""[\s'"\\$`&|;<>()]""")
+_TRITONS = re.compile(r"[IWEF]\d{4} |[+|]")
+"""How Triton's own lines begin, and the tables that it prints."""
 _PR_SET_PDEATHSIG = 1
 _PORT_RANGE = (20_000, 32_000)
 
@@ -75,6 +77,11 @@ def free_ports() -> Ports:
 def models_at_start(controlled: bool) -> list[str]:
     """The models that a server loads when it starts; `controlled`: the last of them loads the further ones."""
     return [MODEL_NAME, BATCHED_NAME, *([CONTROL_NAME] if controlled else [])]
+
+
+def processes_at_start(controlled: bool) -> list[str]:
+    """Those of them that run in a process of their own."""
+    return [name for name in models_at_start(controlled) if name != BATCHED_NAME]
 
 
 def server_flags(
@@ -227,6 +234,13 @@ def last_error(log: Path) -> str:
     errors = [line for line in lines if re.match(r"E\d{4} |error:", line)]
     chosen = errors or lines or ["it logged nothing"]
     return re.sub(r"^E\d{4} \S+ \d+ \S+\] ", "", chosen[-1]).strip().strip('"')
+
+
+def own_words(log: Path) -> str:
+    """The last line of a server's log that is not Triton's, but of a process that it has started; "" where none is."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    said = [line for line in lines if line and not _TRITONS.match(line)]
+    return said[-1] if said else ""
 
 
 def _end_with_parent() -> Callable[[], None]:

@@ -5,8 +5,10 @@ Triton reports neither: it goes on to call a model ready whose process is gone.
 
 import os
 import re
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ _PROCESSES = Path("/proc")
 SCAN_SECONDS = 1.0
 """How often it is looked for processes of models that were loaded meanwhile."""
 # Of the fields in /proc/PID/stat that follow the process's name.
-_STATE, _PARENT, _USER_TICKS, _SYSTEM_TICKS, _STARTED = 0, 1, 11, 12, 19
+_STATE, _PARENT, _USER_TICKS, _SYSTEM_TICKS, _STARTED, _EXIT_CODE = 0, 1, 11, 12, 19, 49
 
 
 class Watch:
@@ -95,15 +97,55 @@ class ModelProcess:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
+@dataclass(frozen=True)
+class DeadProcess:
+    """A process of a model that has died, and of which the server has not taken note; its model is not known any more.
+
+    `ending` is how it ended, in words. Triton takes note within a second or so of one in which Python has begun, and
+    never of one that died before.
+    """
+
+    pid: int
+    started: str
+    ending: str
+
+
+def process_ids(server_pid: int) -> set[int]:
+    """Of all processes that a server has started and not seen the end of: living, dead, and those that are ending."""
+    return {pid for pid, _ in _children(server_pid)}
+
+
 def model_processes(server_pid: int) -> list[ModelProcess]:
     """The living processes in which a server runs its models."""
     found = []
-    for pid in [int(path.name) for path in _PROCESSES.iterdir() if path.name.isdigit()]:
-        fields = _stat(pid)
-        if fields and int(fields[_PARENT]) == server_pid and _STUB in (command := _read(pid, "cmdline")):
+    for pid, fields in _children(server_pid):
+        if _STUB in (command := _read(pid, "cmdline")):
             name = _MODEL_FILE.search(command)
             found.append(ModelProcess(pid, fields[_STARTED], name[1] if name else MODEL_NAME))
     return found
+
+
+def dead_processes(server_pid: int) -> list[DeadProcess]:
+    """The processes of a server's models that have died, and of which it has not taken note; it has no other ones."""
+    return [
+        DeadProcess(pid, fields[_STARTED], _ending(int(fields[_EXIT_CODE])))
+        for pid, fields in _children(server_pid)
+        if fields[_STATE] == "Z"
+    ]
+
+
+def _ending(status: int) -> str:
+    """How a process ended, by the status that `wait` gives."""
+    code, number = status >> 8, status & 0x7F
+    return signal.Signals(number).name if number else f"exit code {code}"
+
+
+def _children(pid: int) -> Iterator[tuple[int, list[str]]]:
+    """The processes that a process has started, and what `_stat` says of each."""
+    for child in [int(path.name) for path in _PROCESSES.iterdir() if path.name.isdigit()]:
+        fields = _stat(child)
+        if fields and int(fields[_PARENT]) == pid:
+            yield child, fields
 
 
 def _stat(pid: int) -> list[str]:

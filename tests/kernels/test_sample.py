@@ -43,6 +43,22 @@ def test_select_finds_all_that_reach_the_edge_and_the_weight_of_the_others(way, 
             assert sampling.select(logits, weights, np.float32(edge), reaching - 1)[0] is None
 
 
+@pytest.mark.parametrize("size", [1, 7, 255, 256, 257, 1033, 50_001])
+def test_sums_and_splits_are_those_of_numpy(way, size):
+    """Weights of 0, of both bounds and beside them, at any length."""
+    generator = np.random.default_rng(size)
+    weights = np.round(generator.random(size) * 8) / 8
+    starts = np.arange(0, size, sampling.BLOCK)
+    for least in (0.0, 0.25, 1.0, 2.0):
+        expected = np.add.reduceat(np.where(weights >= least, weights, 0), starts)
+        np.testing.assert_allclose(sampling.add_up(weights, least), expected, rtol=1e-13)
+    for low, high in ((0.0, 1.0), (0.25, 0.5), (0.5, 0.5), (0.5, 0.25), (2.0, 3.0), (0.3, 0.31)):
+        kept, sums, ids = sampling.split(weights, low, high)
+        np.testing.assert_array_equal(kept, weights > high)
+        np.testing.assert_array_equal(ids, np.flatnonzero((weights >= low) & (weights <= high)))
+        np.testing.assert_allclose(sums, np.add.reduceat(np.where(weights > high, weights, 0), starts), rtol=1e-13)
+
+
 def test_the_ways_of_both_agree_on_a_row_of_a_vocabulary(monkeypatch):
     logits = (3 * np.random.default_rng(1).standard_normal(128_256)).astype(np.float32)
     native = sampling.weigh_exactly(logits, logits.max(), 0.8)

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from hebbline.artifacts import DamagedArtifactError, InputError
+from hebbline.cli import main
 from hebbline.runtime.opening import open_onnx
 from hebbline.runtime.scoring import log_probs
 from hebbline.serve.client import Client
@@ -18,6 +20,7 @@ from hebbline.serve.triton.launch import TritonServer
 from hebbline.serve.triton.process import Ports, free_ports
 from hebbline.serve.triton.repository import TEMPLATE, check_model, fill_repository
 from hebbline.serve.triton.settings import Settings
+from hebbline.serve.triton.wheel import TritonWheel
 
 
 def processes_of(text: str) -> list[int]:
@@ -174,3 +177,29 @@ def test_keys_and_values_are_kept_as_the_server_is_told(long_artifact, tmp_path)
 def test_wrong_settings_are_named(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         Settings(**settings)
+
+
+@pytest.fixture
+def dying_stub(tmp_path, monkeypatch):
+    """In place of what runs models in Python: a program that says why, and ends at once."""
+    stub = tmp_path / "triton_python_backend_stub"
+    stub.write_text("#!/bin/sh\necho libsomething.so: cannot open shared object file >&2\nexit 127\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(TritonWheel, "stub", property(lambda wheel: stub))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@pytest.mark.parametrize("further", [[], ["--model-control"]])
+def test_a_model_whose_process_dies_before_python_begins_ends_the_start(
+    tiny_artifact, tmp_path, dying_stub, capsys, further
+):
+    """Triton 2.51 would wait for it for ever."""
+    ports = free_ports()
+    numbers = ["--grpc-port", str(ports.grpc), "--http-port", str(ports.http), "--metrics-port", str(ports.metrics)]
+    started = time.monotonic()
+    assert main(["serve", str(tiny_artifact), *numbers, *further, "--drain-seconds", "0"]) == 1
+    assert time.monotonic() - started < 60
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "the process of the model 'llm'" in message and "died (exit code 127) before Python had begun" in message
+    assert "libsomething.so: cannot open shared object file" in message and "server.log" in message
+    assert not processes_of(str(tmp_path))

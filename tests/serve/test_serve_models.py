@@ -28,6 +28,8 @@ from hebbline.serve.triton.watch import model_processes
 from hebbline.train.save import save_model_directory
 
 PROMPT = "the quick brown fox"
+STUCK_SECONDS = 10.0
+"""Of `hebbline.serve.triton.errand`, which only Triton's own process can import."""
 TEN = SamplingParameters(max_tokens=10)
 
 
@@ -263,6 +265,27 @@ def test_a_model_whose_process_never_begins_harms_no_other(several, repository, 
     assert {name: ask(several, name) for name in alone} == alone
     assert models("load", repository, "--name", "early", *url) == 1
     assert "Triton starts no process for it" in capsys.readouterr().err
+    assert events == []
+
+
+def test_a_model_whose_process_ends_at_once_is_told_within_seconds(
+    several, repository, long_artifact, alone, events, capsys
+):
+    """A program of the model's own in place of the one that runs Python: it is gone before anyone has seen it."""
+    add_model(long_artifact, repository, "instant", Settings(slots=1, threads=1))
+    program = repository / "instant" / "triton_python_backend_stub"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    url = ("--url", several.grpc_url)
+    started = time.monotonic()
+    assert models("load", repository, "--name", "instant", *url) == 1
+    assert time.monotonic() - started < STUCK_SECONDS
+    message = capsys.readouterr().err
+    assert "cannot load the model 'instant': its process died while it was loaded (exit code 3)" in message
+    assert {name: ask(several, name) for name in alone} == alone
+    assert models("unload", repository, "--name", "tiny", *url) == 0
+    assert models("load", repository, "--name", "tiny", *url) == 0
+    assert {name: ask(several, name) for name in alone} == alone
     assert events == []
 
 
