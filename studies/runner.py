@@ -10,10 +10,11 @@ from .ledger import Ledger
 from .study import DENSE, Arm, Outcome, Run, Study
 
 
-def chosen_rate(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> float | None:
-    """The learning rate that the search of a cell found; None while it has runs to make."""
-    scores = {run.rate: outcomes[run.key].score for run in study.tuning_runs(arm, density) if run.key in outcomes}
-    return study.best(scores) if len(scores) == len(study.rates) else None
+def chosen_run(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> Run | None:
+    """The best run of a cell's search, whose learning rate and variant are reported; None while it has runs to make."""
+    runs = {run.key: run for run in study.tuning_runs(arm, density)}
+    scores = {key: outcomes[key].score for key in runs if key in outcomes}
+    return runs[study.best(scores)] if len(scores) == len(runs) else None
 
 
 def missing_runs(study: Study, outcomes: Mapping[str, Outcome]) -> list[Run]:
@@ -25,7 +26,7 @@ def missing_runs(study: Study, outcomes: Mapping[str, Outcome]) -> list[Run]:
 
 def count_runs(study: Study) -> int:
     """All runs of a study."""
-    return sum(len(study.rates) + len(study.seeds) for _ in study.cells())
+    return sum(len(study.tuning_runs(*cell)) + len(study.seeds) for cell in study.cells())
 
 
 def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
@@ -34,11 +35,11 @@ def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
 
 
 def _known_runs(study: Study, outcomes: Mapping[str, Outcome]) -> Iterator[Run]:
-    """The searches, and what is reported at the learning rates that they have chosen so far."""
+    """The searches, and what is reported of what they have chosen so far."""
     for arm, density in study.cells():
         yield from study.tuning_runs(arm, density)
-        if (rate := chosen_rate(study, arm, density, outcomes)) is not None:
-            yield from study.reported_runs(arm, density, rate)
+        if (chosen := chosen_run(study, arm, density, outcomes)) is not None:
+            yield from study.reported_runs(chosen)
 
 
 def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | None = None) -> None:

@@ -18,7 +18,7 @@ from hebbline.studies.catalogue import STUDIES
 from hebbline.studies.image import active_share
 from hebbline.studies.ledger import Ledger
 from hebbline.studies.page import write_study
-from hebbline.studies.runner import chosen_rate, count_made, count_runs, missing_runs, work
+from hebbline.studies.runner import chosen_run, count_made, count_runs, missing_runs, work
 from hebbline.studies.selectivity import ratios
 from hebbline.studies.statistics import Difference, finished_cells, judge
 from hebbline.studies.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
@@ -72,7 +72,7 @@ def test_every_cell_has_the_same_search_before_its_reported_runs(tmp_path):
     finish(ledger)
     outcomes = ledger.outcomes()
     assert len(outcomes) == count_runs(study) == 5 * (3 + 3)
-    assert all(chosen_rate(study, arm, density, outcomes) == 0.2 for arm, density in study.cells())
+    assert all(chosen_run(study, arm, density, outcomes).rate == 0.2 for arm, density in study.cells())
     assert missing_runs(study, outcomes) == []
     # A wider search may choose another rate: what was reported at the first then counts no more.
     wider = arithmetic(rates=(*study.rates, 0.15))
@@ -171,7 +171,7 @@ def test_the_page_says_what_is_missing_and_keeps_other_sections(tmp_path):
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_every_study_has_its_controls_and_legal_settings(study):
     names = [arm.name for arm in study.arms]
-    assert {"dense", "static ER"} <= set(names)
+    assert {"dense", study.control} <= set(names)
     assert len(names) == len(set(names))
     assert 0 not in study.seeds
     assert len(study.seeds) >= 3
