@@ -72,7 +72,7 @@ def test_the_search_chooses_a_variant_together_with_the_rate(tmp_path):
 def test_a_table_says_what_each_method_has_over_its_twin(tmp_path):
     first = Ledger(tmp_path / "results" / "first.jsonl", arithmetic(name="first"))
     first.path.parent.mkdir()
-    study = arithmetic(name="second", twin=Twin(first.study, "less first"), arms=first.study.arms[:2])
+    study = arithmetic(name="second", twin=Twin(first.study, "less first"), arms=first.study.arms[:2], claims=())
     second = Ledger(tmp_path / "results" / "second.jsonl", study)
     finish(second)
     page = write_study(tmp_path, study, second.outcomes(), "the command").read_text()
