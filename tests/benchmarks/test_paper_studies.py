@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_results import ArithmeticStudy, arithmetic, finish
+from arithmetic_study import ArithmeticStudy, arithmetic, finish
+from tiny import make_text
 
 from hebbline.data.documents import load_documents
 from hebbline.studies import dense_models, language, pretrained
@@ -41,12 +42,14 @@ def with_variants() -> VariantStudy:
 @pytest.fixture
 def small_language(monkeypatch, tmp_path):
     """The studies of language on a little text, with models in a folder of their own."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(make_text(60)))
     shape = replace(
         language._MODEL, hidden_size=32, intermediate_size=48, layers=1, heads=2, kv_heads=2, vocab_size=300
     )
     monkeypatch.setattr(language, "_MODEL", shape)
-    monkeypatch.setattr(language, "_DATA", language.DataConfig("python", validation_share=0.1, sequence_length=32))
-    monkeypatch.setattr(language, "_validation_documents", lambda: tuple(load_documents("python", 0.1).validation[:10]))
+    monkeypatch.setattr(language, "_DATA", language.DataConfig(str(text), validation_share=0.2, sequence_length=32))
+    monkeypatch.setattr(language, "_validation_documents", lambda: tuple(load_documents(str(text), 0.2).validation))
     monkeypatch.setattr(pretrained, "models_folder", lambda: tmp_path / "models")
     monkeypatch.setattr(dense_models, "_CALIBRATION", 8)
     return tmp_path / "models"
@@ -121,7 +124,7 @@ def test_a_bfloat16_run_is_scored_in_float32(small_language):
     study = replace(LANGUAGE_PAPER_BFLOAT16, steps=12, tuning_steps=6, updates=2)
     run = Run(study.arm("CHTss, from ER"), 0.3, 1e-3, 1, "report")
     result = study.train(run)
-    values = {float(weight) for weight in result.model.model.layers[0].mlp.up_proj.weight.flatten()[:50]}
+    values = {float(weight) for weight in result.model.model.layers[0].mlp.up_proj.weight.detach().flatten()[:50]}
     assert result.model.dtype == torch.float32
     assert all(float(torch.tensor(value).bfloat16()) == value for value in values) and len(values) > 5
     outcome = study.perform(run)
