@@ -13,8 +13,9 @@ from .study import DENSE, Claim, Outcome, Run, Study, sparsity_of
 _DENSE_STEPS = 3600
 _DENSE_RATE = 2e-3
 """Of projections: what the search of `language-long` chose for dense."""
-_STEPS = 900
-_UPDATES = 22
+_STEPS = 600
+_TUNING_STEPS = 200
+_UPDATES = 15
 _SHARE = (3, 4)
 _OTHER_ORDER = 100
 """Added to a run's seed: it does not see the text in the order of the dense training again."""
@@ -39,11 +40,13 @@ class PretrainedStudy(Study):
     Args:
         dense_steps: of the dense model's training.
         steps: of the training that is compared, of the pruned model.
-        updates: in its first three quarters.
+        tuning_steps: of that training in a run of the search; its updates are as many as its length has room for.
+        updates: in the first three quarters of a reported run.
     """
 
     dense_steps: int = _DENSE_STEPS
     steps: int = _STEPS
+    tuning_steps: int = _TUNING_STEPS
     updates: int = _UPDATES
 
     def perform(self, run: Run) -> Outcome:
@@ -64,7 +67,9 @@ class PretrainedStudy(Study):
 
     def recipe(self, run: Run) -> LanguageModelRecipe:
         """Of the training that is compared: one rate for all parameters."""
-        recipe = recipe_of(run, self.steps, sparsity_of(run, self.steps, self.updates, _SHARE))
+        steps = self.tuning_steps if run.purpose == "tuning" else self.steps
+        updates = max(1, self.updates * steps // self.steps)
+        recipe = recipe_of(run, steps, sparsity_of(run, steps, updates, _SHARE))
         optimization = replace(recipe.optimization, learning_rate=run.rate, seed=_OTHER_ORDER + run.seed)
         return replace(recipe, optimization=optimization)
 
@@ -80,7 +85,8 @@ PRETRAINED = PretrainedStudy(
     seeds=(1, 2, 3),
     budget=(
         f"{size_of(_DENSE_STEPS)}, dense, {_DENSE_RATE:g} for projections and 3e-3 for the rest; ALPS; then {_STEPS} "
-        f"steps, {_UPDATES} updates in the first three quarters of them; AdamW, the chosen rate for all parameters"
+        f"steps, {_UPDATES} updates in the first three quarters of them; AdamW, the chosen rate for all parameters; "
+        f"{_TUNING_STEPS} steps in the search"
     ),
     claims=tuple(
         Claim(
@@ -93,7 +99,7 @@ PRETRAINED = PretrainedStudy(
         for name in _MOVING
     ),
     note="Whether a moving graph helps a model that was trained before. A dense Llama of each seed is pruned by ALPS, "
-    "with as many links in every layer, and trained on for a quarter of its first length: *static* keeps the mask that "
+    "with as many links in every layer, and trained on for a sixth of its first length: *static* keeps the mask that "
     "ALPS chose; SET, RigL and CHTs move from it. All three replace 10% of the links in the first update, and fewer "
     "along a cosine, and differ in which. Links start warm as in the table at the paper's schedule, and CHTs takes the "
     "highest scores. *dense* is the dense model, trained on for as long.",
