@@ -49,7 +49,7 @@ def test_runs_come_in_the_order_in_which_they_say_most(tmp_path):
     order = []
     for _ in range(count_runs(ledger.study)):
         run = missing_runs(ledger.study, ledger.outcomes())[0]
-        order.append((run.arm.name == DENSE.name, run.purpose == "report", run.seed))
+        order.append((run.arm.name == DENSE.name, -run.density, run.purpose == "report", run.seed))
         ledger.append(run, ledger.study.perform(run), "")
     assert order == sorted(order) and order[-1][0] and missing_runs(ledger.study, ledger.outcomes()) == []
 
