@@ -3,6 +3,8 @@
 from ..artifacts import InputError
 from .image import image_study, paper_study
 from .language import LANGUAGE, LANGUAGE_LONG
+from .language_paper import LANGUAGE_PAPER, LANGUAGE_PAPER_BFLOAT16
+from .pretrained import PRETRAINED
 from .study import Study
 from .translation import TRANSLATION, TRANSLATION_LONG
 
@@ -16,6 +18,9 @@ STUDIES: dict[str, Study] = {
         paper_study("fashion-mnist"),
         LANGUAGE,
         LANGUAGE_LONG,
+        LANGUAGE_PAPER,
+        LANGUAGE_PAPER_BFLOAT16,
+        PRETRAINED,
         TRANSLATION,
         TRANSLATION_LONG,
     )

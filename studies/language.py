@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import load_documents, pack_tokens
-from ..train.dynamics.config import RegrowthConfig, TopologyConfig
+from ..train.dynamics.config import RegrowthConfig, SparsityConfig, TopologyConfig
 from ..train.tasks import LanguageModelRecipe, train_language_model
 from ..train.tasks.recipe import DataConfig, ModelConfig, OptimizationConfig
 from ..train.tasks.result import TrainingResult
@@ -24,20 +24,21 @@ _MODEL = ModelConfig(
 )
 _SCORE_BATCH = 16
 
-_ER = TopologyConfig(kind="er")
-_TOP = RegrowthConfig(rule="top")
+ER = TopologyConfig(kind="er")
+TOP = RegrowthConfig(rule="top")
 _SHARP = RegrowthConfig(temperature=4.0)
 
 
-def _brf(r: float) -> TopologyConfig:
+def brf(r: float) -> TopologyConfig:
+    """Bipartite receptive fields of this randomness."""
     return TopologyConfig(kind="brf", r=r)
 
 
 # Every method has the same density in all layers, so that they differ in their graphs alone.
 _ARMS = (
     DENSE,
-    Arm("static ER", {"method": "static", "topology": _ER}),
-    Arm("static BRF", {"method": "static", "topology": _brf(0.25)}),
+    Arm("static ER", {"method": "static", "topology": ER}),
+    Arm("static BRF", {"method": "static", "topology": brf(0.25)}),
     Arm("SET", {"method": "set", "distribution": "uniform"}),
     Arm("RigL", {"method": "rigl", "distribution": "uniform"}),
     Arm("MEST", {"method": "mest"}),
@@ -45,12 +46,12 @@ _ARMS = (
     Arm("GraNet", {"method": "granet", "distribution": "uniform"}),
     Arm("CHTs", {"method": "chts"}),
     Arm("CHTs, sharpened", {"method": "chts", "regrowth": _SHARP}),
-    Arm("CHTs, top", {"method": "chts", "regrowth": _TOP}),
+    Arm("CHTs, top", {"method": "chts", "regrowth": TOP}),
     Arm("CHTss", {"method": "chtss"}),
     Arm("CHTss, sharpened", {"method": "chtss", "regrowth": _SHARP}),
-    Arm("CHTss, top", {"method": "chtss", "regrowth": _TOP}),
-    Arm("CHTss, r = 0", {"method": "chtss", "topology": _brf(0.0)}),
-    Arm("CHTss, r = 1", {"method": "chtss", "topology": _brf(1.0)}),
+    Arm("CHTss, top", {"method": "chtss", "regrowth": TOP}),
+    Arm("CHTss, r = 0", {"method": "chtss", "topology": brf(0.0)}),
+    Arm("CHTss, r = 1", {"method": "chtss", "topology": brf(1.0)}),
     Arm("CHTss, 2:4", {"method": "chtss", "structure": "2:4"}),
     Arm("CHTss, 8x8 blocks", {"method": "chtss", "structure": "block", "block_size": 8}),
 )
@@ -69,15 +70,30 @@ class LanguageStudy(Study):
     def perform(self, run: Run) -> Outcome:
         """Train a Llama and score it."""
         with step_clock() as clock:
-            result = train_language_model(_recipe(run, self.steps))
-        return outcome_of(result, clock, perplexity_of(result.model, _held_out(result, run.purpose)))
+            result = self.train(run)
+        return outcome_of(result, clock, perplexity_of(result.model, held_out(result, run.purpose)))
+
+    def train(self, run: Run) -> TrainingResult:
+        """Train a Llama."""
+        return train_language_model(self.recipe(run))
+
+    def recipe(self, run: Run) -> LanguageModelRecipe:
+        """What a run trains."""
+        return recipe_of(run, self.steps, sparsity_of(run, self.steps, _updates(self.steps)))
 
 
 def _budget(steps: int) -> str:
     return (
+        f"{size_of(steps)}; {_updates(steps)} updates; AdamW, 3e-3 for embeddings and norms, the chosen rate for "
+        "projections"
+    )
+
+
+def size_of(steps: int) -> str:
+    """Model, data and length of a run, in words."""
+    return (
         f"a Llama of {_MODEL.layers} layers, {_MODEL.hidden_size} wide, with {_MODEL.vocab_size} tokens; {steps} "
-        f"steps of {_BATCH} x {_DATA.sequence_length} tokens of the Brown corpus; {_updates(steps)} updates; AdamW, "
-        "3e-3 for embeddings and norms, the chosen rate for projections"
+        f"steps of {_BATCH} x {_DATA.sequence_length} tokens of the Brown corpus"
     )
 
 
@@ -85,7 +101,7 @@ def _updates(steps: int) -> int:
     return steps * 4 // 5 // _STEPS_AN_UPDATE
 
 
-_FROM_ER = tuple(Arm(f"{name}, from ER", {"method": name.lower(), "topology": _ER}) for name in ("CHTs", "CHTss"))
+_FROM_ER = tuple(Arm(f"{name}, from ER", {"method": name.lower(), "topology": ER}) for name in ("CHTs", "CHTss"))
 _OTHERS = ("SET", "RigL", "MEST", "GMP", "GraNet")
 _BEATS_OTHERS = tuple(
     Claim(f"{arm} beats the other dynamic methods at 30%", arm, _OTHERS, 0.3) for arm in ("CHTs", "CHTss")
@@ -130,7 +146,8 @@ LANGUAGE_LONG = replace(
 )
 
 
-def _recipe(run: Run, steps: int) -> LanguageModelRecipe:
+def recipe_of(run: Run, steps: int, sparsity: SparsityConfig) -> LanguageModelRecipe:
+    """The study's model and data, trained for so many steps at the run's rate."""
     optimization = OptimizationConfig(
         steps=steps,
         batch_size=_BATCH,
@@ -140,12 +157,11 @@ def _recipe(run: Run, steps: int) -> LanguageModelRecipe:
         log_every=50,
         seed=run.seed,
     )
-    sparsity = sparsity_of(run, steps, _updates(steps))
     return LanguageModelRecipe(model=_MODEL, data=_DATA, optimization=optimization, sparsity=sparsity)
 
 
-def _held_out(result: TrainingResult, purpose: Purpose) -> Tensor:
-    """Blocks of tokens [B, S] of every other held-out document, or of those between."""
+def held_out(result: TrainingResult, purpose: Purpose) -> Tensor:
+    """Blocks of tokens [B, S] of every other held-out document, or of those between, which are reported."""
     assert result.tokenizer is not None
     documents = _validation_documents()[0 if purpose == "tuning" else 1 :: 2]
     return pack_tokens(result.tokenizer, documents, _DATA.sequence_length)

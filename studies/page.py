@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..benchmarks.page import write_section
+from .ledger import Ledger
 from .runner import count_made, count_runs
 from .statistics import Cell, Difference, difference, finished_cells, judge
 from .study import Claim, Outcome, Study
 
+Cells = Mapping[tuple[str, float], Cell]
+"""By name of the arm and density."""
 PAGE = "results.md"
-CONTROL = "static ER"
 TITLE = (
     "# Results\n\nMethods compared on equal terms: each gets the same search of learning rates, judged on a split that "
     "is not reported, and is then trained with several seeds.\n"
@@ -26,11 +28,20 @@ def write_study(docs: Path, study: Study, outcomes: Mapping[str, Outcome], comma
     docs.mkdir(parents=True, exist_ok=True)
     if cells:
         plot_study(study, cells, docs / plot)
-    return write_section(docs / PAGE, TITLE, f"results {study.name}", section(study, outcomes, command, plot))
+    text = section(study, outcomes, command, plot, _twin_cells(docs, study))
+    return write_section(docs / PAGE, TITLE, f"results {study.name}", text)
 
 
-def section(study: Study, outcomes: Mapping[str, Outcome], command: str, plot: str) -> str:
-    """The Markdown of a study."""
+def _twin_cells(docs: Path, study: Study) -> Cells:
+    """What is known of the study's twin."""
+    if study.twin is None:
+        return {}
+    twin = study.twin.study
+    return finished_cells(twin, Ledger(docs / "results" / f"{twin.name}.jsonl", twin).outcomes())
+
+
+def section(study: Study, outcomes: Mapping[str, Outcome], command: str, plot: str, beside: Cells | None = None) -> str:
+    """The Markdown of a study; `beside` are the cells of its twin."""
     cells = finished_cells(study, outcomes)
     made, all_runs = count_made(study, outcomes), count_runs(study)
     rates = ", ".join(f"{rate:g}" for rate in study.rates)
@@ -44,40 +55,49 @@ def section(study: Study, outcomes: Mapping[str, Outcome], command: str, plot: s
     if made < all_runs:
         parts.append(f"{made} of {all_runs} runs are made; the same command makes the rest.\n")
     if cells:
-        parts += [_table(study, cells), _LEGEND, f"![{study.title}]({plot})\n"]
+        parts += [_table(study, cells, beside or {}), _legend(study), f"![{study.title}]({plot})\n"]
     parts += [_claim(study, claim, judge(study, claim, cells)) for claim in study.claims]
     return "\n".join(parts)
 
 
-_LEGEND = (
-    "Mean and standard deviation over seeds; the difference from the static random graph, with its 95% interval. "
-    "*Rate*: chosen by the search, with * at an end of it. *Cost*: processor seconds of a run over the dense one's. "
-    "*ITOP*: share of all possible links that ever was. *Survival*: of the links that an update grew, those that the "
-    "next one kept.\n"
-)
+def _legend(study: Study) -> str:
+    twin = "" if study.twin is None else f", and from the same method in *{study.twin.study.title}*"
+    return (
+        f"Mean and standard deviation over seeds; the difference from {study.control}{twin}, with its 95% interval. "
+        "*Rate*: chosen by the search, with * at an end of it. *Cost*: processor seconds of a run over the dense "
+        "one's. *ITOP*: share of all possible links that ever was. *Survival*: of the links that an update grew, those "
+        "that the next one kept.\n"
+    )
 
 
-def _table(study: Study, cells: Mapping[tuple[str, float], Cell]) -> str:
+def _table(study: Study, cells: Cells, beside: Cells) -> str:
     extra = [name for name in ("active",) if any(name in cell.outcomes[0].facts for cell in cells.values())]
-    names = ["density", "method", study.metric, f"less {CONTROL}", "rate", "cost", "ITOP", "survival", *extra]
+    twin = [] if study.twin is None else [study.twin.label]
+    names = ["density", "method", study.metric, f"less {study.control}", *twin, "rate", "cost", "ITOP", "survival"]
+    names += extra
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     dense = cells.get(("dense", 1.0))
-    for (_, density), cell in cells.items():
-        control = cells.get((CONTROL, density if density < 1 else study.densities[0]))
-        row = _row(study, cell, control, dense) + [f"{_mean(cell, name):.0%}" for name in extra]
+    for (name, density), cell in cells.items():
+        control = cells.get((study.control, density if density < 1 else study.densities[0]))
+        same = [_less(cell, beside.get((name, density))) for _ in twin]
+        row = [f"{cell.density:g}", cell.arm.name, f"**{cell.mean:.2f}** ± {cell.spread:.2f}", _less(cell, control)]
+        row += [*same, *_facts(study, cell, dense), *(f"{_mean(cell, name):.0%}" for name in extra)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _row(study: Study, cell: Cell, control: Cell | None, dense: Cell | None) -> list[str]:
-    edge = "*" if cell.rate in (study.rates[0], study.rates[-1]) else ""
+def _less(cell: Cell, other: Cell | None) -> str:
+    """The difference of two cells; empty where there is no other."""
+    return "" if other is None or other is cell else _signed(difference(cell, other))
+
+
+def _facts(study: Study, cell: Cell, dense: Cell | None) -> list[str]:
+    """Of a cell: the rate, cost, ITOP and survival."""
+    edge = "*" if cell.chosen.rate in (study.rates[0], study.rates[-1]) else ""
+    variant = f", {cell.chosen.variant}" if cell.chosen.variant else ""
     survived = [outcome.survived for outcome in cell.outcomes if outcome.survived is not None]
     return [
-        f"{cell.density:g}",
-        cell.arm.name,
-        f"**{cell.mean:.2f}** ± {cell.spread:.2f}",
-        "" if control is None or control is cell else _signed(difference(cell, control)),
-        f"{cell.rate:g}{edge}",
+        f"{cell.chosen.rate:g}{edge}{variant}",
         "" if dense is None else f"{_seconds(cell) / _seconds(dense):.2f}",
         f"{sum(outcome.itop for outcome in cell.outcomes) / len(cell.outcomes):.0%}",
         f"{sum(survived) / len(survived):.0%}" if survived else "",
@@ -107,7 +127,7 @@ def _claim(study: Study, claim: Claim, found: Mapping[str, Difference] | None) -
     return f"- *Claim: {claim.text}.* **{verdict.capitalize()}** (better by{granted}: {details}; {study.metric}).\n"
 
 
-def plot_study(study: Study, cells: Mapping[tuple[str, float], Cell], path: Path) -> None:
+def plot_study(study: Study, cells: Cells, path: Path) -> None:
     """A panel for each density: the seeds of each arm as dots, their mean as a line, dense across all panels."""
     import matplotlib
 

@@ -10,22 +10,28 @@ from .ledger import Ledger
 from .study import DENSE, Arm, Outcome, Run, Study
 
 
-def chosen_rate(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> float | None:
-    """The learning rate that the search of a cell found; None while it has runs to make."""
-    scores = {run.rate: outcomes[run.key].score for run in study.tuning_runs(arm, density) if run.key in outcomes}
-    return study.best(scores) if len(scores) == len(study.rates) else None
+def chosen_run(study: Study, arm: Arm, density: float, outcomes: Mapping[str, Outcome]) -> Run | None:
+    """The best run of a cell's search, whose learning rate and variant are reported; None while it has runs to make."""
+    runs = {run.key: run for run in study.tuning_runs(arm, density)}
+    scores = {key: outcomes[key].score for key in runs if key in outcomes}
+    return runs[study.best(scores)] if len(scores) == len(runs) else None
 
 
 def missing_runs(study: Study, outcomes: Mapping[str, Outcome]) -> list[Run]:
-    """Runs that can be made now, in the order in which a study that is cut short says most: searches, then what is
-    reported where the search is done, seed by seed. Dense comes last, as a step of it may take ten times as long."""
-    missing = [run for run in _known_runs(study, outcomes) if run.key not in outcomes]
-    return sorted(missing, key=lambda run: (run.arm.name == DENSE.name, run.purpose == "report", run.seed))
+    """Runs that can be made now, in the order in which a study that is cut short says most: density by density, first
+    the searches, then what is reported, seed by seed. Dense comes last, as a step of it may take ten times as long."""
+
+    def place(run: Run) -> tuple[bool, int, bool, int]:
+        others = run.density not in study.densities
+        density = len(study.densities) if others else study.densities.index(run.density)
+        return run.arm.name == DENSE.name, density, run.purpose == "report", run.seed
+
+    return sorted((run for run in _known_runs(study, outcomes) if run.key not in outcomes), key=place)
 
 
 def count_runs(study: Study) -> int:
     """All runs of a study."""
-    return sum(len(study.rates) + len(study.seeds) for _ in study.cells())
+    return sum(len(study.tuning_runs(*cell)) + len(study.seeds) for cell in study.cells())
 
 
 def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
@@ -34,11 +40,11 @@ def count_made(study: Study, outcomes: Mapping[str, Outcome]) -> int:
 
 
 def _known_runs(study: Study, outcomes: Mapping[str, Outcome]) -> Iterator[Run]:
-    """The searches, and what is reported at the learning rates that they have chosen so far."""
+    """The searches, and what is reported of what they have chosen so far."""
     for arm, density in study.cells():
         yield from study.tuning_runs(arm, density)
-        if (rate := chosen_rate(study, arm, density, outcomes)) is not None:
-            yield from study.reported_runs(arm, density, rate)
+        if (chosen := chosen_run(study, arm, density, outcomes)) is not None:
+            yield from study.reported_runs(chosen)
 
 
 def work(ledger: Ledger, tell: Callable[[int, str], object], minutes: float | None = None) -> None:

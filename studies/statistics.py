@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from .runner import chosen_rate
-from .study import Arm, Claim, Outcome, Study
+from .runner import chosen_run
+from .study import Arm, Claim, Outcome, Run, Study
 
 # Two-sided 95% quantiles of Student's t at 2 (n - 1) degrees of freedom, for n seeds an arm.
 _T_95 = {2: 4.303, 3: 2.776, 4: 2.447, 5: 2.306, 6: 2.228, 7: 2.179, 8: 2.145, 9: 2.120, 10: 2.101}
@@ -13,12 +13,20 @@ _T_95 = {2: 4.303, 3: 2.776, 4: 2.447, 5: 2.306, 6: 2.228, 7: 2.179, 8: 2.145, 9
 
 @dataclass(frozen=True)
 class Cell:
-    """An arm at a density, all of its runs made: the chosen rate, and the outcomes by seed."""
+    """An arm at a density, all of its runs made: the chosen run of the search, and the outcomes by seed."""
 
-    arm: Arm
-    density: float
-    rate: float
+    chosen: Run
     outcomes: tuple[Outcome, ...]
+
+    @property
+    def arm(self) -> Arm:
+        """Of the runs."""
+        return self.chosen.arm
+
+    @property
+    def density(self) -> float:
+        """Of the runs."""
+        return self.chosen.density
 
     @property
     def scores(self) -> list[float]:
@@ -55,10 +63,10 @@ def finished_cells(study: Study, outcomes: Mapping[str, Outcome]) -> dict[tuple[
     """By name of the arm and density: the cells whose runs are all made."""
     cells = {}
     for arm, density in study.cells():
-        rate = chosen_rate(study, arm, density, outcomes)
-        keys = [] if rate is None else [run.key for run in study.reported_runs(arm, density, rate)]
-        if rate is not None and all(key in outcomes for key in keys):
-            cells[arm.name, density] = Cell(arm, density, rate, tuple(outcomes[key] for key in keys))
+        chosen = chosen_run(study, arm, density, outcomes)
+        keys = [] if chosen is None else [run.key for run in study.reported_runs(chosen)]
+        if chosen is not None and all(key in outcomes for key in keys):
+            cells[arm.name, density] = Cell(chosen, tuple(outcomes[key] for key in keys))
     return cells
 
 

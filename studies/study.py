@@ -1,17 +1,19 @@
 """What a table compares: arms, densities, learning rates to choose from, seeds, and how a run is scored.
 
-Every arm gets the same search: each learning rate once, with a seed and judged on a split that are not reported.
+Every arm gets the same search: each learning rate once, with a seed and judged on a split that are not reported. An arm
+with variants gets it for each of them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from ..train.dynamics import SparsityConfig
 from ..train.dynamics.config import UpdateConfig
 
 Purpose = Literal["tuning", "report"]
+Choice = TypeVar("Choice")
 TUNING_SEED = 0
 
 
@@ -19,12 +21,14 @@ TUNING_SEED = 0
 class Arm:
     """A row of a table. `sparsity` holds fields of `SparsityConfig`; density, seed and updates come from the run.
 
-    `densities` are those it is run at; None for those of the study.
+    `densities` are those it is run at; None for those of the study. `variants` are further fields by name, such as "r =
+    0", of which the search chooses one set together with the learning rate; empty where there is no such choice.
     """
 
     name: str
     sparsity: Mapping[str, Any]
     densities: tuple[float, ...] | None = None
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 DENSE = Arm("dense", {"method": "dense"}, densities=(1.0,))
@@ -32,18 +36,25 @@ DENSE = Arm("dense", {"method": "dense"}, densities=(1.0,))
 
 @dataclass(frozen=True)
 class Run:
-    """One training: of an arm at a density, with a learning rate and a seed."""
+    """One training: of an arm, or a variant of it, at a density, with a learning rate and a seed."""
 
     arm: Arm
     density: float
     rate: float
     seed: int
     purpose: Purpose
+    variant: str = ""
 
     @property
     def key(self) -> str:
         """What tells it from the other runs of its study."""
-        return f"{self.arm.name} | {self.density:g} | {self.purpose} | {self.rate:g} | {self.seed}"
+        key = f"{self.arm.name} | {self.density:g} | {self.purpose} | {self.rate:g} | {self.seed}"
+        return f"{key} | {self.variant}" if self.variant else key
+
+    @property
+    def sparsity(self) -> Mapping[str, Any]:
+        """The arm's fields of `SparsityConfig`, and those of the variant."""
+        return {**self.arm.sparsity, **(self.arm.variants[self.variant] if self.variant else {})}
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,19 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """A study with some of the same arms, whose means a column of the page takes from those of another.
+
+    Args:
+        study: that study.
+        label: heading of the column.
+    """
+
+    study: "Study"
+    label: str
+
+
+@dataclass(frozen=True)
 class Study(ABC):
     """A table. Subclasses say how a run is trained and scored.
 
@@ -97,6 +121,8 @@ class Study(ABC):
         budget: in words, all that a run's length and size depend on; runs of another budget do not count.
         claims: what the table is asked.
         note: what a reader must know of the data.
+        control: the arm that the others are compared with in the table.
+        twin: another study to compare each arm with; None for none.
     """
 
     name: str
@@ -110,6 +136,8 @@ class Study(ABC):
     budget: str
     claims: tuple[Claim, ...]
     note: str
+    control: str = field(default="static ER", kw_only=True)
+    twin: Twin | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def perform(self, run: Run) -> Outcome:
@@ -131,20 +159,25 @@ class Study(ABC):
 
     def tuning_runs(self, arm: Arm, density: float) -> list[Run]:
         """The search of one cell."""
-        return [Run(arm, density, rate, TUNING_SEED, "tuning") for rate in self.rates]
+        variants = list(arm.variants) or [""]
+        choices = [(variant, rate) for variant in variants for rate in self.rates]
+        return [Run(arm, density, rate, TUNING_SEED, "tuning", variant) for variant, rate in choices]
 
-    def reported_runs(self, arm: Arm, density: float, rate: float) -> list[Run]:
-        """The reported runs of one cell, once its learning rate is chosen."""
-        return [Run(arm, density, rate, seed, "report") for seed in self.seeds]
+    def reported_runs(self, chosen: Run) -> list[Run]:
+        """The reported runs of one cell, once the best run of its search is known."""
+        return [replace(chosen, seed=seed, purpose="report") for seed in self.seeds]
 
-    def best(self, scores: Mapping[float, float]) -> float:
-        """The rate with the best score; a score that is not a number is the worst."""
+    def best(self, scores: Mapping[Choice, float]) -> Choice:
+        """Of what was tried, that with the best score; a score that is not a number is the worst."""
         sign = -1 if self.higher_is_better else 1
-        return min(scores, key=lambda rate: sign * scores[rate] if scores[rate] == scores[rate] else float("inf"))
+        return min(scores, key=lambda tried: sign * scores[tried] if scores[tried] == scores[tried] else float("inf"))
 
 
-def sparsity_of(run: Run, steps: int, updates: int, share: tuple[int, int] = (4, 5)) -> SparsityConfig:
-    """The arm's sparsity for a run of so many steps: `updates` topology updates in the first `share` of them."""
+def sparsity_of(run: Run, steps: int, updates: int, share: tuple[int, int] = (4, 5), warmup: int = 0) -> SparsityConfig:
+    """The arm's sparsity for a run of so many steps: `updates` topology updates in the first `share` of them.
+
+    Learning rates rise again over `warmup` steps after each.
+    """
     every = max(1, steps * share[0] // share[1] // updates)
-    update = UpdateConfig(every=every, stop=every * updates)
-    return SparsityConfig(density=run.density, seed=run.seed, update=update, **run.arm.sparsity)
+    update = UpdateConfig(every=every, stop=every * updates, warmup=min(warmup, every))
+    return SparsityConfig(density=run.density, seed=run.seed, update=update, **run.sparsity)

@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
+from arithmetic_study import arithmetic, finish
 
 from hebbline.artifacts import InputError
 from hebbline.cli import main
@@ -18,49 +19,12 @@ from hebbline.studies.catalogue import STUDIES
 from hebbline.studies.image import active_share
 from hebbline.studies.ledger import Ledger
 from hebbline.studies.page import write_study
-from hebbline.studies.runner import chosen_rate, count_made, count_runs, missing_runs, work
+from hebbline.studies.runner import chosen_run, count_made, count_runs, missing_runs
 from hebbline.studies.selectivity import ratios
 from hebbline.studies.statistics import Difference, finished_cells, judge
-from hebbline.studies.study import DENSE, Arm, Claim, Outcome, Run, Study, sparsity_of
+from hebbline.studies.study import DENSE, Claim, Run, sparsity_of
 from hebbline.train.tasks.mlp import Mlp, MlpConfig
 from hebbline.train.topology import initial_mask
-
-
-@dataclass(frozen=True)
-class ArithmeticStudy(Study):
-    """Scores by a formula: the middle rate is best for tuning, and the score of "chts" is 3 below "static ER"."""
-
-    pause: float = 0.0
-
-    def perform(self, run: Run) -> Outcome:
-        time.sleep(self.pause)
-        score = {"dense": 10.0, "static ER": 12.0, "chts": 9.0}[run.arm.name] + 0.1 * run.seed
-        score += abs(run.rate - 0.2) if run.purpose == "tuning" else run.rate
-        return Outcome(score, 1.0, 2, run.density, 0.5)
-
-
-def arithmetic(**changes) -> ArithmeticStudy:
-    settings = {
-        "name": "arithmetic",
-        "title": "Arithmetic",
-        "metric": "score",
-        "higher_is_better": False,
-        "arms": (DENSE, Arm("static ER", {"method": "static"}), Arm("chts", {"method": "chts"})),
-        "densities": (0.5, 0.1),
-        "rates": (0.1, 0.2, 0.4),
-        "seeds": (1, 2, 3),
-        "budget": "none",
-        "claims": (
-            Claim("chts is better than random", "chts", ("static ER", "dense"), 0.1),
-            Claim("random is better than chts", "static ER", ("chts",), 0.1),
-        ),
-        "note": "Sums.",
-    }
-    return ArithmeticStudy(**settings | changes)
-
-
-def finish(ledger: Ledger) -> None:
-    work(ledger, lambda made, run: None)
 
 
 def test_every_cell_has_the_same_search_before_its_reported_runs(tmp_path):
@@ -72,7 +36,7 @@ def test_every_cell_has_the_same_search_before_its_reported_runs(tmp_path):
     finish(ledger)
     outcomes = ledger.outcomes()
     assert len(outcomes) == count_runs(study) == 5 * (3 + 3)
-    assert all(chosen_rate(study, arm, density, outcomes) == 0.2 for arm, density in study.cells())
+    assert all(chosen_run(study, arm, density, outcomes).rate == 0.2 for arm, density in study.cells())
     assert missing_runs(study, outcomes) == []
     # A wider search may choose another rate: what was reported at the first then counts no more.
     wider = arithmetic(rates=(*study.rates, 0.15))
@@ -85,7 +49,7 @@ def test_runs_come_in_the_order_in_which_they_say_most(tmp_path):
     order = []
     for _ in range(count_runs(ledger.study)):
         run = missing_runs(ledger.study, ledger.outcomes())[0]
-        order.append((run.arm.name == DENSE.name, run.purpose == "report", run.seed))
+        order.append((run.arm.name == DENSE.name, -run.density, run.purpose == "report", run.seed))
         ledger.append(run, ledger.study.perform(run), "")
     assert order == sorted(order) and order[-1][0] and missing_runs(ledger.study, ledger.outcomes()) == []
 
@@ -171,7 +135,7 @@ def test_the_page_says_what_is_missing_and_keeps_other_sections(tmp_path):
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
 def test_every_study_has_its_controls_and_legal_settings(study):
     names = [arm.name for arm in study.arms]
-    assert {"dense", "static ER"} <= set(names)
+    assert {"dense", study.control} <= set(names)
     assert len(names) == len(set(names))
     assert 0 not in study.seeds
     assert len(study.seeds) >= 3

@@ -59,6 +59,7 @@ def test_sections_may_be_mappings_as_in_recipes():
         ({"compute": "gpu"}, "compute 'gpu' is none of masked, links"),
         ({"structure": "4:8"}, "structure '4:8' is none of unstructured, 2:4, block"),
         ({"density": "0.3"}, "sparsity.density 0.3 is outside"),
+        ({"decay_share": 0}, "sparsity.decay_share 0 is outside"),
         ({"exclude": "lm_head"}, r"sparsity\.exclude must be a list of globs such as .*, not 'lm_head'"),
         ({"groups": {"layers": ["*"]}}, r"sparsity\.groups must be a list of groups"),
         ({"groups": [{"density": 0.1}]}, r"sparsity\.groups\[0\] lacks the field 'layers'"),

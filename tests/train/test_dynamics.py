@@ -42,6 +42,11 @@ def test_schedules_run_from_first_to_last_without_a_rise(kind):
     assert densities == sorted(densities, reverse=True) and len(densities) == 21
 
 
+def test_a_density_may_fall_over_a_share_of_the_updates():
+    whole, half = density_schedule("sigmoid", 0.5, 0.3, 10), density_schedule("sigmoid", 0.5, 0.3, 20, share=0.5)
+    assert half == pytest.approx(whole + 10 * [0.3])
+
+
 def test_bad_schedules_are_refused():
     with pytest.raises(InputError, match="staircase"):
         density_schedule("staircase", 0.5, 0.3, 4)
@@ -49,6 +54,8 @@ def test_bad_schedules_are_refused():
         density_schedule("linear", 0.5, 0, 4)
     with pytest.raises(InputError, match="at least 1"):
         density_schedule("linear", 0.5, 0.3, 0)
+    with pytest.raises(InputError, match="share"):
+        density_schedule("linear", 0.5, 0.3, 4, share=0.0)
 
 
 def test_fractions():

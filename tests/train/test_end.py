@@ -144,6 +144,12 @@ def test_a_recipe_that_names_no_last_update_ends_at_its_density(text_file, metho
         train_language_model(late)
 
 
+def test_a_density_that_has_fallen_by_the_last_step_is_not_what_is_missed():
+    config = SparsityConfig(method="chtss", decay_share=0.5, update={"every": 5, "stop": 25})
+    with pytest.raises(InputError, match="its fraction or temperature would not come to its end"):
+        config.for_run(23)
+
+
 @pytest.mark.parametrize(
     ("name", "stop"), [("demo", 600), ("llama-60m", 7500), ("translation-multi30k", 15000), ("translation-small", 1100)]
 )

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from tiny import make_text
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hebbline.artifacts import InputError, load_masks, read_manifest
@@ -51,6 +52,27 @@ def test_training_learns_stays_sparse_and_reports(result):
         assert int(mask.sum()) == round(0.3 * mask.numel())
         assert not torch.signbit(weight[~mask]).any() and not weight[~mask].any() and weight[mask].any()
     assert len(result.masks) == 7
+
+
+@pytest.mark.parametrize("own_steps", ["true", "false"])
+def test_weights_and_moments_may_be_held_in_bfloat16(text_file, own_steps):
+    options = ["--optimization.weights=bfloat16", "--optimization.steps=12", "--sparsity.update.stop=10"]
+    options += [f"--sparsity.new_links.own_steps={own_steps}", f"--data.source={text_file}"]
+    kept = set()
+
+    def look(optimizer, *_):
+        for parameter, state in optimizer.state.items():
+            kept.update((parameter.dtype, parameter.grad.dtype, state["exp_avg"].dtype, state["exp_avg_sq"].dtype))
+
+    hook = register_optimizer_step_post_hook(look)
+    result = train_language_model(read_recipe("demo", [*OVERRIDES, *options])[0])
+    hook.remove()
+    assert kept == {torch.bfloat16}
+    assert result.model.dtype == torch.bfloat16
+    assert {buffer.dtype for buffer in result.model.buffers()} == {torch.float32}, "positions are not rounded"
+    assert all(int(mask.sum()) == round(0.3 * mask.numel()) for mask in result.masks.values())
+    losses = [float(record["loss"]) for record in result.log if "loss" in record]
+    assert 0 < losses[-1] < 7
 
 
 def test_same_recipe_same_bits(result, text_file):

@@ -24,6 +24,7 @@ from .sections import (
     check_choice,
     check_densities,
     check_globs,
+    check_share,
     merge,
     required,
 )
@@ -55,6 +56,7 @@ class SparsityConfig:
         density: final share of links in the sparse layers, in (0, 1].
         initial_density: share of links at the start, where the schedule is not "constant".
         schedule: how the density falls.
+        decay_share: of the updates, the share over which it falls, in (0, 1]; in the others it stays.
         distribution: "uniform", the same density in all layers, or "erk", more in small layers, the same over all.
         topology: the initial graph.
         removal: which links go.
@@ -77,6 +79,7 @@ class SparsityConfig:
     density: float = 0.3
     initial_density: float | None = None
     schedule: Schedule | None = None
+    decay_share: float = 1.0
     distribution: Distribution | None = None
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     removal: RemovalConfig = field(default_factory=RemovalConfig)
@@ -102,6 +105,7 @@ class SparsityConfig:
         for name in ("include", "exclude"):
             check_globs(f"sparsity.{name}", getattr(self, name))
         check_densities("sparsity", self.density, self.initial_density)
+        check_share("sparsity.decay_share", self.decay_share)
         self._check_initial_density("sparsity", self.initial_density, self.density)
         for group in self.groups:
             final = self.density if group.density is None else group.density
@@ -220,8 +224,10 @@ class SparsityConfig:
         missed = "its fraction or temperature would not come to its end"
         if self.decays:
             schedule = self.resolved().schedule
-            reached = density_schedule(required(schedule), self.first_density, self.density, self.update.count)
-            missed = f"the density would end at {reached[steps // self.update.every]:.3g}, not {self.density:g}"
+            densities = (self.first_density, self.density)
+            reached = density_schedule(required(schedule), *densities, self.update.count, self.decay_share)
+            if (end := reached[steps // self.update.every]) > self.density:
+                missed = f"the density would end at {end:.3g}, not {self.density:g}"
         raise InputError(
             f"sparsity.update.stop {self.update.stop} is past the last step, {steps}: {missed}; leave update.stop out "
             f"(null) for the first three quarters, or give at most {steps}"

@@ -8,14 +8,14 @@ from ...artifacts import InputError
 _SIGMOID_STEEPNESS = 6.0
 
 
-def density_schedule(kind: str, initial: float, final: float, updates: int) -> list[float]:
-    """Target densities at updates 0 .. `updates`.
+def density_schedule(kind: str, initial: float, final: float, updates: int, share: float = 1.0) -> list[float]:
+    """Target densities at updates 0 .. `updates`; `final` is reached once `share` of the updates have gone by.
 
     "constant": `final` throughout; "sigmoid": the decay of CHTss (arXiv 2501.19107); "cubic": gradual pruning as in GMP
     and GraNet (arXiv 1710.01878, equation 1); "linear".
 
     Raises:
-        InputError: an unknown kind, a density outside (0, 1], or `updates` below 1.
+        InputError: an unknown kind, a density or `share` outside (0, 1], or `updates` below 1.
     """
     if kind == "constant":
         initial = final
@@ -26,8 +26,10 @@ def density_schedule(kind: str, initial: float, final: float, updates: int) -> l
             raise InputError(f"density {density} is outside (0, 1]")
     if updates < 1:
         raise InputError(f"a density schedule needs at least 1 update, not {updates}")
+    if not 0 < share <= 1:
+        raise InputError(f"the share of the updates over which density falls, {share}, is outside (0, 1]")
     progress = SCHEDULES.get(kind, _linear)
-    return [initial + (final - initial) * progress(update / updates) for update in range(updates + 1)]
+    return [initial + (final - initial) * progress(min(1.0, update / updates / share)) for update in range(updates + 1)]
 
 
 def _sigmoid(x: float) -> float:

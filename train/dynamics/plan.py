@@ -233,7 +233,7 @@ def _densities(
 
 
 def _schedule(config: SparsityConfig, first: float, final: float) -> list[float]:
-    return density_schedule(required(config.schedule), first, final, config.update.count)
+    return density_schedule(required(config.schedule), first, final, config.update.count, config.decay_share)
 
 
 def _structure(config: SparsityConfig, group: GroupConfig) -> Structure:

@@ -302,8 +302,14 @@ def check_globs(where: str, globs: object) -> None:
 def check_densities(where: str, *densities: Any) -> None:
     """Refuse a final or an initial density outside (0, 1]."""
     for name, density in zip(("density", "initial_density"), densities, strict=True):
-        if density is not None and not (_is_number(density) and 0 < density <= 1):
-            raise InputError(f"{where}.{name} {density} is outside (0, 1]")
+        if density is not None:
+            check_share(f"{where}.{name}", density)
+
+
+def check_share(where: str, value: Any) -> None:
+    """Refuse a share outside (0, 1]."""
+    if not (_is_number(value) and 0 < value <= 1):
+        raise InputError(f"{where} {value} is outside (0, 1]")
 
 
 def _check_range(name: str, value: Any, low: float, high: float) -> None:

@@ -119,6 +119,7 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
         tokenizer, blocks_BS = _tokenize(tuple(documents.train), recipe.model, recipe.data.sequence_length)
         set_seed(recipe.optimization.seed)
         model = build_model(recipe.model, len(tokenizer), tokenizer.eos_token_id)
+    _hold_in(model, recipe.optimization.weights)
     is_reported = settings is not None and settings.logging.report and world_size() == 1
     before = _held_out(model, tokenizer, documents, recipe) if is_reported and dense is not None else None
     distillation = _distillation(recipe, model, tokenizer, blocks_BS)
@@ -151,6 +152,12 @@ def train_language_model(recipe: LanguageModelRecipe, settings: RunSettings | No
     if after is not None:
         facts |= {"held_out_perplexity": after.value, "held_out_tokens": after.tokens}
     return TrainingResult(model.eval(), tokenizer, trained, summary, facts)
+
+
+def _hold_in(model: PreTrainedModel, weights: str) -> None:
+    """Let the parameters be of this type; buffers, such as the frequencies of positions, stay as they are."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, weights))
 
 
 def _held_out(

@@ -100,6 +100,8 @@ class OptimizationConfig(LoopConfig):
         weight_decay: of the linear layers.
         adam_beta2: 0.95 lets a regrown link, whose moments start at 0, move at the common pace at once; with 0.999 its
             first steps would be up to six times too large.
+        weights: what parameters, gradients and Adam's moments are held in: "float32", or "bfloat16", in which small
+            steps are lost to rounding; `precision` says it of products alone.
     """
 
     steps: int = 600
@@ -111,6 +113,7 @@ class OptimizationConfig(LoopConfig):
     adam_beta2: float = 0.95
     max_grad_norm: float = 1.0
     log_every: int = 10
+    weights: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
