@@ -24,8 +24,8 @@ struct SampleKernels {
                     int64_t* ids_N, double* rest);
   // sums_B = of each block, the sum of the weights that are at least `least`.
   void (*add_up)(const double* weights_N, int64_t count, double least, double* sums_B);
-  // kept_N = whether a weight is above `high`, and sums_B the sums of these. ids_M = the tokens from `low` to `high`, in
-  // order, up to `capacity` of them; returns how many there are.
+  // kept_N = whether a weight is above `high`, and sums_B the sums of these. ids_M = the tokens from `low` to `high`,
+  // in order, up to `capacity` of them; returns how many there are.
   int64_t (*split)(const double* weights_N, int64_t count, double low, double high, int64_t capacity, uint8_t* kept_N,
                    double* sums_B, int64_t* ids_M);
 };
