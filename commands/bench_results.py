@@ -42,7 +42,7 @@ def _parser() -> Parser:
         "study",
         type=str,
         help="image-mnist, image-fashion-mnist, image-cifar-10, image-mnist-paper, image-fashion-mnist-paper, "
-        "language, language-long, translation, translation-long",
+        "language, language-long, language-paper, language-paper-bfloat16, pretrained, translation, translation-long",
     )
     parser.add_argument(
         "--minutes", type=float, default=None, help="begin no run after so many; 0 only writes the page"
