@@ -54,6 +54,7 @@ def wide_directory(tmp_path_factory):
     return path
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("values", ["float32", "bfloat16"])
 def test_export_never_holds_all_layers_decoded(wide_directory, tmp_path, values):
     command = [sys.executable, "-c", textwrap.dedent(EXPORT), wide_directory, tmp_path / "artifact", values]

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from builds import ROOT, SANITIZED, locked
 
+pytestmark = pytest.mark.timeout(1800)  # the compiler may share the machine
+
 
 def build(target):
     """Configures and builds a program of CMakeLists.txt; what did not change is not built again."""
