@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _ENDED = (grpc.StatusCode.CANCELLED, grpc.StatusCode.ABORTED, grpc.StatusCode.UNKNOWN)
 """How a call ends whose server goes while it is at it, beside UNAVAILABLE."""
-_RESET = "RST_STREAM"
+_CUT_WORDS = ("RST_STREAM", "Internal error from Core")
+"""In what gRPC says of a connection that broke in the midst of a call, whichever code it gives it."""
 _BUSY_WORDS = ("try again later", "Exceeds maximum queue size")
 
 
@@ -222,7 +223,7 @@ class AsyncClient:
             return DeadlineError(f"the server at {self.url} did not answer in time")
         if code is grpc.StatusCode.UNAVAILABLE:
             return ServerUnavailableError(f"no server answers at {self.url}: {details}")
-        if code in _ENDED or _RESET in (details or ""):
+        if code in _ENDED or any(words in (details or "") for words in _CUT_WORDS):
             return ServerUnavailableError(f"the server at {self.url} ended the request: {details}")
         return CheckError(f"the server at {self.url} failed: {details} ({code.name})")
 

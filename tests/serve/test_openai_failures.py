@@ -100,6 +100,7 @@ def test_work_that_somebody_else_has_cancelled_is_no_failure_of_ours():
         (grpc.StatusCode.CANCELLED, "", True),
         (grpc.StatusCode.UNKNOWN, "Stream removed", True),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", True),
+        (grpc.StatusCode.INTERNAL, "Internal error from Core", True),
         (grpc.StatusCode.INTERNAL, "the model failed", False),
     ],
 )

@@ -203,7 +203,10 @@ def refusal(client):
 
 
 class Killer(threading.Thread):
-    """Kills the first process of a model that it sees, once that has mapped a library."""
+    """Kills the first process of a model that it sees, once that has mapped a library.
+
+    Until then the process runs for moments only, so that a busy machine does not let it load all of the model unseen.
+    """
 
     def __init__(self, server, name, library):
         super().__init__()
@@ -214,9 +217,17 @@ class Killer(threading.Thread):
         deadline = time.monotonic() + 60
         while self.killed is None and time.monotonic() < deadline:
             for process in model_processes(self._server.pid):
-                if process.name == self._name and self._library in Path(f"/proc/{process.pid}/maps").read_text():
-                    os.kill(process.pid, signal.SIGKILL)
-                    self.killed = process.pid
+                if process.name == self._name:
+                    self._kill_once_mapped(process.pid, deadline)
+
+    def _kill_once_mapped(self, pid, deadline):
+        os.kill(pid, signal.SIGSTOP)
+        while self._library not in Path(f"/proc/{pid}/maps").read_text() and time.monotonic() < deadline:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.002)
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        self.killed = pid
 
 
 def load_and_kill(server, repository, name, library):
@@ -298,8 +309,11 @@ def test_a_model_without_its_files_is_refused(several, repository, long_artifact
 
 
 def test_a_further_model_that_dies_is_replaced_with_the_server(several, repository, alone, events):
-    (process,) = [process for process in model_processes(several.pid) if process.name == "tiny"]
-    os.kill(process.pid, signal.SIGKILL)
+    def processes():
+        return [process for process in model_processes(several.pid) if process.name == "tiny"]
+
+    wait_for(lambda: len(processes()) == 1)  # one that was unloaded may still be ending
+    os.kill(processes()[0].pid, signal.SIGKILL)
     wait_for(lambda: any("ready again" in event for event in events))
     with Client(several.grpc_url, 60, "tiny") as client:
         client.wait_loaded(read_list(repository).version, 60)
