@@ -224,7 +224,7 @@ class Killer(threading.Thread):
         os.kill(pid, signal.SIGSTOP)
         while self._library not in Path(f"/proc/{pid}/maps").read_text() and time.monotonic() < deadline:
             os.kill(pid, signal.SIGCONT)
-            time.sleep(0.002)
+            time.sleep(0.02)
             os.kill(pid, signal.SIGSTOP)
         os.kill(pid, signal.SIGKILL)
         self.killed = pid
