@@ -218,16 +218,25 @@ class Killer(threading.Thread):
         while self.killed is None and time.monotonic() < deadline:
             for process in model_processes(self._server.pid):
                 if process.name == self._name:
-                    self._kill_once_mapped(process.pid, deadline)
+                    # One that was killed before may still be seen.
+                    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                        self._kill_once_mapped(process, deadline)
 
-    def _kill_once_mapped(self, pid, deadline):
-        os.kill(pid, signal.SIGSTOP)
-        while self._library not in Path(f"/proc/{pid}/maps").read_text() and time.monotonic() < deadline:
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(0.02)
-            os.kill(pid, signal.SIGSTOP)
-        os.kill(pid, signal.SIGKILL)
-        self.killed = pid
+    def _kill_once_mapped(self, process, deadline):
+        while process.is_alive() and time.monotonic() < deadline:
+            os.kill(process.pid, signal.SIGSTOP)
+            if self._library in Path(f"/proc/{process.pid}/maps").read_text():
+                os.kill(process.pid, signal.SIGKILL)
+                self.killed = process.pid
+                return
+            os.kill(process.pid, signal.SIGCONT)
+            self._let_run(process)
+
+    def _let_run(self, process):
+        """For a hundredth of a second of its own, which takes longer on a busy machine, or until it has had its time."""
+        before, end = process.cpu_seconds(), time.monotonic() + 0.2
+        while process.cpu_seconds() == before and time.monotonic() < end:
+            time.sleep(0.002)
 
 
 def load_and_kill(server, repository, name, library):
