@@ -233,7 +233,7 @@ class Killer(threading.Thread):
             self._let_run(process)
 
     def _let_run(self, process):
-        """For a hundredth of a second of its own, which takes longer on a busy machine, or until it has had its time."""
+        """For a hundredth of a second of its own, or until it has waited for that long enough."""
         before, end = process.cpu_seconds(), time.monotonic() + 0.2
         while process.cpu_seconds() == before and time.monotonic() < end:
             time.sleep(0.002)
