@@ -35,7 +35,7 @@ from .settings import DRAFT, MODEL_NAME, Settings
 from .stall import StallWatch
 from .wanted import cannot
 
-CANCEL_POLL_SECONDS = 0.05
+CANCEL_POLL_SECONDS = 0.03
 """Each look at a client costs a message to Triton and back, about as much as a token."""
 
 
