@@ -173,8 +173,9 @@ class Scheduler:
         with self._changed:
             self._batch.admit(self._waiting)
             generating = sum(ticket.left == 1 for _, ticket in self._batch.held())
-        budget = self._pace.budget(generating)
-        guesses = self._guesses(generating, budget)
+        plain = self._pace.wants_plain(generating)
+        budget = 0 if plain else self._pace.budget(generating)
+        guesses = {} if plain else self._guesses(generating, budget)
         with self._changed:
             works = self._batch.plan(budget, self._waiting, guesses)
         self._deliver_all()
