@@ -6,7 +6,7 @@ they are asked for, servers of others.
 
 import asyncio
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +101,8 @@ class ServingCase:
 class ServingRow:
     """One load. Times in milliseconds; `processor_ms` is that of a processor for each generated token, by process.
 
-    `runner` and `dense` are the runner alone, sparse and dense, with the same number of sequences; their processor time
-    is for each token as well. `front` is the name of the peer where the server is another's.
+    Rates and processor times are of the time in which all streams were open. `runner` and `dense` are the runner alone,
+    sparse and dense, with the same number of sequences; their processor time is for each token as well. `front` is the name of the peer where the server is another's.
     """
 
     front: str
@@ -146,15 +146,19 @@ class _Runners:
 
 
 class _Clock:
-    """Processor time of the processes that serve, by a name, from one moment on."""
+    """Processor time of the processes that serve, by a name, from one moment to another."""
 
     def __init__(self, processes: Mapping[str, Sequence[ModelProcess]]) -> None:
         self._processes = processes
-        self._began = self._now()
+        self._began = self._ended = self._now()
+
+    def stop(self) -> None:
+        """The time that is measured ends now."""
+        self._ended = self._now()
 
     def per_token(self, tokens: int) -> dict[str, float]:
         """Milliseconds for each of so many tokens, by process; "client" is this one, the load."""
-        return {name: (seconds - self._began[name]) * 1e3 / tokens for name, seconds in self._now().items()}
+        return {name: (seconds - self._began[name]) * 1e3 / tokens for name, seconds in self._ended.items()}
 
     def _now(self) -> dict[str, float]:
         seconds = {
@@ -205,9 +209,9 @@ def _row(
     prompts = case.prompts(workload, streams, vocab_size)
     asyncio.run(_load(server, gateway, prompts[:1], 1, 2))  # connections, and code that has never run
     clock = _Clock(_our_processes(server, gateway))
-    seen = asyncio.run(_load(server, gateway, prompts, streams, case.new_tokens))
+    seen = asyncio.run(_load(server, gateway, prompts, streams, case.new_tokens, clock.stop))
     front = "grpc" if gateway is None else "openai"
-    return _row_of(front, workload, seen, clock.per_token(seen.tokens), prompts[:streams], runners)
+    return _row_of(front, workload, seen, clock.per_token(seen.full_tokens), prompts[:streams], runners)
 
 
 def _our_processes(server: TritonServer, gateway: GatewayProcess | None) -> dict[str, list[ModelProcess]]:
@@ -237,14 +241,20 @@ def _peer_rows(
                 )
                 _peer_load(process, warm, prompts[:1], 1)
                 clock = _Clock({"peer": process.processes()})
-                seen = _peer_load(process, whole, prompts, streams)
-                yield _row_of(peer.name, workload, seen, clock.per_token(seen.tokens), prompts[:streams], runners)
+                seen = _peer_load(process, whole, prompts, streams, clock.stop)
+                yield _row_of(peer.name, workload, seen, clock.per_token(seen.full_tokens), prompts[:streams], runners)
 
 
-def _peer_load(process: PeerProcess, tokens: Tokens, prompts: list[list[int]], streams: int) -> Seen:
+def _peer_load(
+    process: PeerProcess,
+    tokens: Tokens,
+    prompts: list[list[int]],
+    streams: int,
+    on_first_end: Callable[[], None] = lambda: None,
+) -> Seen:
     """What the clients of a peer see; CheckError where it ends, or answers without a token."""
     try:
-        seen = asyncio.run(run_load(tokens, prompts, streams))
+        seen = asyncio.run(run_load(tokens, prompts, streams, on_first_end))
     except OSError as error:
         raise CheckError(f"{process.name} is not to be reached: {process.last_words()}") from error
     process.check_running()
@@ -283,9 +293,15 @@ def _row_of(
 
 
 async def _load(
-    server: TritonServer, gateway: GatewayProcess | None, prompts: list[list[int]], streams: int, new_tokens: int
+    server: TritonServer,
+    gateway: GatewayProcess | None,
+    prompts: list[list[int]],
+    streams: int,
+    new_tokens: int,
+    on_first_end: Callable[[], None] = lambda: None,
 ) -> Seen:
     async with AsyncClient(server.grpc_url, retries=Retries(20, 0.05)) as client:
         if gateway is None:
-            return await run_load(grpc_tokens(client, new_tokens), prompts, streams)
-        return await run_load(openai_tokens(gateway.url, MODEL_NAME, new_tokens), prompts, streams)
+            return await run_load(grpc_tokens(client, new_tokens), prompts, streams, on_first_end)
+        tokens = openai_tokens(gateway.url, MODEL_NAME, new_tokens)
+        return await run_load(tokens, prompts, streams, on_first_end)

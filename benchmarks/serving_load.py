@@ -28,18 +28,20 @@ class Seen:
         first: from each request to its first token.
         gaps: from one token of a request to the next.
         tokens: that were generated in all.
-        seconds: of the whole load.
+        full_tokens, full_seconds: while all streams were open, until the first of them had nothing more to send. After
+            that the batch is smaller, and a token of fewer streams takes more.
     """
 
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     tokens: int = 0
-    seconds: float = 0.0
+    full_tokens: int = 0
+    full_seconds: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all streams together."""
-        return self.tokens / self.seconds
+        """Of all streams together, while all were open."""
+        return self.full_tokens / self.full_seconds
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -57,18 +59,35 @@ def make_prompts(
     return [[*prefix, *generator.integers(0, vocab_size, size).tolist()] for size in sizes]
 
 
-async def run_load(tokens: Tokens, prompts: Sequence[Sequence[int]], streams: int) -> Seen:
-    """Send all prompts, each stream one after another; CheckError where a request fails."""
+async def run_load(
+    tokens: Tokens,
+    prompts: Sequence[Sequence[int]],
+    streams: int,
+    on_first_end: Callable[[], None] = lambda: None,
+) -> Seen:
+    """Send all prompts, each stream one after another.
+
+    Args:
+        tokens: sends one of them.
+        prompts: at least one for each stream.
+        streams: that are open at a time.
+        on_first_end: is called when the first stream has nothing more to send.
+
+    Raises:
+        CheckError: a request fails.
+    """
     seen = Seen()
     waiting = iter(prompts)
+    started = time.perf_counter()
 
     async def stream() -> None:
         for prompt in waiting:
             await _one(tokens, prompt, seen)
+        if not seen.full_seconds:
+            seen.full_tokens, seen.full_seconds = seen.tokens, time.perf_counter() - started
+            on_first_end()
 
-    started = time.perf_counter()
     await asyncio.gather(*(stream() for _ in range(streams)))
-    seen.seconds = time.perf_counter() - started
     return seen
 
 

@@ -1,8 +1,10 @@
 """`hebbline bench serve`, on a model of seconds, and its fuzzing."""
 
+import asyncio
 import json
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from hebbline.artifacts import InputError
 from hebbline.benchmarks.serving import ServingCase
 from hebbline.benchmarks.serving_fuzz import grpc_request, http_body, openai_request, run_fuzz
-from hebbline.benchmarks.serving_load import make_prompts, percentile
+from hebbline.benchmarks.serving_load import make_prompts, percentile, run_load
 from hebbline.cli import main
 
 
@@ -32,6 +34,21 @@ def test_every_row_has_all_figures(tiny_artifact, capsys):
 def test_percentiles():
     assert [percentile([3, 1, 2], share) for share in (0.3, 0.5, 0.99)] == [1, 2, 3]
     assert percentile(list(range(1, 101)), 0.99) == 99 and math.isnan(percentile([], 0.5))
+
+
+def test_rates_are_of_the_time_in_which_all_streams_are_open():
+    """A long request beside three short ones, after which it runs alone."""
+    ended_at = []
+
+    async def tokens(prompt):
+        for _ in range(prompt[0]):
+            await asyncio.sleep(0.02)
+            yield 1
+
+    seen = asyncio.run(run_load(tokens, [[30], [3], [3], [3]], 2, lambda: ended_at.append(time.perf_counter())))
+    assert seen.tokens == 39 and len(ended_at) == 1
+    assert 16 <= seen.full_tokens <= 20 and seen.full_seconds >= 9 * 0.02
+    assert seen.tokens_per_second == seen.full_tokens / seen.full_seconds
 
 
 def test_prompts_share_what_they_are_told_to():
