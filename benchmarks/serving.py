@@ -102,7 +102,8 @@ class ServingRow:
     """One load. Times in milliseconds; `processor_ms` is that of a processor for each generated token, by process.
 
     Rates and processor times are of the time in which all streams were open. `runner` and `dense` are the runner alone,
-    sparse and dense, with the same number of sequences; their processor time is for each token as well. `front` is the name of the peer where the server is another's.
+    sparse and dense, with the same number of sequences; their processor time is for each token as well. `front` is the
+    name of the peer where the server is another's.
     """
 
     front: str
