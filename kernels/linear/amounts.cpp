@@ -79,15 +79,9 @@ class Walk {
     add(found_ == Found::kMemory ? Term::kBytes : Term::kCachedBytes, bytes * std::ceil(tokens_ / group));
   }
 
-  // Passes of 8 tokens, and of 4, 2 and 1 for the rest.
-  void take_by_powers(double items) {
-    double left = tokens_;
-    constexpr std::array<std::pair<Term, double>, 3> kWidths{{{Term::kEight, 8}, {Term::kFour, 4}, {Term::kTwo, 2}}};
-    for (const auto& [term, width] : kWidths) {
-      add(term, items * std::floor(left / width));
-      left -= std::floor(left / width) * width;
-    }
-    add(Term::kOne, items * left);
+  // Passes of 8 tokens, and one for the rest.
+  void take_by_eights(double items) {
+    for (double left = tokens_; left > 0; left -= 8) take_up_to_8(items, left);
   }
 
   // One pass of up to 8 tokens.
@@ -169,13 +163,13 @@ void walk_tile(Walk& walk, Isa isa) {
 void walk_panel(Walk& walk) {
   walk.pass_through(walk.tokens());
   walk.read(packed_bytes(Family::kPanel, walk.work(), Isa::kAvx512), 64);
-  for (double left = walk.tokens(); left > 0; left -= 8) walk.take_up_to_8(walk.work().vectors, left);
+  walk.take_by_eights(walk.work().vectors);
 }
 
 void walk_pick(Walk& walk, Family family) {
   walk.pass_through(walk.tokens());
   walk.read(packed_bytes(family, walk.work(), Isa::kAvx512), 64);
-  walk.take_by_powers(steps_of_family(family, walk.work()));
+  walk.take_by_eights(steps_of_family(family, walk.work()));
   // Each strip reads X of up to 8 tokens, a cache line after another.
   const double line = 16 * columns_per_unit(walk.work().values), lines = std::ceil(walk.work().columns / line);
   if (std::min(walk.tokens(), 8.0) * lines * 64 > kFirstCache) {
@@ -211,7 +205,7 @@ void walk_narrow_pick(Walk& walk) {
   const NarrowSteps steps = narrow_steps(work);
   walk.pass_through(walk.tokens());
   walk.read(packed_bytes(Family::kPick, work, Isa::kAvx2), 64);
-  walk.take_by_powers(steps.steps * steps.weight);
+  walk.take_by_eights(steps.steps * steps.weight);
   if (work.groups > 1) walk.add(Term::kPieces, work.rows / 8 * work.groups * std::ceil(walk.tokens() / 8));
 }
 

@@ -29,7 +29,7 @@ struct Halves {
   static inline void add_segment(const NarrowPickView& weight, int64_t s, const uint8_t* x_MK, int64_t stride,
                                  __m256* totals_M) {
     constexpr int64_t kPlaceBytes = 16, kValueBytes = 32;
-    constexpr int kChains = Tokens < 8 ? 2 : 1;  // hide the latency of a product
+    constexpr int kChains = Tokens <= 4 ? 2 : 1;  // hide the latency of a product
     __m256 sums[kChains * Tokens];
     unrolled<kChains * Tokens>([&](auto i) { sums[i] = _mm256_setzero_ps(); });
     const uint16_t* windows_T = weight.windows_T;
@@ -65,7 +65,7 @@ struct Singles {
   static inline void add_segment(const NarrowPickView& weight, int64_t s, const uint8_t* x_MK, int64_t stride,
                                  __m256* totals_M) {
     constexpr int64_t kPlaceBytes = 4, kValueBytes = 32;
-    constexpr int kChains = Tokens >= 4 ? 1 : 4 / Tokens;  // hide the latency of a product
+    constexpr int kChains = (3 + Tokens) / Tokens;  // hide the latency of a product
     const __m256i half_bytes = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     __m256 sums[kChains * Tokens];
     unrolled<kChains * Tokens>([&](auto i) { sums[i] = _mm256_setzero_ps(); });
