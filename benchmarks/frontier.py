@@ -245,7 +245,7 @@ def _sparse_point(case: FrontierCase, path: Path, name: str, *, trained: bool) -
 
 def _model_case(case: FrontierCase, point: _Point, forms: tuple[str, ...]) -> ModelCase:
     return ModelCase(
-        model=str(point.path),
+        model=str(point.path.absolute()),  # a bare name may be one of `SIZES`
         variants=forms,
         context=case.context,
         prefill=case.prefill,
