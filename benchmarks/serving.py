@@ -5,6 +5,7 @@ they are asked for, servers of others.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,9 +19,12 @@ from ..artifacts import CheckError, InputError
 from ..runtime.onnxruntime import language_model_facts
 from ..runtime.tokenizer import load_tokenizer
 from ..serve.async_client import AsyncClient, Retries
+from ..serve.openai.metrics import parse_samples
+from ..serve.openai.triton_metrics import read_metrics
 from ..serve.triton.launch import TritonServer
-from ..serve.triton.process import free_ports
+from ..serve.triton.process import HOST, free_ports
 from ..serve.triton.repository import fill_repository
+from ..serve.triton.settings import MODEL_NAME as SERVED_NAME
 from ..serve.triton.settings import Settings
 from ..serve.triton.watch import ModelProcess, model_processes
 from .budget import Budget
@@ -102,8 +106,9 @@ class ServingRow:
     """One load. Times in milliseconds; `processor_ms` is that of a processor for each generated token, by process.
 
     Rates and processor times are of the time in which all streams were open. `runner` and `dense` are the runner alone,
-    sparse and dense, with the same number of sequences; their processor time is for each token as well. `front` is the
-    name of the peer where the server is another's.
+    sparse and dense, with the same number of sequences; their processor time is for each token as well. `steps_ms` is
+    what the model's steps took in the server; nan of a peer, and of a load of less than a second. `front` is the name
+    of the peer where the server is another's.
     """
 
     front: str
@@ -116,18 +121,31 @@ class ServingRow:
     gap_p50: float
     gap_p99: float
     processor_ms: dict[str, float]
+    steps_ms: float
     runner_tokens_per_second: float
     runner_ms: float
     dense_tokens_per_second: float
     dense_ms: float
 
     @property
-    def stack_share(self) -> float | None:
-        """Processor time of all that serves and is not the runner, over that of the runner alone; None of a peer."""
-        if "model" not in self.processor_ms:
-            return None
-        served = sum(seconds for name, seconds in self.processor_ms.items() if name != "client")
-        return served / self.runner_ms - 1
+    def stack_share(self) -> float:
+        """Processor time of what serves beside the model's steps, over that of the steps; nan of a peer.
+
+        On one thread of the runtime, and where nothing else takes the processor, a step's seconds are a processor's.
+        """
+        return self._served_ms / self.steps_ms - 1
+
+    @property
+    def share_over_runner(self) -> float:
+        """Processor time of all that serves, over that of the runner alone, less 1; nan of a peer.
+
+        The runner alone reads prompts whole, and always generates for all sequences; in a server they come and go.
+        """
+        return self._served_ms / self.runner_ms - 1 if "model" in self.processor_ms else math.nan
+
+    @property
+    def _served_ms(self) -> float:
+        return sum(seconds for name, seconds in self.processor_ms.items() if name != "client")
 
 
 class _Runners:
@@ -166,6 +184,27 @@ class _Clock:
             name: sum(process.cpu_seconds() for process in processes) for name, processes in self._processes.items()
         }
         return {**seconds, "client": time.process_time()}
+
+
+class _Steps:
+    """What the model's steps take, by the server's own metrics: half a second old at most, and all of one moment."""
+
+    def __init__(self, server: TritonServer) -> None:
+        self._url = f"http://{HOST}:{server.ports.metrics}/metrics"
+        self._began = self._ended = self._now()
+
+    def stop(self) -> None:
+        """What is measured ends now."""
+        self._ended = self._now()
+
+    def per_token(self) -> float:
+        """Milliseconds for each generated token; nan where none was."""
+        seconds, tokens = (end - begin for begin, end in zip(self._began, self._ended, strict=True))
+        return seconds * 1e3 / tokens if tokens else math.nan
+
+    def _now(self) -> tuple[float, float]:
+        samples = parse_samples(read_metrics(self._url), "hebbline_", SERVED_NAME)
+        return samples.get("hebbline_step_seconds_total", 0.0), samples.get("hebbline_generated_tokens_total", 0.0)
 
 
 def run_serving(case: ServingCase, directory: Path, budget: Budget) -> Generator[ServingRow, None, None]:
@@ -209,10 +248,16 @@ def _row(
 ) -> ServingRow:
     prompts = case.prompts(workload, streams, vocab_size)
     asyncio.run(_load(server, gateway, prompts[:1], 1, 2))  # connections, and code that has never run
-    clock = _Clock(_our_processes(server, gateway))
-    seen = asyncio.run(_load(server, gateway, prompts, streams, case.new_tokens, clock.stop))
+    clock, steps = _Clock(_our_processes(server, gateway)), _Steps(server)
+
+    def stop() -> None:
+        clock.stop()
+        steps.stop()
+
+    seen = asyncio.run(_load(server, gateway, prompts, streams, case.new_tokens, stop))
     front = "grpc" if gateway is None else "openai"
-    return _row_of(front, workload, seen, clock.per_token(seen.full_tokens), prompts[:streams], runners)
+    times = clock.per_token(seen.full_tokens), steps.per_token()
+    return _row_of(front, workload, seen, *times, prompts[:streams], runners)
 
 
 def _our_processes(server: TritonServer, gateway: GatewayProcess | None) -> dict[str, list[ModelProcess]]:
@@ -243,7 +288,8 @@ def _peer_rows(
                 _peer_load(process, warm, prompts[:1], 1)
                 clock = _Clock({"peer": process.processes()})
                 seen = _peer_load(process, whole, prompts, streams, clock.stop)
-                yield _row_of(peer.name, workload, seen, clock.per_token(seen.full_tokens), prompts[:streams], runners)
+                times = clock.per_token(seen.full_tokens), math.nan
+                yield _row_of(peer.name, workload, seen, *times, prompts[:streams], runners)
 
 
 def _peer_load(
@@ -269,6 +315,7 @@ def _row_of(
     workload: str,
     seen: Seen,
     processor: dict[str, float],
+    steps: float,
     prompts: list[list[int]],
     runners: _Runners,
 ) -> ServingRow:
@@ -286,6 +333,7 @@ def _row_of(
         gap_p50=percentile(seen.gaps, 0.5) * 1e3,
         gap_p99=percentile(seen.gaps, 0.99) * 1e3,
         processor_ms=processor,
+        steps_ms=steps,
         runner_tokens_per_second=sparse.tokens_per_second,
         runner_ms=sparse.processor_seconds * 1e3,
         dense_tokens_per_second=dense.tokens_per_second,

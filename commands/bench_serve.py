@@ -1,9 +1,10 @@
 """`hebbline bench serve ARTIFACT`: a served model under load, and the runner alone and other servers beside it."""
 
+import math
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..console import Parser, console
 from .bench_output import JsonDocument, Lines, Report, add_common_options, numbers, reported, steps
@@ -23,8 +24,10 @@ _COLUMNS = (
     ("gateway", 7),
     ("peer", 7),
     ("client", 7),
-    ("runner alone", 12),
+    ("steps", 6),
     ("stack", 6),
+    ("runner alone", 12),
+    ("over it", 7),
     ("dense runner", 14),
 )
 _PROCESSES = ("triton", "model", "gateway", "peer", "client")
@@ -67,7 +70,7 @@ def main(arguments: list[str]) -> int:
         closing(run_serving(case, directory, budget)) as rows,
     ):
         for row in rows:
-            report.add("rows", {**asdict(row), "stack_share": row.stack_share}, *_cells(row))
+            report.add("rows", _record(row), *_cells(row))
     return 0
 
 
@@ -97,7 +100,19 @@ def _parser() -> Parser:
     return parser
 
 
+def _steps(row: "ServingRow") -> list[str]:
+    """What the model's steps took, and the stack's share over that; "-" where the load was too short to know."""
+    return ["-", "-"] if math.isnan(row.steps_ms) else [f"{row.steps_ms:.2f}", f"{row.stack_share:.0%}"]
+
+
+def _record(row: "ServingRow") -> dict[str, Any]:
+    """The row as JSON has it, which knows no nan: what a peer has not is null."""
+    figures = asdict(row) | {"stack_share": row.stack_share, "share_over_runner": row.share_over_runner}
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in figures.items()}
+
+
 def _cells(row: "ServingRow") -> list[str]:
+    is_peer = "model" not in row.processor_ms
     processor = [f"{row.processor_ms[name]:.2f}" if name in row.processor_ms else "" for name in _PROCESSES]
     return [
         row.front,
@@ -107,7 +122,8 @@ def _cells(row: "ServingRow") -> list[str]:
         f"{row.first_p50:.0f}/{row.first_p99:.0f}",
         f"{row.gap_p50:.1f}/{row.gap_p99:.1f}",
         *processor,
+        *(["", ""] if is_peer else _steps(row)),
         f"{row.runner_ms:.2f}",
-        "" if row.stack_share is None else f"{row.stack_share:.0%}",
+        "" if is_peer else f"{row.share_over_runner:.0%}",
         f"{row.dense_ms:.2f}",
     ]

@@ -1,7 +1,7 @@
 """What a scheduler has done and does, as numbers for whoever watches it."""
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 class Counts:
     """Totals since the start. `add` may be called from several threads."""
 
-    totals: Counter[str] = field(default_factory=Counter)
+    totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, name: str, amount: int = 1) -> None:
+    def add(self, name: str, amount: float = 1) -> None:
         """Add to a total."""
         with self._lock:
             self.totals[name] += amount
@@ -34,12 +34,13 @@ class Snapshot:
     blocks: int
     blocks_used: int
     blocks_kept: int
-    totals: dict[str, int]
+    totals: dict[str, float]
 
 
 TOTALS = {
     "prompt_tokens": "Tokens of prompts that were computed",
     "generated_tokens": "Tokens that were generated",
+    "step_seconds": "Seconds that the model took for its steps",
     "prefix_tokens_looked_up": "Tokens of prompts that were looked up in the cache",
     "prefix_tokens_found": "Tokens of prompts that were found in the cache and not computed again",
     "blocks_evicted": "Blocks of the cache whose content was given up for others",

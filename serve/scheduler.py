@@ -247,7 +247,9 @@ class Scheduler:
         if not works:
             return
         try:
+            started = time.perf_counter()
             logits_NV = self._logits(works)
+            self.counts.add("step_seconds", time.perf_counter() - started)
         except Exception as error:
             self._fail_step(works, error)
             return

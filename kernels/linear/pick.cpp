@@ -44,6 +44,7 @@ class Picker {
         matrix_(matrix),
         kind_(kind_of(matrix.values)),
         width_(columns_per_unit(kind_)) {
+    lists.reserve(order.steps, kLanes * width_, kWindowBytes);
     lists.pack([this](int64_t start, const Cursors& from, const Cursors& to) { append_step(start, from, to); });
   }
 

@@ -40,6 +40,7 @@ class NarrowPicker {
         broad_(broad),
         half_values_(matrix.values == ValueType::kInt4),
         unsigned_x_(unsigned_x) {
+    lists.reserve(order.steps, kSlots, kSlots);  // at most
     lists.pack([this](int64_t start, const Cursors& from, const Cursors& to) { append_step(start, from, to); });
   }
 

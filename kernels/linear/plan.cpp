@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <functional>
+#include <future>
 #include <map>
 #include <stdexcept>
 #include <string_view>
@@ -88,15 +90,19 @@ Workload workload(const SparseMatrix& matrix, bool blocks) {
           matrix.quantised() ? 0.0 : static_cast<double>(count_rare_links(matrix))};
 }
 
-// Several packings of a weight, each for the numbers of tokens that it is best at.
+// Several packings of a weight, each for the numbers of tokens that it is best at. They are made side by side.
 class PlannedPackings : public Packing {
  public:
   PlannedPackings(const SparseMatrix& matrix, Isa isa, const Plan& plan) {
+    const Family first = plan.steps.front().family;
+    std::map<Family, std::future<std::unique_ptr<Packing>>> others;
     for (const PlanStep& step : plan.steps) {
-      auto& packing = packings_[step.family];
-      if (packing == nullptr) packing = pack_family(step.family, matrix, isa);
-      steps_.push_back({step.until, packing.get()});
+      if (step.family == first || others.contains(step.family)) continue;
+      others[step.family] = std::async(pack_family, step.family, std::cref(matrix), isa);
     }
+    packings_[first] = pack_family(first, matrix, isa);
+    for (auto& [family, packing] : others) packings_[family] = packing.get();
+    for (const PlanStep& step : plan.steps) steps_.push_back({step.until, packings_[step.family].get()});
   }
 
   void multiply(const Call& call, const Parallel& parallel) const override {

@@ -15,6 +15,7 @@
 #include <new>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "platform/arithmetic.h"
 
@@ -58,6 +59,32 @@ Mapping parse_mapping(const std::string& line) {
   }
   return mapping;
 }
+
+// The mappings of files that are private to the process, read anew where none of those known has what is looked for. One
+// that is gone meanwhile does no harm: see give_back_file_pages.
+class FileMappings {
+ public:
+  bool hold(uintptr_t begin, uintptr_t end) {
+    const std::lock_guard lock(mutex_);
+    if (known_hold(begin, end)) return true;
+    known_.clear();
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+      const Mapping mapping = parse_mapping(line);
+      if (mapping.private_file) known_.push_back(mapping);
+    }
+    return known_hold(begin, end);
+  }
+
+ private:
+  bool known_hold(uintptr_t begin, uintptr_t end) const {
+    return std::ranges::any_of(
+        known_, [&](const Mapping& mapping) { return mapping.begin <= begin && end <= mapping.end; });
+  }
+
+  std::mutex mutex_;
+  std::vector<Mapping> known_;
+};
 
 }  // namespace
 
@@ -104,14 +131,10 @@ size_t give_back_file_pages(std::span<const char> data) {
   const auto begin = round_up(reinterpret_cast<uintptr_t>(data.data()), page);
   const auto end = (reinterpret_cast<uintptr_t>(data.data()) + data.size()) / page * page;
   if (begin >= end) return 0;
-  std::ifstream maps("/proc/self/maps");
-  for (std::string line; std::getline(maps, line);) {
-    const Mapping mapping = parse_mapping(line);
-    if (!mapping.private_file || begin < mapping.begin || end > mapping.end) continue;
-    // Unlike MADV_DONTNEED this never loses a page: one that was written to stays, or goes to swap.
-    return madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT) == 0 ? end - begin : 0;
-  }
-  return 0;
+  static FileMappings mappings;
+  if (!mappings.hold(begin, end)) return 0;
+  // Unlike MADV_DONTNEED this never loses a page: one that was written to stays, or goes to swap.
+  return madvise(reinterpret_cast<void*>(begin), end - begin, MADV_PAGEOUT) == 0 ? end - begin : 0;
 }
 
 void give_back_freed_memory() {

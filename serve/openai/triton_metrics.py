@@ -22,7 +22,7 @@ class TritonMetrics:
 
     async def exposition(self) -> str:
         """All of them in Prometheus' text form; empty where the server does not answer."""
-        return "" if self._url is None else await asyncio.to_thread(_get, self._url)
+        return "" if self._url is None else await asyncio.to_thread(read_metrics, self._url)
 
     async def model_figures(self, model: str | None) -> dict[str, float]:
         """Those of a model by its name on the server, or the sums of all, without the prefix that they all have."""
@@ -30,7 +30,8 @@ class TritonMetrics:
         return {name.removeprefix(MODEL_PREFIX): value for name, value in samples.items()}
 
 
-def _get(url: str) -> str:
+def read_metrics(url: str) -> str:
+    """What is published there; empty where the server does not answer."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=SECONDS)
     try:

@@ -36,7 +36,7 @@ class Metrics:
         self._totals = {
             name: metric(f"{name}_total", text, pb_utils.MetricFamily.COUNTER) for name, text in TOTALS.items()
         }
-        self._published = dict.fromkeys(TOTALS, 0)
+        self._published = dict.fromkeys(TOTALS, 0.0)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hebbline-metrics", daemon=True)
         self._thread.start()

@@ -92,6 +92,16 @@ def test_a_frontier_is_measured_stopped_and_gone_on_with(dense, tmp_path, capsys
     assert "unstructured-0.5 (50%)" not in (tmp_path / "docs/frontier.md").read_text(), "the same weights, once"
 
 
+def test_a_directory_that_is_called_like_a_named_size_is_itself(dense, tmp_path, monkeypatch):
+    (tmp_path / "smollm2-135m").symlink_to(dense / "model")
+    monkeypatch.chdir(tmp_path)
+    text = ["--calibration", str(dense / "text.txt"), "--sequence-length", "32", "--windows", "2"]
+    options = ["--densities", "", "--budget", "0.01", "--out", "out"]
+    assert main(["bench", "frontier", "smollm2-135m", *text, *options]) == 0
+    row = json.loads((tmp_path / "out/rows.jsonl").read_text().splitlines()[0])
+    assert row["file_bytes"] < 10_000_000
+
+
 def test_a_number_of_questions_tells_folders_apart_only_where_questions_are_asked(dense, tmp_path):
     machine, texts = describe_machine(), Texts(str(dense / "text.txt"))
 

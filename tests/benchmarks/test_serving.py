@@ -17,7 +17,8 @@ from hebbline.cli import main
 
 
 def test_every_row_has_all_figures(tiny_artifact, capsys):
-    options = ["--streams", "2", "--lengths", "4,20", "--shared", "16", "--new-tokens", "6", "--workloads", "shared"]
+    options = ["--streams", "2", "--lengths", "4,20", "--shared", "16", "--new-tokens", "60", "--workloads", "shared"]
+    options += ["--requests", "20"]
     assert main(["bench", "serve", str(tiny_artifact), *options, "--fronts", "grpc,openai", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["front"], row["workload"], row["streams"]) for row in rows] == [
@@ -25,10 +26,11 @@ def test_every_row_has_all_figures(tiny_artifact, capsys):
         ("openai", "shared", 2),
     ]
     for row in rows:
-        assert row["tokens"] == 6 * 2 * row["streams"] and row["tokens_per_second"] > 0
+        assert row["tokens"] == 60 * 20 * row["streams"] and row["tokens_per_second"] > 0
         assert 0 < row["first_p50"] <= row["first_p99"] and 0 <= row["gap_p50"] <= row["gap_p99"]
         assert set(row["processor_ms"]) == {"triton", "model", "client", *(["gateway"] * (row["front"] == "openai"))}
         assert row["runner_ms"] > 0 and row["dense_ms"] > 0
+        assert 0 < row["steps_ms"] < sum(row["processor_ms"].values()) * 10 and row["stack_share"] is not None
 
 
 def test_percentiles():
