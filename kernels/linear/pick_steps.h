@@ -16,7 +16,7 @@
 
 namespace hebbline {
 
-inline constexpr int64_t kPickTokens = 8;  // tokens a step is multiplied by before the next
+inline constexpr int64_t kPickTokens = 8;  // tokens, at most, a step is multiplied by before the next
 
 // What a kernel reads of the steps; what their places and values look like is of the packing's own.
 struct StepsView {

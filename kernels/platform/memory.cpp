@@ -60,8 +60,8 @@ Mapping parse_mapping(const std::string& line) {
   return mapping;
 }
 
-// The mappings of files that are private to the process, read anew where none of those known has what is looked for. One
-// that is gone meanwhile does no harm: see give_back_file_pages.
+// The mappings of files that are private to the process, read anew where none of those known has what is looked for.
+// One that is gone meanwhile does no harm: see give_back_file_pages.
 class FileMappings {
  public:
   bool hold(uintptr_t begin, uintptr_t end) {
@@ -78,8 +78,8 @@ class FileMappings {
 
  private:
   bool known_hold(uintptr_t begin, uintptr_t end) const {
-    return std::ranges::any_of(
-        known_, [&](const Mapping& mapping) { return mapping.begin <= begin && end <= mapping.end; });
+    return std::ranges::any_of(known_,
+                               [&](const Mapping& mapping) { return mapping.begin <= begin && end <= mapping.end; });
   }
 
   std::mutex mutex_;
