@@ -68,6 +68,7 @@ class Pace:
     def __init__(self, most: int) -> None:
         self._most = most
         self._steps = 0
+        self._was_plain = True  # the latest step
         self._plain: dict[int, _Plain] = {}  # by the number of requests that generate
         self._found: dict[int, float | None] = {}  # what `plain_seconds` gave since the latest step
         self._per_token = Recent()  # what a token of a prompt adds to a step
@@ -89,8 +90,11 @@ class Pace:
         return self._plain[nearest].seconds.middle if ratio <= ALIKE else None
 
     def wants_plain(self, generating: int) -> bool:
-        """Whether the next step should read no prompts and check no guesses, so that the others can be planned."""
-        return generating > 0 and self.plain_seconds(generating) is None
+        """Whether the next step should read no prompts and check no guesses, so that the others can be planned.
+
+        Not the first of those that do: a short prompt now and then is read at once.
+        """
+        return generating > 0 and not self._was_plain and self.plain_seconds(generating) is None
 
     def budget(self, generating: int) -> int:
         """Tokens of prompts that the next step may read, beside so many requests that generate."""
@@ -129,4 +133,5 @@ class Pace:
             of_number.seconds.add(seconds)
             of_number.latest = self._steps
         self._steps += 1
+        self._was_plain = prompt_tokens == 0 and drafts == 0
         self._found.clear()

@@ -27,9 +27,9 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # A server that is restarted is found within half a second, and not after pauses that grow to minutes.
+    # A server that is restarted is found within a third of a second, and not after pauses that grow to minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 300),
 )
 UNKNOWN_MODEL_WORDS = ("Request for unknown model", "is not at ready state")
 """By which an error of Triton's says that it has no such model, or has it no longer."""

@@ -66,11 +66,12 @@ class StepLists {
     });
   }
 
-  // Room for so many steps, of so many bytes of places and values each.
+  // Room for about so many steps, of so many bytes of places and values each.
   void reserve(int64_t steps, int64_t place_bytes, int64_t value_bytes) {
-    windows.reserve(static_cast<size_t>(steps));
-    places.reserve(static_cast<size_t>(steps * place_bytes));
-    values.reserve(static_cast<size_t>(steps * value_bytes));
+    const auto room = static_cast<size_t>(steps + steps / 16 + 16);
+    windows.reserve(room);
+    places.reserve(room * static_cast<size_t>(place_bytes));
+    values.reserve(room * static_cast<size_t>(value_bytes));
   }
 
   void add_correction(int64_t row, int32_t amount) { corrections[corrections.size() - shape_.rows + row] += amount; }

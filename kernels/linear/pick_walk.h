@@ -50,7 +50,8 @@ class StepWalk {
     }
   }
 
-  int64_t count_steps() const;
+  // Of all strips: counted in a weight of few, of others by every fifth strip.
+  int64_t estimate_steps() const;
 
  private:
   static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
@@ -69,7 +70,7 @@ class StepWalk {
 struct RowOrder {
   std::vector<int32_t> rows;
   bool sorted;
-  int64_t steps;
+  int64_t steps;  // about
 };
 RowOrder choose_row_order(const SparseMatrix& matrix, const StepShape& shape);
 

@@ -73,7 +73,7 @@ def test_a_step_is_kept_plain_under_a_load_that_has_prompts_in_every_one():
         pace.record(16, tokens, plain_seconds + per_token * tokens)
         plain_steps += plain
         budgets.append(tokens)
-    assert budgets[0] == 0 and plain_steps == 20
+    assert budgets[:3] == [FIRST_TOKENS, 0, FIRST_TOKENS] and 19 <= plain_steps <= 20
     assert statistics.median(budgets) == int((LIMIT - 1) * 0.065 / per_token)
 
 
@@ -107,5 +107,5 @@ def test_guesses_are_left_out_of_a_plain_step_too():
         plain = pace.wants_plain(1)
         drafts = 4 if not plain and pace.draft_pays(0.9, 1) else 0
         pace.record(1, 0, 0.01 + 0.0005 * drafts, drafts)
-        plain_steps += plain
+        plain_steps += drafts == 0
     assert plain_steps == 4
