@@ -1,6 +1,7 @@
 """The section on a frontier: a table, a picture, and the sentence that the rows support."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,26 @@ def write_frontier(docs: Path, case: FrontierCase, machine: Machine, command: st
     markdown = "\n".join(
         [
             f"## {name}\n",
-            provenance(machine, command),
-            f"{_commits(rows)}Perplexity of held-out documents of {' and of '.join(case.measured)}, in windows of "
+            provenance(replace(machine, commit=_commits(rows)), command),
+            f"Perplexity of held-out documents of {' and of '.join(case.measured)}, in windows of "
             f"{case.texts.sequence_length} tokens, through the graph that was timed; tokens a second, prompts of "
             f"{case.prefill} tokens, decoding after {case.context}.\n",
             _table(rows, case),
             f"![perplexity over speed]({picture})\n",
-            *(f"- {line}" for line in conclusions(rows, case.measured[0], machine.isa)),
+            *(f"- {line}" for line in conclusions(rows, case.measured, machine.isa)),
         ]
     )
     return write_section(docs / PAGE, _TITLE, f"bench frontier {name}", markdown)
 
 
-def conclusions(rows: Sequence[FrontierRow], text: str, isa: str) -> list[str]:
-    """For each measure, at which quality sparse is ahead of dense 4-bit, or that it is not.
+def conclusions(rows: Sequence[FrontierRow], texts: Sequence[str], isa: str) -> list[str]:
+    """For each text and measure, at which quality sparse is ahead of dense 4-bit, or that it is not.
 
     Speeds are compared by their ratios to dense float32 in the same rounds, as rows may be measured on different days.
 
     Args:
         rows: of one case.
-        text: the name of the text whose perplexity decides.
+        texts: the names of those whose perplexity decides, each by itself.
         isa: of the kernels.
     """
     dense = _form(rows, _DENSE_FLOAT32)
@@ -56,7 +57,7 @@ def conclusions(rows: Sequence[FrontierRow], text: str, isa: str) -> list[str]:
     sparse = [row for row in rows if row.sparse]
     if dense is None or peer is None or not sparse:
         return ["dense float32, dense 4-bit and a sparse form are not all measured yet: nothing can be said"]
-    return [_conclusion(measure, sparse, peer, dense, text, isa) for measure in peer.rates]
+    return [_conclusion(measure, sparse, peer, dense, text, isa) for text in texts for measure in peer.rates]
 
 
 def pareto(rows: Sequence[FrontierRow], measure: str, text: str) -> list[FrontierRow]:
@@ -108,7 +109,7 @@ def _plain_numbers(panel: Any) -> None:
 def _conclusion(
     measure: str, sparse: Sequence[FrontierRow], peer: FrontierRow, dense: FrontierRow, text: str, isa: str
 ) -> str:
-    where = f"{measure} on {isa}"
+    where = f"{measure} on {isa}, by {text}"
     as_good = [row for row in sparse if row.perplexity[text] <= peer.perplexity[text]]
     faster = [row for row in sparse if row.ratios[measure] > peer.ratios[measure]]
     both = [row for row in as_good if row in faster]
@@ -175,9 +176,8 @@ def _name(row: FrontierRow) -> str:
 
 
 def _commits(rows: Sequence[FrontierRow]) -> str:
-    """Which commits measured, where it was more than one."""
-    commits = list(dict.fromkeys(row.commit for row in rows))
-    return f"Rows were measured at the commits {', '.join(commits)}. " if len(commits) > 1 else ""
+    """Those that measured the rows."""
+    return " and ".join(dict.fromkeys(row.commit for row in rows))
 
 
 def _color(row: FrontierRow) -> str:

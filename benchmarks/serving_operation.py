@@ -34,7 +34,7 @@ QUEUED_SECONDS = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print both figures, in milliseconds and seconds."""
+    """Print the figures, in milliseconds and seconds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--slots", type=int, default=4, help="all of them are taken when a request is cancelled")
@@ -48,12 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fill_repository(options.artifact, directory / "repository", settings)
         with TritonServer(directory / "repository", directory, free_ports(), drain_seconds=1) as server:
             server.wait_ready()
-            freed = asyncio.run(_cancel_and_wait(server.grpc_url, options.slots, options.cancels, facts))
-        print(
-            f"from a cancellation to the first token of the request that waited, ms, {options.cancels} times: "
-            f"{_summary([1e3 * seconds for seconds in freed])}",
-            flush=True,
-        )
+            freed, answered = asyncio.run(_cancel_and_wait(server.grpc_url, options.slots, options.cancels, facts))
+        for until, seconds in (("its slot is free", freed), ("the request that waited has a token", answered)):
+            found = _summary([1e3 * value for value in seconds])
+            print(f"from a cancellation until {until}, ms, {options.cancels} times: {found}", flush=True)
         back = [_restart(directory) for _ in range(options.restarts)]
     print(f"from the death of the model's process to an answered request, s: {_summary(back)}")
 
@@ -75,31 +73,44 @@ class _Request:
                 self.begun.set()
 
 
-async def _cancel_and_wait(url: str, slots: int, cancels: int, facts: LanguageModelFacts) -> list[float]:
-    """Seconds from each cancellation of the oldest request to the first token of the one that waits."""
+async def _cancel_and_wait(
+    url: str, slots: int, cancels: int, facts: LanguageModelFacts
+) -> tuple[list[float], list[float]]:
+    """Seconds from each cancellation, while all slots are taken, until the slot is free, and until the request that
+    waited has its first token."""
     generator = np.random.default_rng(0)
-    prompts = make_prompts(slots + cancels, (PROMPT_TOKENS,), 0, facts.vocab_size, generator)
-    sampling = SamplingParameters(max_tokens=facts.context_length - PROMPT_TOKENS, ignore_eos=True)
-    seconds: list[float] = []
+    prompts = make_prompts(slots + 2 * cancels, (PROMPT_TOKENS,), 0, facts.vocab_size, generator)
+    long = SamplingParameters(max_tokens=facts.context_length - PROMPT_TOKENS, ignore_eos=True)
+    freed: list[float] = []
+    answered: list[float] = []
     async with AsyncClient(url, timeout=3600, retries=NO_RETRIES) as client:
-        requests = deque(_Request(client, prompt, sampling) for prompt in prompts[:slots])
-        for request in requests:
-            await request.begun.wait()
-        for prompt in prompts[slots:]:
-            requests.append(_Request(client, prompt, sampling))
+        running: deque[_Request] = deque()
+        for prompt in prompts[:slots]:
+            running.append(await _begun(client, prompt, long))
+        for waiting, next_one in zip(prompts[slots::2], prompts[slots + 1 :: 2], strict=True):
+            request = asyncio.create_task(client.complete(waiting, SamplingParameters(max_tokens=1)))
             await asyncio.sleep(QUEUED_SECONDS)
-            if requests[-1].begun.is_set():
+            if request.done():
                 raise CheckError(
                     f"a request came to its end by itself: a context of {facts.context_length} is too short"
                 )
             started = time.perf_counter()
-            requests.popleft().task.cancel()
-            await requests[-1].begun.wait()
-            seconds.append(time.perf_counter() - started)
-        for request in requests:
-            request.task.cancel()
-        await asyncio.gather(*(request.task for request in requests), return_exceptions=True)
-    return seconds
+            running.popleft().task.cancel()
+            chunk = await request
+            answered.append(time.perf_counter() - started)
+            freed.append(answered[-1] - chunk.prompt_seconds)
+            running.append(await _begun(client, next_one, long))
+        for left in running:
+            left.task.cancel()
+        await asyncio.gather(*(left.task for left in running), return_exceptions=True)
+    return freed, answered
+
+
+async def _begun(client: AsyncClient, prompt: list[int], sampling: SamplingParameters) -> _Request:
+    """A request that has its first token."""
+    request = _Request(client, prompt, sampling)
+    await request.begun.wait()
+    return request
 
 
 def _restart(directory: Path) -> float:

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     found = rows.rows()
     command = "hebbline bench frontier " + shlex.join(arguments)
     page = write_frontier(options.docs or options.out, case, machine, command, found)
-    for line in conclusions(found, case.measured[0], machine.isa):
+    for line in conclusions(found, case.measured, machine.isa):
         console.print(line, markup=False)
     console.print(f"written to [bold]{page}[/bold]")
     return 0

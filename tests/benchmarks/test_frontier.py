@@ -1,6 +1,7 @@
 """The frontier of a tiny model from end to end: measured, cut, gone on with, and what its rows say."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny import make_llama, make_text
@@ -157,13 +158,22 @@ DENSE_ROWS = [made("dense float32", 10.0, 20.0), made("dense 4-bit", 12.0, 80.0)
 )
 def test_the_sentence_says_what_the_rows_support(sparse, said):
     rows = DENSE_ROWS + [made(f"sparse {values}", *figures) for values, *figures in sparse]
-    [line] = conclusions(rows, "text", "avx2")
-    assert line.startswith("decode 1 on avx2: sparse is") and said in line
+    [line] = conclusions(rows, ["text"], "avx2")
+    assert line.startswith("decode 1 on avx2, by text: sparse is") and said in line
+
+
+def test_each_text_decides_by_itself():
+    rows = [
+        replace(row, perplexity={"text": row.perplexity["text"], "other": other})
+        for row, other in zip([*DENSE_ROWS, made("sparse int8", 11.0, 100.0)], (10.0, 12.0, 13.0), strict=True)
+    ]
+    by_text, by_other = conclusions(rows, ["text", "other"], "avx2")
+    assert "by text: sparse is ahead" in by_text and "by other: sparse is not ahead" in by_other
 
 
 def test_nothing_is_said_before_the_peers_are_measured():
-    assert "nothing can be said" in conclusions(DENSE_ROWS, "text", "avx2")[0]
-    assert "nothing can be said" in conclusions([made("sparse int8", 11.0, 9.0)], "text", "avx2")[0]
+    assert "nothing can be said" in conclusions(DENSE_ROWS, ["text"], "avx2")[0]
+    assert "nothing can be said" in conclusions([made("sparse int8", 11.0, 9.0)], ["text"], "avx2")[0]
 
 
 def test_the_front_is_what_no_other_row_beats():
