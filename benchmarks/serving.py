@@ -107,8 +107,9 @@ class ServingRow:
 
     Rates and processor times are of the time in which all streams were open. `runner` and `dense` are the runner alone,
     sparse and dense, with the same number of sequences; their processor time is for each token as well. `steps_ms` is
-    what the model's steps took in the server; nan of a peer, and of a load of less than a second. `front` is the name
-    of the peer where the server is another's.
+    what the model's steps took in the server, on one thread; nan of a peer, of a load of less than a second, and with
+    several threads, whose processor time a server does not tell. `front` is the name of the peer where the server is
+    another's.
     """
 
     front: str
@@ -131,7 +132,7 @@ class ServingRow:
     def stack_share(self) -> float:
         """Processor time of what serves beside the model's steps, over that of the steps; nan of a peer.
 
-        On one thread of the runtime, and where nothing else takes the processor, a step's seconds are a processor's.
+        Where nothing else takes the processor, a step's seconds are a processor's.
         """
         return self._served_ms / self.steps_ms - 1
 
@@ -256,7 +257,7 @@ def _row(
 
     seen = asyncio.run(_load(server, gateway, prompts, streams, case.new_tokens, stop))
     front = "grpc" if gateway is None else "openai"
-    times = clock.per_token(seen.full_tokens), steps.per_token()
+    times = clock.per_token(seen.full_tokens), steps.per_token() if case.threads == 1 else math.nan
     return _row_of(front, workload, seen, *times, prompts[:streams], runners)
 
 

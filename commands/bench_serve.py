@@ -101,7 +101,7 @@ def _parser() -> Parser:
 
 
 def _steps(row: "ServingRow") -> list[str]:
-    """What the model's steps took, and the stack's share over that; "-" where the load was too short to know."""
+    """What the model's steps took, and the stack's share over that; "-" where it is not known."""
     return ["-", "-"] if math.isnan(row.steps_ms) else [f"{row.steps_ms:.2f}", f"{row.stack_share:.0%}"]
 
 
