@@ -29,7 +29,7 @@ from .endings import scratch_directory
 from .serving_load import make_prompts, percentile
 
 PROMPT_TOKENS = 16
-QUEUED_SECONDS = 0.2
+QUEUED_SECONDS = 0.05
 """After so long a request that was sent waits in the queue."""
 
 
