@@ -80,7 +80,8 @@ async def _cancel_and_wait(
     waited has its first token."""
     generator = np.random.default_rng(0)
     prompts = make_prompts(slots + 2 * cancels, (PROMPT_TOKENS,), 0, facts.vocab_size, generator)
-    long = SamplingParameters(max_tokens=facts.context_length - PROMPT_TOKENS, ignore_eos=True)
+    # Drawn, so that no text repeats itself, which is guessed ahead and comes to its end early.
+    long = SamplingParameters(max_tokens=facts.context_length - PROMPT_TOKENS, ignore_eos=True, temperature=1.0, seed=0)
     freed: list[float] = []
     answered: list[float] = []
     async with AsyncClient(url, timeout=3600, retries=NO_RETRIES) as client:
@@ -91,6 +92,7 @@ async def _cancel_and_wait(
             request = asyncio.create_task(client.complete(waiting, SamplingParameters(max_tokens=1)))
             await asyncio.sleep(QUEUED_SECONDS)
             if request.done():
+                await request  # which raises where it was refused
                 raise CheckError(
                     f"a request came to its end by itself: a context of {facts.context_length} is too short"
                 )
