@@ -144,8 +144,7 @@ class CsrPacking : public Packing {
   // Writes a strip's entries of a block from `place` on, and moves `next_N` past them; returns the place after them.
   int64_t fill_block(int64_t strip, int64_t block, std::vector<int64_t>& next_N, int64_t place) {
     const int64_t start = block * width_, first_row = strip * kStripRows;
-    std::vector<Segment>& segments = segments_;
-    segments.clear();
+    std::vector<Segment> segments;
     for (int64_t n = first_row; n < std::min(rows_, first_row + kStripRows); ++n) {
       const int64_t first = next_N[n];
       while (next_N[n] < offsets_N_[n + 1] && entries_[next_N[n]].column < start + width_) ++next_N[n];
@@ -190,7 +189,6 @@ class CsrPacking : public Packing {
   int64_t rows_ = 0, columns_ = 0, width_ = 0, blocks_ = 0, strips_ = 0;
   std::vector<Entry> entries_;  // while packing
   std::vector<int64_t> offsets_N_;
-  std::vector<Segment> segments_;
   Buffer places_Z_, payload_Z_, counts_SBR_, rows_SBR_;
   std::vector<int64_t> strip_offsets_S_;
   std::vector<float> row_scales_N_;
