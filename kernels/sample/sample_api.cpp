@@ -1,6 +1,9 @@
-// What Python calls by name; see SampleKernels. The instruction set is chosen once: it is that of the library.
+// What Python calls by name; see the headers. The instruction set is chosen once: it is that of the library.
 
-#include "sample/sample.h"
+#include <algorithm>
+
+#include "sample/largest.h"
+#include "sample/nucleus.h"
 
 namespace {
 
@@ -13,25 +16,35 @@ const hebbline::SampleKernels& kernels() {
 
 #define HEBBLINE_CALLED extern "C" __attribute__((visibility("default")))
 
-HEBBLINE_CALLED double hebbline_weigh(const float* logits, int64_t count, float peak, float inverse, float* weights) {
-  return kernels().weigh(logits, count, peak, inverse, weights);
+HEBBLINE_CALLED void hebbline_weigh(const float* logits, int64_t count, double peak, double temperature,
+                                    double* weights) {
+  kernels().weigh(logits, count, peak, temperature, weights);
 }
 
-HEBBLINE_CALLED void hebbline_weigh_exactly(const float* logits, int64_t count, double peak, double temperature,
-                                            double* weights) {
-  kernels().weigh_exactly(logits, count, peak, temperature, weights);
+HEBBLINE_CALLED void hebbline_add_up(const float* logits, int64_t count, double peak, double temperature, float edge,
+                                     double* sums, double* above) {
+  kernels().add_up(logits, count, peak, temperature, edge, sums, above);
 }
 
-HEBBLINE_CALLED int64_t hebbline_select(const float* logits, const float* weights, int64_t count, float edge,
-                                        int64_t capacity, int64_t* ids, double* rest) {
-  return kernels().select(logits, weights, count, edge, capacity, ids, rest);
+HEBBLINE_CALLED int64_t hebbline_find(const float* logits, int64_t count, float low, float high, int64_t capacity,
+                                      int64_t* ids) {
+  return kernels().find(logits, count, low, high, capacity, ids);
 }
 
-HEBBLINE_CALLED void hebbline_add_up(const double* weights, int64_t count, double least, double* sums) {
-  kernels().add_up(weights, count, least, sums);
+HEBBLINE_CALLED void hebbline_keep_largest(const double* weights, int64_t count, double before, double target,
+                                           uint8_t* kept) {
+  hebbline::keep_largest(weights, count, before, target, kept);
 }
 
-HEBBLINE_CALLED int64_t hebbline_split(const double* weights, int64_t count, double low, double high, int64_t capacity,
-                                       uint8_t* kept, double* sums, int64_t* ids) {
-  return kernels().split(weights, count, low, high, capacity, kept, sums, ids);
+// The kind of the nucleus, and `found`: how many ids and weights were written, kMostNear at most.
+HEBBLINE_CALLED int32_t hebbline_nucleus(const float* logits, int64_t count, double peak, double temperature,
+                                         double top_p, int64_t* found, int64_t* ids, double* weights, float* above,
+                                         double* sums) {
+  const hebbline::Nucleus nucleus = hebbline::find_nucleus(kernels(), {logits, count, peak, temperature}, top_p);
+  *found = static_cast<int64_t>(nucleus.ids_N.size());
+  *above = nucleus.above;
+  std::copy(nucleus.ids_N.begin(), nucleus.ids_N.end(), ids);
+  std::copy(nucleus.weights_N.begin(), nucleus.weights_N.end(), weights);
+  std::copy(nucleus.sums_B.begin(), nucleus.sums_B.end(), sums);
+  return static_cast<int32_t>(nucleus.kind);
 }

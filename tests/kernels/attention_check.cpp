@@ -17,7 +17,7 @@
 #include "attention/attention.h"
 #include "head/head.h"
 #include "norm/norm.h"
-#include "sample/sample.h"
+#include "sample/nucleus.h"
 
 namespace {
 
@@ -232,26 +232,65 @@ void check_norm() {
 
 void check_sample() {
   const auto& kernels = hebbline::sample_kernels(hebbline::select_isa());
+  constexpr double kTemperature = 0.5;
+  constexpr float kLow = -0.5F, kHigh = 1;
   for (const int64_t count : {1, 15, 16, 1024, 3001}) {
     const auto logits = reals(count);
     const float peak = *std::max_element(logits.begin(), logits.end());
-    std::vector<float> weights(logits.size());
-    std::vector<double> exact(logits.size());
-    std::vector<int64_t> ids(logits.size() / 2 + 1);
-    const double total = kernels.weigh(logits.data(), count, peak, 2.0F, weights.data());
-    kernels.weigh_exactly(logits.data(), count, peak, 0.5, exact.data());
-    double expected = 0, rest = 0, left = 0;
+    std::vector<double> weights(logits.size());
+    std::vector<int64_t> ids(logits.size() / 2 + 1), between;
+    const auto blocks = static_cast<size_t>((count + hebbline::kSumBlock - 1) / hebbline::kSumBlock);
+    std::vector<double> sums(blocks), above(blocks), expected_sums(blocks), expected_above(blocks);
+    kernels.weigh(logits.data(), count, peak, kTemperature, weights.data());
+    kernels.add_up(logits.data(), count, peak, kTemperature, kHigh, sums.data(), above.data());
     for (size_t v = 0; v < logits.size(); ++v) {
-      const double weight = std::exp((double{logits[v]} - peak) / 0.5);
-      if (std::fabs(exact[v] / weight - 1) > 1e-14 || std::fabs(weights[v] / weight - 1) > 1e-5) fail("weight");
-      expected += weight;
-      if (logits[v] < 1) left += weight;
+      const double weight = std::exp((double{logits[v]} - peak) / kTemperature);
+      if (std::fabs(weights[v] / weight - 1) > 1e-14) fail("weight");
+      expected_sums[v / hebbline::kSumBlock] += weight;
+      if (logits[v] >= kHigh) expected_above[v / hebbline::kSumBlock] += weight;
+      if (logits[v] >= kLow && logits[v] <= kHigh) between.push_back(static_cast<int64_t>(v));
     }
-    if (std::fabs(total / expected - 1) > 1e-5) fail("sum of weights");
-    const auto reaching = std::count_if(logits.begin(), logits.end(), [](float logit) { return logit >= 1; });
-    const auto capacity = static_cast<int64_t>(ids.size());
-    const int64_t found = kernels.select(logits.data(), weights.data(), count, 1, capacity, ids.data(), &rest);
-    if (reaching <= capacity && (found != reaching || std::fabs(rest - left) > 1e-5 * expected)) fail("selection");
+    for (size_t b = 0; b < blocks; ++b) {
+      const double most = 1e-13 * expected_sums[b];
+      if (std::fabs(sums[b] - expected_sums[b]) > most) fail("sum of weights");
+      if (std::fabs(above[b] - expected_above[b]) > most) fail("sum of the weights above an edge");
+    }
+    const auto capacity = static_cast<int64_t>(ids.size()), expected = static_cast<int64_t>(between.size());
+    const int64_t found = kernels.find(logits.data(), count, kLow, kHigh, capacity, ids.data());
+    if ((found > capacity) != (expected > capacity)) fail("number of tokens that were found");
+    if (found <= capacity && (found != expected || !std::equal(between.begin(), between.end(), ids.begin()))) {
+      fail("tokens that were found");
+    }
+  }
+}
+
+// The fewest of the likeliest tokens that have a share, against sorting: a flat row, and one that is steep.
+void check_nucleus() {
+  const auto& kernels = hebbline::sample_kernels(hebbline::select_isa());
+  constexpr int64_t kCount = 9001;
+  for (const float spread : {0.5F, 4.0F}) {
+    auto logits = reals(kCount);
+    for (float& logit : logits) logit *= spread;
+    const float peak = *std::max_element(logits.begin(), logits.end());
+    const hebbline::Nucleus found = hebbline::find_nucleus(kernels, {logits.data(), kCount, peak, 1.0}, 0.8);
+    if (found.kind == hebbline::Nucleus::Kind::kNone) fail("nucleus that is not found");
+    std::vector<bool> kept(logits.size());
+    for (const int64_t id : found.ids_N) kept[static_cast<size_t>(id)] = true;
+    if (found.kind == hebbline::Nucleus::Kind::kMany) {
+      for (size_t v = 0; v < logits.size(); ++v) kept[v] = kept[v] || logits[v] > found.above;
+    }
+    double total = 0, share = 0, least = 1;
+    for (size_t v = 0; v < logits.size(); ++v) {
+      const double weight = std::exp(double{logits[v]} - peak);
+      total += weight;
+      if (!kept[v]) continue;
+      share += weight;
+      least = std::min(least, weight);
+    }
+    for (size_t v = 0; v < logits.size(); ++v) {
+      if (!kept[v] && std::exp(double{logits[v]} - peak) > least) fail("nucleus without a likelier token");
+    }
+    if (share < 0.8 * total * (1 - 1e-12) || share - least >= 0.8 * total) fail("size of a nucleus");
   }
 }
 
@@ -269,7 +308,8 @@ int main() {
     check_head();
     check_norm();
     check_sample();
-    std::printf("%s head, norm\n", known.c_str());
+    check_nucleus();
+    std::printf("%s head, norm, sample\n", known.c_str());
   }
   return 0;
 }

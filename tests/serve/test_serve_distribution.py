@@ -9,15 +9,9 @@ from drawn import probabilities
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hebbline.serve.distribution import (
-    BLOCK,
-    FEW,
-    SMALL,
-    Distribution,
-    _broad_nucleus,
-    _nucleus_by_band,
-    _sparse_nucleus,
-)
+from hebbline.kernels.sampling import BLOCK
+from hebbline.serve.distribution import _nucleus
+from hebbline.serve.draws import FewTokens, ManyTokens
 from hebbline.serve.parameters import SamplingParameters
 
 
@@ -120,38 +114,36 @@ def test_random_rows_of_a_vocabulary_are_as_sorted(seed, spread, top_p, peaks):
 
 def test_both_ways_to_a_nucleus_are_taken():
     """Else the comparisons above would have compared less than they seem to."""
-    parameters = SamplingParameters(temperature=1.0, top_p=0.9)
-    kinds = rows(49_152)
-    narrow = {kind for kind, row in kinds.items() if _sparse_nucleus(row, row.max(), parameters) is not None}
-    broad = {kind for kind, row in kinds.items() if _broad_nucleus(row, row.max(), parameters) is not None}
-    assert {"peaked", "spread"} <= narrow
-    assert {"flat", "steps", "equal"} <= broad
-    assert {"peaked", "spread"}.isdisjoint(broad)
-    # A sample of every 24th token misses such peaks: the band is given up, not the nucleus.
-    skewed = np.ones(49_152)
-    skewed[1 : 1 + 100 * 24 : 24] = 1e4
-    assert _nucleus_by_band(None, skewed, 0.5) is None
-    assert_as_sorted(np.log(skewed).astype(np.float32), top_p=0.5)
+    for size in (49_152, 128_256):
+        kinds = {kind: type(_nucleus(row, row.max(), 0.8, 0.9)) for kind, row in rows(size).items()}
+        assert all(kinds[kind] is FewTokens for kind in ("peaked", "spread", "zipf", "far")), kinds
+        assert kinds["flat"] is ManyTokens
+        assert kinds["equal"] is type(None), "all are near the edge"
+
+
+def test_tokens_that_a_sample_misses_are_found():
+    """Every 48th token is looked at, and never one of those that matter."""
+    skewed = np.zeros(49_152)
+    skewed[1 : 1 + 100 * 48 : 48] = 9
+    for top_p in (0.1, 0.5, 0.9, 0.99):
+        assert_as_sorted(skewed.astype(np.float32), top_p=top_p)
+        assert_as_sorted(-skewed.astype(np.float32), top_p=top_p)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32), st.floats(0.1, 1.5), st.floats(0.02, 0.99), st.sampled_from([4097, 8192, 9001]))
+@given(st.integers(0, 2**32), st.floats(0.1, 1.5), st.floats(0.02, 0.99), st.sampled_from([4097, 8192, 9001, 50_000]))
 def test_a_broad_nucleus_is_as_sorted(seed, spread, top_p, size):
     """On either side of the guessed edge, and with the sums by which tokens are drawn."""
     logits = (spread * np.random.default_rng(seed).standard_normal(size)).astype(np.float32)
-    parameters = SamplingParameters(temperature=1.0, top_p=top_p)
     assert_as_sorted(logits, top_p=top_p)
-    found = _broad_nucleus(logits, logits.max(), parameters)
-    if found is not None:
-        kept = found.weights_N * found.kept_N
+    found = _nucleus(logits, logits.max(), 1.0, top_p)
+    assert found is not None
+    kept = found.probabilities(size)
+    if isinstance(found, ManyTokens):
         sums = np.add.reduceat(kept, np.arange(0, size, BLOCK))
-        np.testing.assert_allclose(found.blocks, sums, rtol=1e-12, atol=1e-300)
-        for uniform in (0.0, 0.3, 0.77, 1 - 2**-53):
-            assert kept[found.draw(uniform)] > 0
-
-
-def test_few_candidates_are_sorted():
-    assert FEW < SMALL
+        np.testing.assert_allclose(found.sums_B / found.sums_B.sum(), sums, rtol=1e-11, atol=1e-14)
+    for uniform in (0.0, 0.3, 0.77, 1 - 2**-53):
+        assert kept[found.draw(uniform)] > 0
 
 
 def test_equal_logits_at_an_edge_are_kept_by_the_lowest_ids():
@@ -171,18 +163,37 @@ def test_min_p_comes_before_top_p():
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=3 * BLOCK), st.floats(0, 1, exclude_max=True))
 def test_a_draw_is_the_inverse_of_the_cumulative_distribution(weights, uniform):
-    weights_N = np.array([*weights, 1], np.float64)
-    expected = int(np.searchsorted(np.cumsum(weights_N), uniform * weights_N.sum(), side="right"))
-    assert Distribution(None, weights_N).draw(uniform) == expected
-    ids = np.flatnonzero(weights_N)
-    assert Distribution(ids, weights_N[ids]).draw(uniform) == expected
+    weights_V = np.array([*weights, 1], np.float64)
+    expected = int(np.searchsorted(np.cumsum(weights_V), uniform * weights_V.sum(), side="right"))
+    ids = np.flatnonzero(weights_V)
+    assert FewTokens(ids, weights_V[ids]).draw(uniform) == expected
+
+
+def many_tokens(kept_V, noise=0.0):
+    """Tokens of weight 1, of which some may be drawn; the sums of blocks without any are noise."""
+    sums_B = np.add.reduceat(kept_V, np.arange(0, len(kept_V), BLOCK)).astype(np.float64)
+    sums_B[sums_B == 0] = noise
+    logits_V = np.zeros(len(kept_V), np.float32)
+    return ManyTokens(logits_V, np.float32(0), 1.0, sums_B, 0.0, np.flatnonzero(kept_V))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=4 * BLOCK), st.floats(0, 1, exclude_max=True))
+def test_a_draw_by_blocks_is_the_inverse_of_the_cumulative_distribution(kept, uniform):
+    kept_V = np.array([*kept, True])
+    expected = int(np.searchsorted(np.cumsum(kept_V), uniform * kept_V.sum(), side="right"))
+    assert many_tokens(kept_V).draw(uniform) == expected
 
 
 def test_a_draw_never_leaves_the_tokens_that_have_weight():
-    """The largest number below 1, times a sum that was rounded, may reach the sum itself."""
+    """The largest number below 1, times a sum that was rounded, may reach the sum itself, and a block may seem to have
+    what rounding left."""
     generator = np.random.default_rng(0)
     for size in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 3):
-        weights = np.where(generator.random(size) < 0.5, 0.0, generator.random(size))
-        weights[size // 2] = 1.0
+        kept_V = generator.random(size) < 0.5
+        kept_V[: size // 2] = False
+        kept_V[size // 2] = True
+        few = FewTokens(np.arange(size), generator.random(size) * kept_V)
         for uniform in (0.0, 1 - 2**-53, *generator.random(50)):
-            assert weights[Distribution(None, weights).draw(uniform)] > 0
+            assert kept_V[few.draw(uniform)]
+            assert kept_V[many_tokens(kept_V, noise=1e-3).draw(uniform)]
