@@ -16,8 +16,6 @@ from . import library_path
 
 BLOCK = 256
 """So many weights are added up at a time where a token is drawn; `kSumBlock` of the library."""
-SMALL = 4096
-"""In so small a vocabulary all tokens are best looked at one by one; `kSmallVocabulary` of the library."""
 NEAR = 1 << 14
 """So many tokens of a nucleus are written down at most; `kMostNear` of the library."""
 
@@ -90,7 +88,8 @@ class Nucleus:
 
 
 def nucleus(logits_V: NDArray[np.float32], peak: np.float32, temperature: float, top_p: float) -> Nucleus | None:
-    """The nucleus of more than `SMALL` logits [V], found without sorting them; None where the library does not find it.
+    """The nucleus of logits [V], found without sorting them; None where the library does not find it: in vocabularies
+    of up to 4,096 tokens, and where more than `NEAR` are near its edge.
 
     Equal logits at its edge are kept by the lowest token id.
     """

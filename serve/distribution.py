@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.sampling import SMALL, add_up, find, keep_largest, nucleus, weigh
+from ..kernels.sampling import add_up, find, keep_largest, nucleus, weigh
 from .draws import Distribution, FewTokens, ManyTokens
 
 COLUMN = 64
@@ -67,9 +67,7 @@ def _whole(logits_V: NDArray[np.float32], peak: np.float32, temperature: float) 
 def _nucleus(logits_V: NDArray[np.float32], peak: np.float32, temperature: float, top_p: float) -> Distribution | None:
     """The nucleus, where a way that looks at few tokens finds it."""
     least, most = NUCLEUS_TEMPERATURES
-    if len(logits_V) <= SMALL or not least <= temperature <= most:
-        return None
-    found = nucleus(logits_V, peak, temperature, top_p)
+    found = nucleus(logits_V, peak, temperature, top_p) if least <= temperature <= most else None
     if found is None:
         return None
     if found.above is None or found.sums_B is None:

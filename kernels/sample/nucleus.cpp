@@ -163,6 +163,7 @@ class Search {
 }  // namespace
 
 Nucleus find_nucleus(const SampleKernels& kernels, const Logits& row, double top_p) {
+  if (row.count <= kSmallVocabulary) return {};
   const Search search(kernels, row, top_p);
   Nucleus found = search.few();
   return found.kind == Nucleus::Kind::kFew ? found : search.many();

@@ -35,7 +35,7 @@ struct Nucleus {
   std::vector<double> sums_B;     // many: by blocks, the sums of its weights, but for rounding
 };
 
-// The nucleus of more than kSmallVocabulary logits. Equal logits at its edge are kept by the lowest token id.
+// Equal logits at the edge of the nucleus are kept by the lowest token id. None is found of kSmallVocabulary or fewer.
 Nucleus find_nucleus(const SampleKernels& kernels, const Logits& row, double top_p);
 
 }  // namespace hebbline
