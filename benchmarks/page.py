@@ -17,5 +17,5 @@ def write_section(page: Path, title: str, name: str, markdown: str) -> Path:
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before.rstrip()}\n\n{begin}\n{markdown.strip()}\n{end}\n{after.lstrip()}".rstrip() + "\n")
+    page.write_text(f"{before.rstrip()}\n\n{begin}\n{markdown.strip()}\n{end}\n\n{after.lstrip()}".rstrip() + "\n")
     return page
