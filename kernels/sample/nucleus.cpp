@@ -14,6 +14,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kSample = 1024;  // tokens that are looked at to guess where the edge lies
 // Others are looked at within this times the distance that the sample says, and so many of the sample beyond.
 constexpr double kReach = 1.5, kSlack = 4;
+constexpr double kTimes[] = {1, 3};  // and this times as far where the edge was not there
 // For few tokens: of the weight that may be left aside, what is, by the sample; the next one where it was too much.
 constexpr double kLeftAside[] = {0.75, 0.4, 0.15};
 
@@ -92,8 +93,12 @@ class Search {
   // A nucleus of many tokens: with its edge at the guess, the weight above is known, and so about how far the edge is.
   Nucleus many() const {
     const double above = sum_of(above_B_), step = sample_.tail(guess_) - sample_.tail(guess_ - 1);
-    const double distance = kReach * std::fabs(target_ - above) + kSlack * step;
-    return above < target_ ? below_guess(above, distance) : above_guess(above, distance);
+    for (const double times : kTimes) {
+      const double distance = times * (kReach * std::fabs(target_ - above) + kSlack * step);
+      Nucleus found = above < target_ ? below_guess(above, distance) : above_guess(above, distance);
+      if (found.kind != Nucleus::Kind::kNone) return found;
+    }
+    return {};
   }
 
  private:
