@@ -11,17 +11,6 @@ namespace {
 
 double middle(double a, double b, double c) { return std::max(std::min(a, b), std::min(std::max(a, b), c)); }
 
-// Four sums side by side: an addition takes as long as four of them.
-double sum_of(const double* weights_N, size_t count) {
-  double sums[4] = {0, 0, 0, 0};
-  size_t n = 0;
-  for (; n + 4 <= count; n += 4) {
-    for (size_t i = 0; i < 4; ++i) sums[i] += weights_N[n + i];
-  }
-  for (; n < count; ++n) sums[0] += weights_N[n];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
 // The least weight that is kept, and how many of those that have it are.
 struct Edge {
   double weight = -1;
@@ -59,6 +48,17 @@ Edge find_edge(const double* weights_N, size_t count, double before, double targ
 }
 
 }  // namespace
+
+// Four sums side by side: an addition takes as long as four of them.
+double sum_of(const double* weights_N, size_t count) {
+  double sums[4] = {0, 0, 0, 0};
+  size_t n = 0;
+  for (; n + 4 <= count; n += 4) {
+    for (size_t i = 0; i < 4; ++i) sums[i] += weights_N[n + i];
+  }
+  for (; n < count; ++n) sums[0] += weights_N[n];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
 
 void keep_largest(const double* weights_N, int64_t count, double before, double target, uint8_t* kept_N) {
   Edge edge = find_edge(weights_N, static_cast<size_t>(count), before, target);

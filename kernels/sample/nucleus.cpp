@@ -18,11 +18,7 @@ constexpr double kTimes[] = {1, 3};  // and this times as far where the edge was
 // For few tokens: of the weight that may be left aside, what is, by the sample; the next one where it was too much.
 constexpr double kLeftAside[] = {0.75, 0.4, 0.15};
 
-double sum_of(const std::vector<double>& numbers) {
-  double sum = 0;
-  for (const double number : numbers) sum += number;
-  return sum;
-}
+double sum_of(const std::vector<double>& weights) { return hebbline::sum_of(weights.data(), weights.size()); }
 
 // Some tokens: their logits, in ascending order, and about how much weight the vocabulary has up to each of them.
 class Sample {

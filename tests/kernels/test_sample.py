@@ -95,3 +95,10 @@ def test_the_largest_of_many(way):
     kept = sampling.keep_largest(weights, 10.0, 10 + 0.3 * weights.sum())
     assert weights[kept].min() > weights[~kept].max()
     assert weights[kept].sum() >= 0.3 * weights.sum() > weights[kept].sum() - weights[kept].min()
+
+
+def test_the_ways_of_both_agree_on_a_row_of_a_vocabulary(monkeypatch):
+    logits = (3 * np.random.default_rng(1).standard_normal(128_256)).astype(np.float32)
+    native = sampling.weigh(logits, logits.max(), 0.8)
+    monkeypatch.setattr(sampling, "_open", lambda: None)
+    np.testing.assert_allclose(native, sampling.weigh(logits, logits.max(), 0.8), rtol=1e-14)

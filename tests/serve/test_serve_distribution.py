@@ -119,6 +119,7 @@ def test_both_ways_to_a_nucleus_are_taken():
         assert all(kinds[kind] is FewTokens for kind in ("peaked", "spread", "zipf", "far")), kinds
         assert kinds["flat"] is ManyTokens
         assert kinds["equal"] is type(None), "all are near the edge"
+        assert kinds["steps"] is (ManyTokens if size < 100_000 else type(None))
 
 
 def test_a_sample_seldom_misleads():
